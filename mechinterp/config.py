@@ -1,0 +1,310 @@
+"""What a run is: frozen, strict, documented configs.
+
+A `RunConfig` fixes a run completely: task, model, training, checkpoint schedule and seed. It is written into the
+run file as canonical JSON. Unknown keys are refused, and every fault of a file is listed at once.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from mechinterp.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from mechinterp.tasks import ItemLabelTask
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key or a wrong type is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ItemLabelConfig(Section):
+    """In-context classification of item–label sequences (Reddy 2023, section 2).
+
+    A sequence is x₁ ℓ₁ … x_N ℓ_N x_q, T = 2N+1 tokens; the network names the label of the target x_q.
+    """
+
+    kind: Literal["item_label"] = "item_label"
+    """Which task this is."""
+    n_classes: int = Field(256, ge=1)
+    """K, the number of trained classes; a multiple of n_labels. Class k carries label k mod L."""
+    n_labels: int = Field(32, ge=2)
+    """L, the number of labels, and of the network's outputs."""
+    n_pairs: int = Field(8, ge=1)
+    """N, the number of item–label pairs in a context."""
+    content_dim: int = Field(63, ge=1)
+    """D, the dimensions that carry content; class means and label vectors are N(0, 1/D)."""
+    position_dim: int = Field(65, ge=3)
+    """P, the dimensions that carry the one-hot position; at least 2N+1."""
+    epsilon: float = Field(0.1, ge=0.0, allow_inf_nan=False)
+    """ε, within-class variability: content is (μ + ε η)/√(1+ε²)."""
+    zipf_exponent: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    """α of the rank–frequency law f(k) ∝ k^−α over the trained classes."""
+    burstiness: int = Field(1, ge=0)
+    """B, copies of each class in a bursty context; divides N. 0: classes and target are drawn i.i.d."""
+    p_bursty: float = Field(1.0, ge=0.0, le=1.0)
+    """p_B, the fraction of bursty sequences among those that are not in-context ones; the rest is i.i.d."""
+    p_in_context: float = Field(0.0, ge=0.0, le=1.0)
+    """p_C, the fraction of in-context sequences: all classes novel, drawn anew for every batch."""
+    n_novel_classes: int = Field(128, ge=1)
+    """Novel classes drawn for each batch, shared by its sequences; a multiple of n_labels."""
+    distinct_labels: bool = True
+    """True: the N/B classes of a bursty context carry N/B different labels, whatever their frequency.
+    False: they are drawn i.i.d. from f (labels, and classes, may repeat), as Zipf experiments need."""
+
+    @property
+    def n_pos(self) -> int:
+        """T = 2N+1, the number of tokens."""
+        return 2 * self.n_pairs + 1
+
+    @property
+    def d_model(self) -> int:
+        """P + D, the width of a token."""
+        return self.position_dim + self.content_dim
+
+    @property
+    def copies(self) -> int:
+        """Copies of the target's class in a bursty or in-context sequence: max(B, 1)."""
+        return max(self.burstiness, 1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        K, L, N, B = self.n_classes, self.n_labels, self.n_pairs, self.burstiness
+        faults = []
+        if K < L:
+            faults.append(f"n_classes (K={K}) is smaller than n_labels (L={L}): raise n_classes to at least {L}")
+        elif K % L:
+            faults.append(f"n_classes (K={K}) is no multiple of n_labels (L={L}): use {K - K % L} or {K - K % L + L}")
+        if self.n_novel_classes % L:
+            more = self.n_novel_classes - self.n_novel_classes % L + L
+            faults.append(f"n_novel_classes ({self.n_novel_classes}) is no multiple of n_labels (L={L}): use {more}")
+        if B and N % B:
+            allowed = ", ".join(str(b) for b in range(1, N + 1) if N % b == 0)
+            faults.append(f"n_pairs (N={N}) is not divisible by burstiness (B={B}): use B in {{0, {allowed}}}")
+        elif self.distinct_labels and N // self.copies > L:
+            faults.append(
+                f"a context of N/B = {N // self.copies} distinct labels needs more than n_labels (L={L}):"
+                " raise n_labels or burstiness, or set distinct_labels = false"
+            )
+        if self.n_pos > self.position_dim:
+            faults.append(
+                f"the sequence of 2N+1 = {self.n_pos} tokens is longer than position_dim (P={self.position_dim}):"
+                f" raise position_dim to at least {self.n_pos}, or lower n_pairs"
+            )
+        if self.zipf_exponent > 0 and self.distinct_labels and B and self.p_bursty > 0 and self.p_in_context < 1:
+            faults.append(
+                f"zipf_exponent (α={self.zipf_exponent}) has no effect on bursty sequences with distinct labels:"
+                " set distinct_labels = false"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class CustomTaskConfig(Section):
+    """Stands in the run file for a task of the user's own, which is passed to `train` and `open_run` as an object."""
+
+    kind: Literal["custom"] = "custom"
+    """Which task this is."""
+    name: str = Field(max_length=200)
+    """The class of the user's task."""
+    d_model: int = Field(ge=1)
+    """Width of a token."""
+    n_pos: int = Field(ge=1)
+    """Number of tokens in a sequence."""
+    n_labels: int = Field(ge=1)
+    """Number of the network's outputs."""
+
+
+class ModelConfig(Section):
+    """An attention-only network of vectors with an MLP classifier on the target (Reddy 2023, eqs 2 and 3)."""
+
+    n_layers: int = Field(2, ge=1, le=16)
+    """Attention layers."""
+    n_heads: int = Field(1, ge=1, le=64)
+    """Heads in each layer; each has d_head = d_model and a full value matrix (W_O is the identity)."""
+    classifier_depth: int = Field(3, ge=0, le=16)
+    """ReLU layers of the classifier; 0 leaves the linear readout."""
+    classifier_width: int = Field(128, ge=1)
+    """Width of the classifier's hidden layers."""
+    attention_init_std: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    """Standard deviation of W_Q, W_K and W_V at the start; by default 1/√D (custom tasks: 1/√d_model)."""
+
+
+class TrainingConfig(Section):
+    """Stochastic gradient descent (momentum 0) on the cross-entropy at the target; fresh data at every step."""
+
+    steps: int = Field(6_000, ge=0)
+    """Number of updates."""
+    batch_size: int = Field(128, ge=1)
+    """Sequences a step."""
+    learning_rate: float = Field(0.1, gt=0.0, allow_inf_nan=False)
+    """Step size lr."""
+    weight_decay: float = Field(0.0, ge=0.0, lt=1.0)
+    """Decay λ of every trained parameter, biases included."""
+    weight_decay_convention: Literal["per_step", "times_learning_rate"] = "per_step"
+    """per_step: p ← (1−λ)p − lr·g. times_learning_rate: p ← (1−lr·λ)p − lr·g, as torch.optim.SGD has it."""
+    stop_accuracy: float | None = Field(None, gt=0.0, le=1.0)
+    """Stop at the first checkpoint whose training accuracy (mean since the last one) reaches this; default never."""
+
+    @property
+    def shrinkage(self) -> float:
+        """What one step subtracts from a parameter p, as a fraction of p."""
+        per_step = self.weight_decay_convention == "per_step"
+        return self.weight_decay if per_step else self.weight_decay * self.learning_rate
+
+
+class CheckpointConfig(Section):
+    """Which steps are saved: the union of the three rules, step 0 and the last step."""
+
+    every: int | None = Field(100, ge=1)
+    """Every so many steps."""
+    per_decade: int | None = Field(None, ge=1)
+    """So many logarithmically spaced steps in each decade."""
+    at: tuple[Annotated[int, Field(ge=0)], ...] = Field((), strict=False)
+    """These very steps."""
+
+    def schedule(self, last: int) -> list[int]:
+        """The saved steps of a run of `last` updates, ascending; step s is the state after s updates."""
+        steps = {0, last} | {step for step in self.at if step <= last}
+        if self.every:
+            steps.update(range(0, last + 1, self.every))
+        if self.per_decade and last:
+            n_points = int(self.per_decade * math.log10(last)) + 1
+            steps.update(min(last, round(10 ** (i / self.per_decade))) for i in range(n_points))
+        return sorted(steps)
+
+
+def _task_kind(value: Any) -> str:
+    kind = value.get("kind", "item_label") if isinstance(value, dict) else getattr(value, "kind", "")
+    return str(kind)
+
+
+class RunConfig(Section):
+    """Everything that determines a run."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of everything random: class means, initial weights, training data, evaluation sets."""
+    task: Annotated[
+        Annotated[ItemLabelConfig, Tag("item_label")] | Annotated[CustomTaskConfig, Tag("custom")],
+        Discriminator(_task_kind),
+    ] = ItemLabelConfig()
+    """Where sequences come from."""
+    model: ModelConfig = ModelConfig()
+    """What is trained."""
+    training: TrainingConfig = TrainingConfig()
+    """How it is trained."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """What is kept."""
+
+    @property
+    def attention_init_std(self) -> float:
+        """Standard deviation of the initial W_Q, W_K, W_V: as configured, or 1/√D (Reddy 2023)."""
+        if self.model.attention_init_std is not None:
+            return self.model.attention_init_std
+        scale = self.task.content_dim if isinstance(self.task, ItemLabelConfig) else self.task.d_model
+        return scale**-0.5
+
+    @classmethod
+    def preset(cls, name: str, *, seed: int = 0) -> "RunConfig":
+        """A named config: "reddy2023" (figures 3 and 4) or "reddy2023-fast" (the same flow time, ten times sooner)."""
+        if name not in PRESETS:
+            raise unknown_name("preset", name, PRESETS)
+        return cls.from_dict({**PRESETS[name], "seed": seed}, source=f"preset {name}")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "RunConfig":
+        """Read a config from a TOML file; whatever it leaves out has its default."""
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+        return cls.from_dict(values, source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> "RunConfig":
+        """Validate nested `values`. A ConfigError lists every fault, with dotted paths and nearest names."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+
+    def updated(self, changes: Mapping[str, Any]) -> "RunConfig":
+        """This config with dotted keys replaced, validated anew: `config.updated({"task.n_classes": 512})`."""
+        values = self.model_dump()
+        for dotted, value in changes.items():
+            *sections, key = dotted.split(".")
+            target = values
+            for section in sections:
+                if not isinstance(target.get(section), dict):
+                    raise ConfigError(f"{dotted}: there is no section {section!r}; known: {', '.join(target)}")
+                target = target[section]
+            target[key] = value
+        return self.from_dict(values)
+
+    def canonical_json(self) -> str:
+        """The config as JSON with sorted keys and no blanks: equal configs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def build_task(self) -> "ItemLabelTask":
+        """The task of this run, seeded with the run's seed."""
+        from mechinterp.tasks import ItemLabelTask
+
+        if isinstance(self.task, CustomTaskConfig):
+            raise ConfigError(
+                f"this run was trained on the custom task {self.task.name!r}, which its file does not contain:"
+                " open it in Python with open_run(path, task=your_task)"
+            )
+        return ItemLabelTask(self.task, seed=self.seed)
+
+
+_REDDY_2023 = {
+    "task": {"n_classes": 256, "p_in_context": 0.8, "burstiness": 1, "epsilon": 0.1},
+    "training": {"steps": 60_000, "learning_rate": 0.01, "weight_decay": 1e-6},
+    "checkpoints": {"every": 1_000},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "reddy2023": _REDDY_2023,
+    "reddy2023-fast": {
+        **_REDDY_2023,
+        "training": {"steps": 6_000, "learning_rate": 0.1, "weight_decay": 1e-5},
+        "checkpoints": {"every": 100},
+    },
+}
+"""Presets, as values that differ from the defaults. Figures 3 and 4 of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1."""
+
+
+def _explain(fault: Any) -> str:
+    """One fault of pydantic's list, as `dotted.path: what is wrong`."""
+    path = [str(part) for part in fault["loc"] if part not in ("item_label", "custom")]
+    dotted = ".".join(path) or "config"
+    if fault["type"] == "extra_forbidden":
+        near = get_close_matches(path[-1], _fields_of(path[:-1]), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_fields_of(path[:-1]))}"
+        return f"{dotted}: unknown key; {hint}"
+    if fault["type"] == "union_tag_invalid":
+        return f"{dotted}.kind: unknown task {fault['ctx']['tag']!r}; known: 'item_label'"
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
+    return f"{dotted}: {message[0].lower() + message[1:] if shown else message}{shown}"
+
+
+def _fields_of(path: list[str]) -> list[str]:
+    sections: dict[str, type[Section]] = {
+        "task": ItemLabelConfig,
+        "model": ModelConfig,
+        "training": TrainingConfig,
+        "checkpoints": CheckpointConfig,
+    }
+    section = sections.get(path[0], RunConfig) if path else RunConfig
+    return list(section.model_fields)

@@ -1,0 +1,272 @@
+"""When does it happen: the step at which a curve makes its transition, with an interval, or "no transition".
+
+A curve y(t) over training steps is fitted by a four-parameter logistic
+
+    y(t) = before + (after − before) / (1 + exp(−(x − x₀)/s)),   x = t, or ln(1 + t) on the log scale,
+
+robustly (soft-L1 loss), and compared with a constant and a straight line by the Bayesian information criterion.
+Noise between checkpoints is autocorrelated, so the interval comes from a moving-block bootstrap of the residuals;
+it is still optimistic for strongly correlated noise, and says nothing about other seeds: those need other runs
+(`compare_emergence`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import least_squares
+from scipy.special import expit
+
+from mechinterp.errors import MechinterpError
+from mechinterp.randomness import Stream, generator
+
+Curve = NDArray[np.float64]
+Scale = Literal["step", "log_step"]
+
+MIN_EVIDENCE = 10.0
+"""ΔBIC by which the logistic must beat the better of constant and line; 10 is "very strong" (Kass & Raftery 1995)."""
+MIN_CONTRAST = 4.0
+"""|after − before| in units of the residual standard deviation."""
+MAX_WIDTH = 0.5
+"""10–90 % width as a fraction of the observed range; a wider rise is a drift, no transition."""
+WIDTH_IN_SCALES = 2 * np.log(9.0)
+"""The 10–90 % width of a logistic of scale s is 2 ln 9 · s."""
+
+
+@dataclass(frozen=True)
+class Emergence:
+    """Where a curve makes its transition. Steps are training steps; without a transition they are None."""
+
+    transition: bool
+    """The verdict."""
+    reason: str
+    """Why, in a sentence."""
+    step: float | None
+    """Midpoint of the transition: y is halfway between before and after."""
+    low: float | None
+    """Lower end of the 95 % interval of `step` (moving-block bootstrap)."""
+    high: float | None
+    """Upper end of that interval."""
+    width: float | None
+    """Steps from 10 % to 90 % of the rise."""
+    before: float | None
+    """The plateau before."""
+    after: float | None
+    """The plateau after."""
+    delta_bic: float
+    """BIC of the better of constant and line, minus that of the logistic: positive favours a transition."""
+    scale: Scale
+    """Whether the logistic is in the step or in its logarithm."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+
+def locate_emergence(
+    curve: pd.Series, *, scale: Scale = "step", n_bootstrap: int = 200, block: int | None = None, seed: int = 0
+) -> Emergence:
+    """Locate the transition of `curve`, a series of values indexed by training step.
+
+    The verdict is "no transition" unless the logistic beats constant and line by MIN_EVIDENCE, its contrast exceeds
+    MIN_CONTRAST residual standard deviations, its midpoint lies inside the observed steps, and its 10–90 % width is
+    at most MAX_WIDTH of their range. `block` is the bootstrap's block length (default n^(1/3), at least 3).
+
+    At least 8 finite points at ascending steps are needed; MechinterpError otherwise.
+    """
+    steps, values = _checked(curve)
+    x = _to_scale(steps, scale)
+    fit = _fit_logistic(x, values)
+    evidence = min(_bic_polynomial(x, values, 0), _bic_polynomial(x, values, 1)) - fit.bic
+    fault = _why_not(fit, evidence, x)
+    if fault:
+        return Emergence(False, fault, None, None, None, None, None, None, evidence, scale)
+    midpoints = _bootstrap_midpoints(fit, x, values, n_bootstrap, block, seed)
+    low, high = np.quantile(midpoints, [0.025, 0.975])
+    half = WIDTH_IN_SCALES * fit.slope_scale / 2
+    start, end = _from_scale(np.array([fit.midpoint - half, fit.midpoint + half]), scale)
+    return Emergence(
+        transition=True,
+        reason=f"a logistic beats constant and line by ΔBIC = {evidence:.0f}",
+        step=float(_from_scale(fit.midpoint, scale)),
+        low=float(_from_scale(low, scale)),
+        high=float(_from_scale(high, scale)),
+        width=float(end - start),
+        before=fit.before,
+        after=fit.after,
+        delta_bic=evidence,
+        scale=scale,
+    )
+
+
+def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *, reference: str) -> pd.DataFrame:
+    """Transitions over several runs: across-seed quantiles of each measure's step, and its lag to `reference`.
+
+    One row per measure: ``n_runs``, ``n_transitions``, quantiles of the step (``step_05``, ``step_50``,
+    ``step_95``), and of the lag step(measure) − step(reference) within a run (``lag_50``; ``lag_low`` and
+    ``lag_high``, a 95 % bootstrap interval of the median lag over runs). A negative lag moves first.
+    """
+    located = [{name: locate_emergence(table[name]) for name in {*measures, reference}} for table in tables]
+    rows = {}
+    for name in measures:
+        found = [run[name].step for run in located if run[name].transition]
+        both = [run for run in located if run[name].transition and run[reference].transition]
+        lags = np.array([_step_of(run[name]) - _step_of(run[reference]) for run in both])
+        row = {"n_runs": len(located), "n_transitions": len(found)}
+        row |= {f"step_{q:02d}": np.quantile(found, q / 100) if found else np.nan for q in (5, 50, 95)}
+        row |= dict(zip(("lag_50", "lag_low", "lag_high"), _median_with_interval(lags), strict=True))
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
+
+
+def emergence_table(table: pd.DataFrame, measures: Sequence[str] | None = None) -> pd.DataFrame:
+    """`locate_emergence` of each column of a table of measures: one row per measure."""
+    names = list(table.columns) if measures is None else list(measures)
+    return pd.DataFrame({name: locate_emergence(table[name]).to_dict() for name in names}).T.rename_axis("measure")
+
+
+@dataclass(frozen=True)
+class _Logistic:
+    before: float
+    after: float
+    midpoint: float
+    slope_scale: float
+    bic: float
+    noise: float
+
+    def __call__(self, x: Curve) -> Curve:
+        return self.before + (self.after - self.before) * expit((x - self.midpoint) / self.slope_scale)
+
+
+def _fit_logistic(x: Curve, y: Curve, start: _Logistic | None = None) -> _Logistic:
+    """Robust least squares; from `start`, or from several guesses along the curve."""
+    noise = _noise(y)
+    span, spacing = x[-1] - x[0], np.median(np.diff(x))
+    lower = [-np.inf, -np.inf, x[0] - span, spacing / 10]
+    upper = [np.inf, np.inf, x[-1] + span, 2 * span]
+
+    def residuals(p: Curve) -> Curve:
+        return (p[0] + (p[1] - p[0]) * expit((x - p[2]) / p[3]) - y) / noise
+
+    def jacobian(p: Curve) -> Curve:
+        rise = expit((x - p[2]) / p[3])
+        slope = (p[1] - p[0]) * rise * (1 - rise) / p[3]
+        return np.stack([1 - rise, rise, -slope, -slope * (x - p[2]) / p[3]], axis=1) / noise
+
+    if start is None:
+        tenth = max(2, len(y) // 10)
+        guesses = [
+            [np.mean(y[:tenth]), np.mean(y[-tenth:]), at, width * span]
+            for at in np.quantile(x, [0.2, 0.35, 0.5, 0.65, 0.8])
+            for width in (0.01, 0.05)
+        ]
+    else:
+        guesses = [[start.before, start.after, start.midpoint, start.slope_scale]]
+    fits = [
+        least_squares(residuals, np.clip(guess, lower, upper), jacobian, bounds=(lower, upper), loss="soft_l1")
+        for guess in guesses
+    ]
+    best = min(fits, key=lambda fit: fit.cost)
+    before, after, midpoint, slope_scale = best.x
+    left = y - (before + (after - before) * expit((x - midpoint) / slope_scale))
+    return _Logistic(before, after, midpoint, slope_scale, _bic(left, noise, 4), float(np.std(left)))
+
+
+def _bic_polynomial(x: Curve, y: Curve, degree: int) -> float:
+    centred = (x - x.mean()) / (x[-1] - x[0])
+    left = y - np.polynomial.Polynomial.fit(centred, y, degree)(centred)
+    return _bic(left, _noise(y), degree + 1)
+
+
+def _bic(residuals: Curve, noise: float, n_parameters: int) -> float:
+    """n ln(RSS/n) + k ln n; the variance has a floor, so that a perfect fit to noiseless data stays finite."""
+    n = len(residuals)
+    variance = max(float(np.mean(residuals**2)), (noise / 10) ** 2)
+    return n * np.log(variance) + n_parameters * np.log(n)
+
+
+def _noise(y: Curve) -> float:
+    """Standard deviation of the point-to-point noise, from the median absolute difference.
+
+    At least 1 % of the curve's range: an accuracy that sits at exactly 0 or 1 is not known better than that.
+    """
+    spread = float(np.median(np.abs(np.diff(y)))) / (0.6745 * np.sqrt(2))
+    return max(spread, 1e-2 * float(np.ptp(y)), 1e-12)
+
+
+def _why_not(fit: _Logistic, evidence: float, x: Curve) -> str | None:
+    """The first criterion that a transition would have to meet and this fit does not."""
+    half = WIDTH_IN_SCALES * fit.slope_scale / 2
+    contrast = abs(fit.after - fit.before) / max(fit.noise, 1e-300)
+    if evidence < MIN_EVIDENCE:
+        return f"a logistic explains the curve no better than a constant or a line (ΔBIC = {evidence:.1f})"
+    if contrast < MIN_CONTRAST:
+        return f"the rise is only {contrast:.1f} standard deviations of the noise"
+    if fit.midpoint - half < x[0] or fit.midpoint + half > x[-1]:
+        return "the rise is not over within the observed steps, or had begun before them"
+    if 2 * half > MAX_WIDTH * (x[-1] - x[0]):
+        return f"the rise takes {200 * half / (x[-1] - x[0]):.0f} % of the observed steps: a drift"
+    return None
+
+
+def _bootstrap_midpoints(
+    fit: _Logistic, x: Curve, y: Curve, n_bootstrap: int, block: int | None, seed: int
+) -> Curve:
+    """Midpoints of refits to the fitted curve plus resampled blocks of residuals.
+
+    A transition sharper than the spacing of checkpoints could lie anywhere between two of them: the two are added.
+    """
+    n = len(x)
+    length = min(n, block or max(3, round(n ** (1 / 3))))
+    rng = generator(seed, Stream.BOOTSTRAP)
+    expected = fit(x)
+    residuals = y - expected
+    residuals -= residuals.mean()
+    midpoints = []
+    for _ in range(n_bootstrap):
+        starts = rng.integers(0, n - length + 1, size=-(-n // length))
+        resampled = residuals[(starts[:, None] + np.arange(length)).ravel()[:n]]
+        midpoints.append(_fit_logistic(x, expected + resampled, start=fit).midpoint)
+    after = min(max(int(np.searchsorted(x, fit.midpoint)), 1), n - 1)
+    if WIDTH_IN_SCALES * fit.slope_scale < x[after] - x[after - 1]:
+        midpoints += [x[after - 1], x[after]] * max(1, n_bootstrap // 20)
+    return np.array(midpoints)
+
+
+def _checked(curve: pd.Series) -> tuple[Curve, Curve]:
+    steps, values = np.asarray(curve.index, dtype=float), np.asarray(curve, dtype=float)
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if len(steps) < 8:
+        raise MechinterpError(f"locating a transition needs 8 checkpoints, this curve has {len(steps)}; save more")
+    if not (np.diff(steps) > 0).all():
+        raise MechinterpError("the curve's steps are not ascending; sort it by step")
+    return steps, values
+
+
+def _to_scale(steps: ArrayLike, scale: Scale) -> Curve:
+    if scale not in ("step", "log_step"):
+        raise MechinterpError(f"scale {scale!r}: use 'step' or 'log_step'")
+    return np.log1p(np.asarray(steps, float)) if scale == "log_step" else np.asarray(steps, float)
+
+
+def _from_scale(x: ArrayLike, scale: Scale) -> Curve:
+    return np.expm1(x) if scale == "log_step" else np.asarray(x, float)
+
+
+def _step_of(found: Emergence) -> float:
+    assert found.step is not None
+    return found.step
+
+
+def _median_with_interval(values: Curve, n_bootstrap: int = 2000) -> tuple[float, float, float]:
+    """Median over runs and its 95 % bootstrap interval; not a number for no runs."""
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    rng = generator(0, Stream.BOOTSTRAP, 1)
+    medians = np.median(rng.choice(values, size=(n_bootstrap, len(values))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(np.median(values)), float(low), float(high)

@@ -1,0 +1,39 @@
+"""Errors a user can cause, and how they are worded.
+
+Every message is one clear line: it names the file, key, step or hook, says what was expected and what to do.
+The command line prints such an error without a traceback and exits with code 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MechinterpError(Exception):
+    """Something the user can put right. The message says how."""
+
+
+class ConfigError(MechinterpError):
+    """A config is malformed or describes an impossible run."""
+
+
+class RunFileError(MechinterpError):
+    """A run file is missing, in the way, damaged, or not one of ours."""
+
+
+class UnknownNameError(MechinterpError, KeyError):
+    """A measure, hook, step, role, evaluation set or preset that does not exist."""
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0])
+
+
+class DivergedError(MechinterpError):
+    """Training met a loss or weight that is not finite."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[object]) -> UnknownNameError:
+    """The error for a misspelt `name`: it offers the nearest known names, or lists them all."""
+    names = [str(each) for each in known]
+    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    return UnknownNameError(f"unknown {kind} {str(name)!r}; {hint}")

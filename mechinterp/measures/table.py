@@ -1,0 +1,86 @@
+"""All measures over all checkpoints of a run, as one table."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.measures.base import MEASURES, Measure, Observation
+from mechinterp.store import Run
+from mechinterp.tasks.base import Batch, Task
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: a measure on an evaluation set."""
+
+    name: str
+    measure: Measure
+    evaluation: str
+
+
+def columns_of(run: Run, names: Sequence[str] | None = None) -> list[Column]:
+    """The columns that this run's task and model admit; with `names` just those, and an error for any other."""
+    possible = {column.name: column for column in _possible(run.task, run.config.model.n_layers)}
+    if names is None:
+        return list(possible.values())
+    for name in names:
+        if name in MEASURES and name not in possible:
+            needs = ", ".join([*MEASURES[name].roles, *MEASURES[name].hooks])
+            raise MechinterpError(f"{run.path}: {name} cannot be measured here: it needs {needs}")
+        if name not in possible:
+            raise unknown_name("measure", name, possible)
+    return [possible[name] for name in names]
+
+
+def measure(
+    run: Run,
+    names: Sequence[str] | None = None,
+    *,
+    steps: Iterable[int] | None = None,
+    n_sequences: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Progress measures of a run: one row per checkpoint (index ``step``), one column per measure.
+
+    Each is the mean over `n_sequences` sequences of an evaluation set, the same ones at every step (`seed` chooses
+    others). By default all measures that apply and all saved steps; an unknown name or step raises.
+    """
+    if n_sequences < 1:
+        raise MechinterpError(f"n_sequences is {n_sequences}; at least one sequence is needed")
+    columns = columns_of(run, names)
+    wanted = run.steps if steps is None else list(steps)
+    batches = {each: run.task.sample(each, n_sequences, seed) for each in dict.fromkeys(c.evaluation for c in columns)}
+    rows = [_row(run, step, columns, batches) for step in tqdm(wanted, unit="checkpoint", disable=not progress)]
+    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=[column.name for column in columns])
+
+
+def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
+    """All columns at one step: each evaluation set is run once, caching what its measures ask for."""
+    model, row = run.model(step), {}
+    for evaluation, batch in batches.items():
+        here = [column for column in columns if column.evaluation == evaluation]
+        hooks = list({hook for column in here for hook in column.measure.hooks})
+        with torch.no_grad():
+            logits, cache = model.run_with_cache(batch.inputs, names_filter=hooks)
+            seen = Observation(batch, logits, cache)
+            row |= {column.name: float(column.measure.compute(seen)) for column in here}
+    return row
+
+
+def _possible(task: Task, n_layers: int) -> Iterable[Column]:
+    """Every column whose roles the task has and whose hooks the model has."""
+    roles = task.sample(task.evaluations[0], 1).roles
+    for each in MEASURES.values():
+        layers = [int(hook.split(".")[1]) for hook in each.hooks if hook.startswith("blocks.")]
+        if any(layer >= n_layers for layer in layers) or any(role not in roles for role in each.roles):
+            continue
+        if each.each_evaluation:
+            for evaluation in task.evaluations:
+                yield Column(f"{evaluation}_{each.name}", each, evaluation)
+        else:
+            yield Column(each.name, each, task.evaluations[0])

@@ -1,0 +1,68 @@
+"""The run file's layout, derived from the config: what must be there, in which shape, and nothing else.
+
+Writer and reader both work from `layout`, so a file whose datasets disagree with its own config is refused.
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechinterp.config import RunConfig
+from mechinterp.models.parameters import parameter_shapes
+
+FORMAT = "mechinterp-run"
+SCHEMA_VERSION = 1
+STATUSES = ("running", "complete", "interrupted", "diverged", "failed")
+"""What /status numbers. `running` in a file that nobody writes means that its writer was killed."""
+METRICS = ("train_loss", "train_accuracy")
+"""Means over the training batches since the checkpoint before; not a number at step 0."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset with a row per checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk_rows: int
+
+
+def layout(config: RunConfig) -> dict[str, Dataset]:
+    """Every dataset of a run file but /status, by path; /step, the commit marker, comes last."""
+    datasets = [
+        Dataset(f"weights/{name}", shape, np.dtype("<f4"), 1) for name, shape in parameter_shapes(config).items()
+    ]
+    datasets += [Dataset(f"metrics/{name}", (), np.dtype("<f8"), 256) for name in METRICS]
+    datasets += [Dataset("digest", (32,), np.dtype("u1"), 256), Dataset("step", (), np.dtype("<i8"), 256)]
+    return {dataset.name: dataset for dataset in datasets}
+
+
+def digest(parameters: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of a checkpoint: of the names, shapes and float32 little-endian bytes of its parameters, in order."""
+    sha = hashlib.sha256()
+    for name, value in parameters.items():
+        array = np.ascontiguousarray(value.detach().cpu().numpy(), dtype="<f4")
+        sha.update(f"{name}{array.shape}".encode())
+        sha.update(array.data)
+    return sha.digest()
+
+
+def environment() -> dict[str, str]:
+    """What the bits of a run depend on: package versions, CPU capability and number of threads."""
+    return {
+        "mechinterp": version("mechinterp"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": version("h5py"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }

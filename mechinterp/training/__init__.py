@@ -1,0 +1,5 @@
+"""How a network is trained: SGD on fresh batches, every scheduled step into the run file."""
+
+from mechinterp.training.trainer import train
+
+__all__ = ["train"]

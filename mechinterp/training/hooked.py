@@ -1,0 +1,40 @@
+"""One step of SGD by automatic differentiation through the hooked model: any depth, any number of heads."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mechinterp.config import RunConfig
+from mechinterp.models.transformer import build_model
+from mechinterp.tasks.base import Batch
+
+
+class HookedEngine:
+    """Advances the parameters of a `VectorTransformer`; slow, and the reference for every other engine."""
+
+    name = "hooked"
+
+    def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
+        self._training = config.training
+        self.model = build_model(config, parameters)
+        by_name = dict(self.model.named_parameters())
+        self.parameters = {name: by_name[name] for name in self.model.trained}
+        """The trained parameters, updated in place by `step`."""
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
+        loss, accuracy, gradients = self.gradients(batch)
+        with torch.no_grad():
+            for parameter, gradient in zip(self.parameters.values(), gradients.values(), strict=True):
+                if self._training.shrinkage:
+                    parameter.mul_(1 - self._training.shrinkage)
+                parameter.sub_(gradient, alpha=self._training.learning_rate)
+        return loss, accuracy
+
+    def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
+        """Mean cross-entropy at the target, accuracy, and the gradient of every trained parameter."""
+        logits = self.model(batch.inputs)
+        loss = functional.cross_entropy(logits, batch.labels)
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        accuracy = (logits.argmax(dim=-1) == batch.labels).double().mean()
+        return loss.item(), accuracy.item(), dict(zip(self.parameters, gradients, strict=True))

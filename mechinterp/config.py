@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -76,7 +76,7 @@ class ItemLabelConfig(Section):
         return max(self.burstiness, 1)
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _possible(self) -> "ItemLabelConfig":
         K, L, N, B = self.n_classes, self.n_labels, self.n_pairs, self.burstiness
         faults = []
         if K < L:

@@ -32,6 +32,8 @@ MIN_CONTRAST = 4.0
 """|after − before| in units of the residual standard deviation."""
 MAX_WIDTH = 0.5
 """10–90 % width as a fraction of the observed range; a wider rise is a drift, no transition."""
+MAX_INTERVAL = 0.25
+"""Length of the 95 % interval as a fraction of the observed range; a longer one locates nothing."""
 WIDTH_IN_SCALES = 2 * np.log(9.0)
 """The 10–90 % width of a logistic of scale s is 2 ln 9 · s."""
 
@@ -72,20 +74,23 @@ def locate_emergence(
     """Locate the transition of `curve`, a series of values indexed by training step.
 
     The verdict is "no transition" unless the logistic beats constant and line by MIN_EVIDENCE, its contrast exceeds
-    MIN_CONTRAST residual standard deviations, its midpoint lies inside the observed steps, and its 10–90 % width is
-    at most MAX_WIDTH of their range. `block` is the bootstrap's block length (default n^(1/3), at least 3).
+    MIN_CONTRAST residual standard deviations, its rise from 10 to 90 % lies inside the observed steps and takes at
+    most MAX_WIDTH of them, and its interval at most MAX_INTERVAL. `block` is the bootstrap's block length (default n^(1/3), at least 3).
 
     At least 8 finite points at ascending steps are needed; MechinterpError otherwise.
     """
     steps, values = _checked(curve)
     x = _to_scale(steps, scale)
     fit = _fit_logistic(x, values)
-    evidence = min(_bic_polynomial(x, values, 0), _bic_polynomial(x, values, 1)) - fit.bic
+    evidence = float(min(_bic_polynomial(x, values, 0), _bic_polynomial(x, values, 1)) - fit.bic)
     fault = _why_not(fit, evidence, x)
     if fault:
         return Emergence(False, fault, None, None, None, None, None, None, evidence, scale)
     midpoints = _bootstrap_midpoints(fit, x, values, n_bootstrap, block, seed)
-    low, high = np.quantile(midpoints, [0.025, 0.975])
+    low, high = np.quantile(np.clip(midpoints, x[0], x[-1]), [0.025, 0.975])
+    if high - low > MAX_INTERVAL * (x[-1] - x[0]):
+        fault = f"the 95 % interval spans {100 * (high - low) / (x[-1] - x[0]):.0f} % of the observed steps"
+        return Emergence(False, fault, None, None, None, None, None, None, evidence, scale)
     half = WIDTH_IN_SCALES * fit.slope_scale / 2
     start, end = _from_scale(np.array([fit.midpoint - half, fit.midpoint + half]), scale)
     return Emergence(
@@ -172,7 +177,7 @@ def _fit_logistic(x: Curve, y: Curve, start: _Logistic | None = None) -> _Logist
     best = min(fits, key=lambda fit: fit.cost)
     before, after, midpoint, slope_scale = best.x
     left = y - (before + (after - before) * expit((x - midpoint) / slope_scale))
-    return _Logistic(before, after, midpoint, slope_scale, _bic(left, noise, 4), float(np.std(left)))
+    return _Logistic(*map(float, best.x), bic=_bic(left, noise, 4), noise=float(np.std(left)))
 
 
 def _bic_polynomial(x: Curve, y: Curve, degree: int) -> float:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.measures.base import MEASURES, Measure, Observation
+from mechinterp.models.functional import forward
 from mechinterp.store import Run
 from mechinterp.tasks.base import Batch, Task
 
@@ -49,27 +51,36 @@ def measure(
 
     Each is the mean over `n_sequences` sequences of an evaluation set, the same ones at every step (`seed` chooses
     others). By default all measures that apply and all saved steps; an unknown name or step raises.
+    `progress` shows a bar on a terminal.
     """
     if n_sequences < 1:
         raise MechinterpError(f"n_sequences is {n_sequences}; at least one sequence is needed")
     columns = columns_of(run, names)
     wanted = run.steps if steps is None else list(steps)
     batches = {each: run.task.sample(each, n_sequences, seed) for each in dict.fromkeys(c.evaluation for c in columns)}
-    rows = [_row(run, step, columns, batches) for step in tqdm(wanted, unit="checkpoint", disable=not progress)]
+    rows = [_row(run, step, columns, batches) for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)]
     return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=[column.name for column in columns])
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
     """All columns at one step: each evaluation set is run once, caching what its measures ask for."""
-    model, row = run.model(step), {}
+    weights, row = run.weights(step), {}
     for evaluation, batch in batches.items():
         here = [column for column in columns if column.evaluation == evaluation]
-        hooks = list({hook for column in here for hook in column.measure.hooks})
         with torch.no_grad():
-            logits, cache = model.run_with_cache(batch.inputs, names_filter=hooks)
-            seen = Observation(batch, logits, cache)
+            seen = _observe(run, weights, batch, {hook for column in here for hook in column.measure.hooks})
             row |= {column.name: float(column.measure.compute(seen)) for column in here}
     return row
+
+
+def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]) -> Observation:
+    """The model seen on a batch. Attention patterns come from the plain forward pass, any other hook from hooks."""
+    if all(hook.endswith("attn.hook_pattern") for hook in hooks):
+        return Observation(batch, *forward(weights, batch.inputs))
+    from mechinterp.models.transformer import build_model  # imports TransformerLens, which takes seconds
+
+    logits, cache = build_model(run.config, weights).run_with_cache(batch.inputs, names_filter=list(hooks))
+    return Observation(batch, logits, cache)
 
 
 def _possible(task: Task, n_layers: int) -> Iterable[Column]:

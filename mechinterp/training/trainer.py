@@ -60,7 +60,7 @@ def _advance(engine: Engine, task: Task, config: RunConfig, writer: RunWriter, *
     training = config.training
     scheduled = set(config.checkpoints.schedule(training.steps))
     recent = _RecentMean()
-    bar = tqdm(total=training.steps, unit="step", disable=not progress, mininterval=0.5)
+    bar = tqdm(total=training.steps, unit="step", disable=None if progress else True, mininterval=0.5)
     with bar:
         for step in range(training.steps + 1):
             if step in scheduled:

@@ -1,0 +1,67 @@
+"""Progress measures over training, for one run or several (Reddy 2023, figures 3a and 4).
+
+    python -m analyses.progress_measures RUN [RUN …] [--out FOLDER]
+
+Writes ``{run}.csv`` (step × measure) for every run, and one figure with the curves of all runs, each aligned at the
+step where its IC accuracy makes its transition.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import plotly.graph_objects as go
+import tyro
+
+import mechinterp as mi
+from mechinterp.analysis import open_runs, run_analysis, write_figure
+from mechinterp.report.figures import COLOURS
+
+SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
+
+
+@dataclass
+class ProgressMeasures:
+    """Progress measures over training, for one run or several."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run files."""
+    out: Path = Path("results/progress_measures")
+    """Folder of the tables and the figure."""
+
+    def execute(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        tables = {}
+        for name, run in open_runs(self.runs).items():
+            table = tables[name] = mi.measure(run, progress=True)
+            table.to_csv(self.out / f"{name}.csv")
+            print(table.iloc[[0, len(table) // 2, -1]].round(3).T.to_string())
+        print(f"figure: {write_figure(draw(tables), self.out / 'progress_measures.html')}")
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> go.Figure:
+    """Measures against the step since the transition of IC accuracy (since step 0 where there is none)."""
+    figure = go.Figure()
+    for number, (name, table) in enumerate(tables.items()):
+        origin = mi.locate_emergence(table["icl_accuracy"]).step or 0
+        for measure in SHOWN:
+            figure.add_scatter(
+                x=table.index.to_numpy() - origin,
+                y=table[measure].to_numpy(),
+                name=measure,
+                legendgroup=measure,
+                showlegend=number == 0,
+                line={"color": COLOURS[measure], "width": 1.5},
+                hovertext=name,
+            )
+    return figure.update_layout(
+        template="plotly_white",
+        title=f"Progress measures of {len(tables)} runs, aligned at the transition of IC accuracy",
+        xaxis_title="steps since the transition",
+        yaxis_title="fraction",
+    )
+
+
+if __name__ == "__main__":
+    run_analysis(ProgressMeasures)

@@ -1,0 +1,37 @@
+"""What every module in analyses/ shares: its command line, its runs, and how a figure is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import plotly.graph_objects as go
+
+from mechinterp.cli import run_command
+from mechinterp.errors import MechinterpError
+from mechinterp.store import Run, open_run
+
+
+class Command(Protocol):
+    """A dataclass whose fields are options."""
+
+    def execute(self) -> None:
+        """Do the work."""
+        ...
+
+
+def run_analysis(command: type[Command]) -> None:
+    """Parse the command line into `command` and execute it; a user's error is one line and exit code 2."""
+    raise SystemExit(run_command(command))
+
+
+def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
+    """The runs, by file name; at least one is needed."""
+    if not paths:
+        raise MechinterpError("name at least one run file")
+    return {path.stem: open_run(path) for path in paths}
+
+
+def write_figure(figure: go.Figure, path: Path) -> Path:
+    """Write a figure as HTML that works offline; plotly.js is put beside it once, as plotly.min.js."""
+    figure.write_html(path, include_plotlyjs="directory")
+    return path

@@ -1,0 +1,270 @@
+"""The command line. Each command is a dataclass: its fields are the options, `execute` does the work.
+
+Nothing heavy is imported before a command runs, so that help is instant. A user's error is one line on standard
+error and exit code 2.
+"""
+
+import json as json_module
+import math
+import re
+import sys
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+
+from mechinterp.config import RunConfig
+from mechinterp.errors import MechinterpError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run file.")]
+Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object.")]
+Settings = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+
+
+@dataclass
+class Train:
+    """Train a network and write its trajectory."""
+
+    settings: Settings
+    preset: Literal["reddy2023", "reddy2023-fast"] = "reddy2023-fast"
+    """The config to start from."""
+    config: Path | None = None
+    """A TOML file to start from, instead of a preset."""
+    out: Path | None = None
+    """Where the run file goes; by default checkpoints/PRESET-seedS.h5."""
+    overwrite: bool = False
+    """Replace the run file if it exists."""
+    json: Json = False
+
+    def execute(self) -> None:
+        run = self.train()
+        summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1], "engine": run.environment["engine"]}
+        _print(summary, self.json, f"trained {run.steps[-1]} steps ({summary['engine']} engine): {run.path}")
+
+    def train(self):
+        from mechinterp.training import train
+
+        name = self.config.stem if self.config else self.preset
+        out = self.out or Path("checkpoints") / f"{name}-seed{self.settings.seed}.h5"
+        return train(self.settings, out, overwrite=self.overwrite)
+
+
+@dataclass
+class Run(Train):
+    """The main job: train, measure every checkpoint, locate the emergence, write the report."""
+
+    measure: str = "icl_accuracy"
+    """The measure whose transition is the result."""
+
+    def execute(self) -> None:
+        from mechinterp.emergence import locate_emergence
+        from mechinterp.measures import columns_of, measure
+        from mechinterp.report import write_report
+
+        run = self.train()
+        columns_of(run, [self.measure])
+        table = measure(run, progress=True)
+        table.insert(0, self.measure, table.pop(self.measure))
+        found = locate_emergence(table[self.measure])
+        report = write_report(run, table, run.path.with_suffix(".html"))
+        table.to_csv(csv := run.path.with_suffix(".csv"))
+        result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
+        _print(result | found.to_dict(), self.json, f"{_sentence(self.measure, found)}\nreport: {report}")
+
+
+@dataclass
+class Info:
+    """Show a run's config, saved steps and the digest of each checkpoint's weights."""
+
+    run: RunPath
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.store import open_run
+
+        run = open_run(self.run)
+        steps = run.steps
+        facts: dict[str, Any] = {
+            "run": str(run.path),
+            "status": run.status,
+            "created": run.created,
+            "environment": run.environment,
+            "config": json_module.loads(run.config.canonical_json()),
+            "steps": steps,
+            "digests": {str(step): run.digest(step) for step in steps},
+        }
+        lines = [f"{name:12} {value}" for name, value in facts.items() if name not in ("steps", "digests")]
+        lines += [f"step {step:>8,}  {facts['digests'][str(step)]}" for step in steps]
+        _print(facts, self.json, "\n".join(lines))
+
+
+@dataclass
+class Measure:
+    """Measure every checkpoint of a run."""
+
+    run: RunPath
+    measures: tuple[str, ...] = ()
+    """Which measures; by default all that apply."""
+    steps: tuple[int, ...] = ()
+    """Which saved steps; by default all."""
+    sequences: int = 1000
+    """Sequences of each evaluation set."""
+    csv: bool = False
+    """Print comma-separated values."""
+    json: Json = False
+
+    def execute(self) -> None:
+        table = _measured(self.run, self.measures or None, self.steps or None, self.sequences)
+        records = {str(step): row for step, row in table.to_dict(orient="index").items()}
+        _print(records, self.json, table.to_csv().strip() if self.csv else table.round(4).to_string())
+
+
+@dataclass
+class Emergence:
+    """Locate the step at which a measure makes its transition, or say that there is none."""
+
+    run: RunPath
+    measure: str = "icl_accuracy"
+    """The measure."""
+    scale: Literal["step", "log_step"] = "step"
+    """Fit in the step or in its logarithm."""
+    sequences: int = 1000
+    """Sequences of the evaluation set."""
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.emergence import locate_emergence
+
+        table = _measured(self.run, [self.measure], None, self.sequences)
+        found = locate_emergence(table[self.measure], scale=self.scale)
+        result = {"run": str(self.run), "measure": self.measure, **found.to_dict()}
+        _print(result, self.json, _sentence(self.measure, found))
+
+
+@dataclass
+class Report:
+    """Write the offline HTML page of a run."""
+
+    run: RunPath
+    out: Path | None = None
+    """Where the page goes; by default beside the run file."""
+
+    def execute(self) -> None:
+        from mechinterp.report import write_report
+        from mechinterp.store import open_run
+
+        table = _measured(self.run, None, None, 1000)
+        print(f"report: {write_report(open_run(self.run), table, self.out or self.run.with_suffix('.html'))}")
+
+
+def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":
+    from mechinterp.measures import measure
+    from mechinterp.store import open_run
+
+    return measure(open_run(path), names, steps=steps, n_sequences=n_sequences, progress=True)
+
+
+def _sentence(name: str, found: Any) -> str:
+    if not found.transition:
+        return f"{name}: no transition: {found.reason}"
+    return (
+        f"{name}: transition at step {found.step:.0f} (95 % interval {found.low:.0f} to {found.high:.0f},"
+        f" 10–90 % width {found.width:.0f} steps, from {found.before:.3f} to {found.after:.3f})"
+    )
+
+
+def _print(values: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json_module.dumps(_plain(values)) if as_json else text)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_COMMANDS: dict[str, type] = {
+    "run": Run,
+    "train": Train,
+    "info": Info,
+    "measure": Measure,
+    "emergence": Emergence,
+    "report": Report,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+
+    try:
+        base = _base_config(arguments)
+    except MechinterpError as error:
+        return _fail(error)
+    commands = []
+    for name, command in _COMMANDS.items():
+        default = {"default": command(settings=base)} if issubclass(command, Train) else {}
+        commands.append(Annotated[command, tyro.conf.subcommand(name, **default)])
+    about = "When, how and why does a circuit form in a small attention network?"
+    return run_command(Union[tuple(commands)], arguments, prog="mechinterp", description=about)
+
+
+def run_command(command: Any, arguments: list[str] | None = None, **options: Any) -> int:
+    """Parse `arguments` into a command, or one of a union of commands, and execute it.
+
+    Every error of the user, tyro's boxed complaints included, becomes one line and exit code 2.
+    """
+    try:
+        _parse(command, arguments, options).execute()
+    except MechinterpError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("mechinterp: interrupted; every checkpoint written so far is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(error: MechinterpError) -> int:
+    print(f"mechinterp: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def _parse(command: Any, arguments: list[str] | None, options: dict[str, Any]) -> Any:
+    complaint = StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(command, args=arguments, **options)
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        raise MechinterpError(_one_line(complaint.getvalue())) from None
+
+
+def _base_config(arguments: list[str]) -> RunConfig:
+    """The config that --config or --preset names; the other options then override it."""
+    for option, load in (("--config", RunConfig.from_toml), ("--preset", RunConfig.preset)):
+        for index, argument in enumerate(arguments):
+            name, has_value, value = argument.partition("=")
+            if name == option and (has_value or index + 1 < len(arguments)):
+                return load(value if has_value else arguments[index + 1])
+    return RunConfig.preset("reddy2023-fast")
+
+
+def _one_line(box: str) -> str:
+    """The sentence inside one of tyro's boxes, without the frame, pydantic's references and the parser's own names."""
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
+    text = re.sub(r"\[type=.*?\] For further information visit \S+( v/\S+)?", "", text)
+    text = re.sub(r"Error parsing \S*?settings\.?(\S*): \d+ validation errors? for \w+", r"\1:", text)
+    text = re.sub(r"^(Parsing|Value|Validation|Unrecognized|Invalid) (error|options|choice|value)s?:? ", "", text)
+    text = re.sub(r"Perhaps you meant: (\S+).*", r"is unknown; did you mean \1?", text)
+    text = re.sub(r" (For full helptext|Argument helptext|Arguments similar to|See ).*", "", text)
+    return text.replace("Value error, ", "").replace("Error parsing ", "").strip()

@@ -1,0 +1,85 @@
+"""Figures, each drawn from a table or from patterns; nothing is computed here but what is drawn."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+COLOURS = {
+    "icl_accuracy": "#000000",
+    "iwl_accuracy": "#56B4E9",
+    "swap_accuracy": "#E69F00",
+    "train_accuracy": "#999999",
+    "ila1": "#D55E00",
+    "tila2": "#009E73",
+    "cla": "#0072B2",
+    "tla2": "#CC79A7",
+}
+"""Colours by measure (Okabe–Ito, safe for the colour-blind); ILA1, TILA2, CLA and TLA2 as in Reddy 2023, figure 4."""
+
+
+def curves(table: pd.DataFrame, names: list[str], title: str, emergence: pd.DataFrame | None = None) -> go.Figure:
+    """Measures over training steps; the interval of each located transition is shaded, its step marked."""
+    figure = go.Figure()
+    for name in names:
+        colour = COLOURS.get(name, "#444444")
+        figure.add_scatter(x=table.index.to_numpy(), y=table[name].to_numpy(), name=name, line={"color": colour})
+        if emergence is None or name not in emergence.index or not emergence.loc[name, "transition"]:
+            continue
+        found = emergence.loc[name]
+        figure.add_vrect(x0=found["low"], x1=found["high"], fillcolor=colour, opacity=0.15, line_width=0)
+        figure.add_vline(x=found["step"], line={"color": colour, "dash": "dot", "width": 1})
+    return _styled(figure, title, "step (updates)", "fraction")
+
+
+def attention_maps(patterns: dict[int, tuple[NDArray, NDArray]], token_names: list[str], title: str) -> go.Figure:
+    """Layer 1's pattern [query, key] and the target's row of layer 2 [key] at several steps, for one sequence."""
+    steps = list(patterns)
+    figure = make_subplots(
+        rows=2,
+        cols=len(steps),
+        row_heights=[0.85, 0.15],
+        vertical_spacing=0.12,
+        subplot_titles=[f"step {step:,}" for step in steps],
+    )
+    for column, step in enumerate(steps, start=1):
+        layer1, target_row = patterns[step]
+        shared = {"x": token_names, "zmin": 0, "zmax": 1, "colorscale": "Viridis", "showscale": column == len(steps)}
+        figure.add_heatmap(z=layer1, y=token_names, row=1, col=column, **shared)
+        figure.add_heatmap(z=target_row[None], y=["target"], row=2, col=column, **{**shared, "showscale": False})
+        figure.update_yaxes(autorange="reversed", row=1, col=column)
+    return _styled(figure, title, None, None).update_layout(height=620)
+
+
+def _styled(figure: go.Figure, title: str, x: str | None, y: str | None) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "font": {"size": 16}},
+        height=420,
+        margin={"l": 60, "r": 20, "t": 60, "b": 50},
+        legend={"orientation": "h", "y": -0.2},
+        font={"family": "system-ui, sans-serif"},
+    )
+    if x:
+        figure.update_xaxes(title_text=x)
+    if y:
+        figure.update_yaxes(title_text=y)
+    return figure
+
+
+def token_names(roles: dict[str, NDArray[np.bool_]]) -> list[str]:
+    """x1, l1, x2, l2, …, target, from the roles of one sequence; the correct label carries a star."""
+    n_pos = len(next(iter(roles.values())))
+    names, items, labels = [], 0, 0
+    for position in range(n_pos):
+        if "item" in roles and roles["item"][position]:
+            items += 1
+            names.append(f"x{items}")
+        elif "label" in roles and roles["label"][position]:
+            labels += 1
+            correct = "correct_label" in roles and roles["correct_label"][position]
+            names.append(f"ℓ{labels}" + ("★" if correct else ""))
+        else:
+            names.append("target" if position == n_pos - 1 else f"t{position + 1}")
+    return names

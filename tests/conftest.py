@@ -1,0 +1,38 @@
+"""Fixtures: small configs and runs that several test modules share."""
+
+import os
+
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "TRUE")
+
+import pytest
+
+import mechinterp as mi
+
+TINY = {
+    "task.n_classes": 8,
+    "task.n_labels": 4,
+    "task.n_pairs": 3,
+    "task.content_dim": 11,
+    "task.position_dim": 13,
+    "task.n_novel_classes": 8,
+    "task.p_in_context": 0.5,
+    "model.classifier_width": 19,
+    "model.classifier_depth": 2,
+    "training.batch_size": 16,
+    "training.steps": 20,
+    "training.learning_rate": 0.1,
+    "training.weight_decay": 0.0,
+    "checkpoints.every": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> mi.RunConfig:
+    """A network of 24 dimensions on a task of 7 tokens: a step takes about a millisecond."""
+    return mi.RunConfig().updated(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config, tmp_path_factory) -> mi.Run:
+    """A finished run of 11 checkpoints. Tests only read it."""
+    return mi.train(tiny_config, tmp_path_factory.mktemp("runs") / "tiny.h5", progress=False)

@@ -1,0 +1,185 @@
+"""The item–label task: what every sequence must look like, frequencies, and determinism."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mechinterp as mi
+from mechinterp.config import ItemLabelConfig
+from mechinterp.errors import UnknownNameError
+from mechinterp.tasks import ItemLabelTask
+
+N = 8
+
+
+def task(seed: int = 0, **changes) -> ItemLabelTask:
+    return ItemLabelTask(ItemLabelConfig(**changes), seed)
+
+
+def classes_of(batch, task: ItemLabelTask, slots) -> torch.Tensor:
+    """The trained class nearest to each item's content (exact for ε ≪ 1)."""
+    content = batch.inputs[:, slots, task.config.position_dim :]
+    return (content @ torch.from_numpy(task.class_means).T).argmax(dim=-1)
+
+
+@pytest.mark.parametrize("evaluation", ["train", "icl", "swap"])
+@pytest.mark.parametrize("burstiness", [1, 2, 4, 8])
+def test_bursty_contexts_repeat_each_label_equally_and_hold_the_target(evaluation, burstiness):
+    made = task(burstiness=burstiness, p_in_context=0.5)
+    batch = made.sample(evaluation, 300)
+    shown = batch.token_labels[:, 1::2]
+    counts = torch.nn.functional.one_hot(shown, 32).sum(dim=1)
+    assert set(counts.unique().tolist()) == {0, burstiness}
+    assert batch.roles["correct_label"].sum(dim=1).eq(burstiness).all()
+    assert batch.token_labels[batch.roles["correct_label"]].view(300, -1).eq(batch.labels[:, None]).all()
+
+
+def test_tokens_are_one_hot_positions_in_a_uniform_window():
+    batch = task().sample("train", 20_000)
+    position = batch.inputs[:, :, :65]
+    assert position.sum(dim=-1).eq(1).all()
+    where = position.argmax(dim=-1)
+    assert (where.diff(dim=1) == 1).all()
+    counts = torch.bincount(where[:, 0], minlength=49)
+    assert len(counts) == 49
+    assert counts.min() > 0.75 * 20_000 / 49
+    assert counts.max() < 1.25 * 20_000 / 49
+
+
+def test_content_has_unit_norm_and_the_right_within_class_correlation():
+    made = task(epsilon=0.5)
+    batch = made.sample("train", 2_000)
+    assert batch.inputs[:, ::2, 65:].norm(dim=-1).mean() == pytest.approx(1, abs=0.01)
+    assert np.linalg.norm(made.label_vectors, axis=1).mean() == pytest.approx(1, abs=0.03)
+    item = batch.inputs[batch.roles["correct_item"]][:, 65:]
+    target = batch.inputs[:, -1, 65:]
+    assert (item * target).sum(dim=-1).mean() == pytest.approx(1 / 1.25, abs=0.02)
+
+
+def test_labels_are_noiseless_and_belong_to_the_class():
+    made = task(epsilon=0.05)
+    batch = made.sample("train", 500)
+    shown = batch.inputs[:, 1::2, 65:]
+    assert torch.equal(shown, torch.from_numpy(made.label_vectors)[batch.token_labels[:, 1::2]])
+    items = classes_of(batch, made, slice(0, 16, 2))
+    assert torch.equal(items % 32, batch.token_labels[:, 1::2])
+    assert torch.equal(classes_of(batch, made, [16])[:, 0] % 32, batch.labels)
+
+
+def test_swapped_labels_are_shifted_by_one():
+    made = task(epsilon=0.05)
+    batch = made.sample("swap", 500)
+    assert torch.equal((classes_of(batch, made, slice(0, 16, 2)) + 1) % 32, batch.token_labels[:, 1::2])
+    assert torch.equal((classes_of(batch, made, [16])[:, 0] + 1) % 32, batch.labels)
+
+
+def test_in_context_classes_are_novel_and_anew_in_every_batch():
+    made = task(p_in_context=1.0, epsilon=0.0)
+    first, second = (made.train_batch(step, 200).inputs[:, -1, 65:] for step in (0, 1))
+    trained = torch.from_numpy(made.class_means)
+    assert torch.cdist(first, trained).min() > 0.3
+    assert torch.cdist(first, second).min() > 0.3
+    assert len(first.unique(dim=0)) <= 128
+
+
+def test_iwl_targets_are_independent_of_the_context():
+    made = task()
+    batch = made.sample("iwl", 20_000)
+    by_accident = batch.roles["correct_label"].any(dim=1).double().mean()
+    assert by_accident == pytest.approx(1 - (1 - 1 / 256) ** N, abs=0.005)
+
+
+def test_zipf_frequencies_of_items_and_targets():
+    made = task(n_classes=32, zipf_exponent=1.0, distinct_labels=False, epsilon=0.01)
+    expected = np.arange(1, 33) ** -1.0
+    expected /= expected.sum()
+    for evaluation in ("iwl", "train"):
+        batch = made.sample(evaluation, 20_000)
+        for slots in ([0], [16]):
+            counts = torch.bincount(classes_of(batch, made, slots)[:, 0], minlength=32).numpy() / 20_000
+            assert counts == pytest.approx(expected, abs=5 * 0.5 / np.sqrt(20_000))
+
+
+def test_uniform_targets():
+    made = task(n_classes=32, epsilon=0.01)
+    counts = torch.bincount(made.sample("train", 32_000).labels, minlength=32)
+    assert counts.min() > 850
+    assert counts.max() < 1150
+
+
+@pytest.mark.parametrize(("p_bursty", "burstiness", "share"), [(0.5, 1, 0.5), (1.0, 0, 0.0), (1.0, 2, 1.0)])
+def test_fraction_of_bursty_sequences(p_bursty, burstiness, share):
+    made = task(n_classes=2048, p_bursty=p_bursty, burstiness=burstiness)
+    held = made.sample("train", 4_000).roles["correct_label"].any(dim=1).double().mean()
+    assert held == pytest.approx(share, abs=0.03)
+
+
+def test_roles_partition_the_sequence():
+    roles = task().sample("train", 5).roles
+    assert (roles["item"].int() + roles["label"].int() + roles["target"].int()).eq(1).all()
+    assert torch.equal(roles["correct_item"][:, :-1], roles["correct_label"][:, 1:])
+
+
+def test_a_batch_is_a_pure_function_of_seed_stream_and_step():
+    batches = [task(3).train_batch(11, 64).inputs, task(3).train_batch(11, 64).inputs]
+    assert torch.equal(*batches)
+    others = [
+        task(4).train_batch(11, 64).inputs,
+        task(3).train_batch(12, 64).inputs,
+        *(task(3).sample(name, 64, seed=11).inputs for name in ItemLabelTask.evaluations),
+        task(3).sample("icl", 64, seed=12).inputs,
+    ]
+    distinct = torch.stack([batches[0], *others]).flatten(1).unique(dim=0)
+    assert len(distinct) == 1 + len(others)
+
+
+def test_sampling_an_evaluation_set_does_not_change_training():
+    made = task()
+    before = made.train_batch(5, 32).inputs
+    made.sample("icl", 1000)
+    assert torch.equal(before, made.train_batch(5, 32).inputs)
+
+
+def test_the_bits_do_not_change_between_versions():
+    batch = task().train_batch(0, 4)
+    assert batch.labels.tolist() == [8, 7, 8, 30]
+    assert batch.inputs.double().sum().item() == pytest.approx(65.04378739193089, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([(2, 4), (3, 6), (5, 5)]),
+    st.sampled_from([(2, 1), (3, 1), (4, 2), (6, 3), (6, 0)]),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_the_look_up_table_equals_the_inputs(labels_classes, pairs_copies, p_bursty, p_in_context, distinct):
+    (n_labels, n_classes), (n_pairs, burstiness) = labels_classes, pairs_copies
+    config = ItemLabelConfig(
+        n_classes=n_classes,
+        n_labels=n_labels,
+        n_pairs=n_pairs,
+        burstiness=burstiness,
+        content_dim=7,
+        position_dim=17,
+        n_novel_classes=n_labels,
+        p_bursty=p_bursty,
+        p_in_context=p_in_context,
+        distinct_labels=distinct and n_pairs // max(burstiness, 1) <= n_labels,
+    )
+    batch = ItemLabelTask(config, 1).train_batch(0, 11)
+    table, P = batch.table, config.position_dim
+    assert torch.equal(batch.inputs[:, :, :P], torch.nn.functional.one_hot(table.positions, P).float())
+    assert torch.equal(batch.inputs[:, :, P:], table.rows[table.content])
+
+
+def test_unknown_evaluation_set():
+    with pytest.raises(UnknownNameError, match="did you mean 'icl'"):
+        task().sample("icll", 3)
+
+
+def test_the_task_is_a_task():
+    assert isinstance(task(), mi.Task)

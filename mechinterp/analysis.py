@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import plotly.graph_objects as go
 
@@ -11,6 +11,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.store import Run, open_run
 
 
+@runtime_checkable
 class Command(Protocol):
     """A dataclass whose fields are options."""
 

@@ -44,7 +44,12 @@ class Train:
 
     def execute(self) -> None:
         run = self.train()
-        summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1], "engine": run.environment["engine"]}
+        summary = {
+            "run": str(run.path),
+            "status": run.status,
+            "steps": run.steps[-1],
+            "engine": run.environment["engine"],
+        }
         _print(summary, self.json, f"trained {run.steps[-1]} steps ({summary['engine']} engine): {run.path}")
 
     def train(self):
@@ -212,10 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error)
     commands = []
     for name, command in _COMMANDS.items():
-        default = {"default": command(settings=base)} if issubclass(command, Train) else {}
+        default: dict[str, Any] = {"default": command(settings=base)} if issubclass(command, Train) else {}
         commands.append(Annotated[command, tyro.conf.subcommand(name, **default)])
     about = "When, how and why does a circuit form in a small attention network?"
-    return run_command(Union[tuple(commands)], arguments, prog="mechinterp", description=about)
+    union = Union[tuple(commands)]  # noqa: UP007  (made at run time)
+    return run_command(union, arguments, prog="mechinterp", description=about)
 
 
 def run_command(command: Any, arguments: list[str] | None = None, **options: Any) -> int:

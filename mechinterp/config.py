@@ -34,27 +34,27 @@ class ItemLabelConfig(Section):
 
     kind: Literal["item_label"] = "item_label"
     """Which task this is."""
-    n_classes: int = Field(256, ge=1)
+    n_classes: int = Field(default=256, ge=1)
     """K, the number of trained classes; a multiple of n_labels. Class k carries label k mod L."""
-    n_labels: int = Field(32, ge=2)
+    n_labels: int = Field(default=32, ge=2)
     """L, the number of labels, and of the network's outputs."""
-    n_pairs: int = Field(8, ge=1)
+    n_pairs: int = Field(default=8, ge=1)
     """N, the number of item–label pairs in a context."""
-    content_dim: int = Field(63, ge=1)
+    content_dim: int = Field(default=63, ge=1)
     """D, the dimensions that carry content; class means and label vectors are N(0, 1/D)."""
-    position_dim: int = Field(65, ge=3)
+    position_dim: int = Field(default=65, ge=3)
     """P, the dimensions that carry the one-hot position; at least 2N+1."""
-    epsilon: float = Field(0.1, ge=0.0, allow_inf_nan=False)
+    epsilon: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
     """ε, within-class variability: content is (μ + ε η)/√(1+ε²)."""
-    zipf_exponent: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    zipf_exponent: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """α of the rank–frequency law f(k) ∝ k^−α over the trained classes."""
-    burstiness: int = Field(1, ge=0)
+    burstiness: int = Field(default=1, ge=0)
     """B, copies of each class in a bursty context; divides N. 0: classes and target are drawn i.i.d."""
-    p_bursty: float = Field(1.0, ge=0.0, le=1.0)
+    p_bursty: float = Field(default=1.0, ge=0.0, le=1.0)
     """p_B, the fraction of bursty sequences among those that are not in-context ones; the rest is i.i.d."""
-    p_in_context: float = Field(0.0, ge=0.0, le=1.0)
+    p_in_context: float = Field(default=0.0, ge=0.0, le=1.0)
     """p_C, the fraction of in-context sequences: all classes novel, drawn anew for every batch."""
-    n_novel_classes: int = Field(128, ge=1)
+    n_novel_classes: int = Field(default=128, ge=1)
     """Novel classes drawn for each batch, shared by its sequences; a multiple of n_labels."""
     distinct_labels: bool = True
     """True: the N/B classes of a bursty context carry N/B different labels, whatever their frequency.
@@ -127,32 +127,32 @@ class CustomTaskConfig(Section):
 class ModelConfig(Section):
     """An attention-only network of vectors with an MLP classifier on the target (Reddy 2023, eqs 2 and 3)."""
 
-    n_layers: int = Field(2, ge=1, le=16)
+    n_layers: int = Field(default=2, ge=1, le=16)
     """Attention layers."""
-    n_heads: int = Field(1, ge=1, le=64)
+    n_heads: int = Field(default=1, ge=1, le=64)
     """Heads in each layer; each has d_head = d_model and a full value matrix (W_O is the identity)."""
-    classifier_depth: int = Field(3, ge=0, le=16)
+    classifier_depth: int = Field(default=3, ge=0, le=16)
     """ReLU layers of the classifier; 0 leaves the linear readout."""
-    classifier_width: int = Field(128, ge=1)
+    classifier_width: int = Field(default=128, ge=1)
     """Width of the classifier's hidden layers."""
-    attention_init_std: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    attention_init_std: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Standard deviation of W_Q, W_K and W_V at the start; by default 1/√D (custom tasks: 1/√d_model)."""
 
 
 class TrainingConfig(Section):
     """Stochastic gradient descent (momentum 0) on the cross-entropy at the target; fresh data at every step."""
 
-    steps: int = Field(6_000, ge=0)
+    steps: int = Field(default=6_000, ge=0)
     """Number of updates."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     """Sequences a step."""
-    learning_rate: float = Field(0.1, gt=0.0, allow_inf_nan=False)
+    learning_rate: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)
     """Step size lr."""
-    weight_decay: float = Field(0.0, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay λ of every trained parameter, biases included."""
     weight_decay_convention: Literal["per_step", "times_learning_rate"] = "per_step"
     """per_step: p ← (1−λ)p − lr·g. times_learning_rate: p ← (1−lr·λ)p − lr·g, as torch.optim.SGD has it."""
-    stop_accuracy: float | None = Field(None, gt=0.0, le=1.0)
+    stop_accuracy: float | None = Field(default=None, gt=0.0, le=1.0)
     """Stop at the first checkpoint whose training accuracy (mean since the last one) reaches this; default never."""
 
     @property
@@ -165,11 +165,11 @@ class TrainingConfig(Section):
 class CheckpointConfig(Section):
     """Which steps are saved: the union of the three rules, step 0 and the last step."""
 
-    every: int | None = Field(100, ge=1)
+    every: int | None = Field(default=100, ge=1)
     """Every so many steps."""
-    per_decade: int | None = Field(None, ge=1)
+    per_decade: int | None = Field(default=None, ge=1)
     """So many logarithmically spaced steps in each decade."""
-    at: tuple[Annotated[int, Field(ge=0)], ...] = Field((), strict=False)
+    at: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
     """These very steps."""
 
     def schedule(self, last: int) -> list[int]:
@@ -191,7 +191,7 @@ def _task_kind(value: Any) -> str:
 class RunConfig(Section):
     """Everything that determines a run."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random: class means, initial weights, training data, evaluation sets."""
     task: Annotated[
         Annotated[ItemLabelConfig, Tag("item_label")] | Annotated[CustomTaskConfig, Tag("custom")],

@@ -10,7 +10,7 @@ it is still optimistic for strongly correlated noise, and says nothing about oth
 (`compare_emergence`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -75,7 +75,8 @@ def locate_emergence(
 
     The verdict is "no transition" unless the logistic beats constant and line by MIN_EVIDENCE, its contrast exceeds
     MIN_CONTRAST residual standard deviations, its rise from 10 to 90 % lies inside the observed steps and takes at
-    most MAX_WIDTH of them, and its interval at most MAX_INTERVAL. `block` is the bootstrap's block length (default n^(1/3), at least 3).
+    most MAX_WIDTH of them, and its interval at most MAX_INTERVAL. `block` is the bootstrap's block length (default
+    n^(1/3), at least 3).
 
     At least 8 finite points at ascending steps are needed; MechinterpError otherwise.
     """
@@ -92,14 +93,15 @@ def locate_emergence(
         fault = f"the 95 % interval spans {100 * (high - low) / (x[-1] - x[0]):.0f} % of the observed steps"
         return Emergence(False, fault, None, None, None, None, None, None, evidence, scale)
     half = WIDTH_IN_SCALES * fit.slope_scale / 2
-    start, end = _from_scale(np.array([fit.midpoint - half, fit.midpoint + half]), scale)
+    start, step, end = _from_scale([fit.midpoint - half, fit.midpoint, fit.midpoint + half], scale).tolist()
+    low, high = _from_scale([low, high], scale).tolist()
     return Emergence(
         transition=True,
         reason=f"a logistic beats constant and line by ΔBIC = {evidence:.0f}",
-        step=float(_from_scale(fit.midpoint, scale)),
-        low=float(_from_scale(low, scale)),
-        high=float(_from_scale(high, scale)),
-        width=float(end - start),
+        step=step,
+        low=low,
+        high=high,
+        width=end - start,
         before=fit.before,
         after=fit.after,
         delta_bic=evidence,
@@ -117,7 +119,7 @@ def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *
     located = [{name: locate_emergence(table[name]) for name in {*measures, reference}} for table in tables]
     rows = {}
     for name in measures:
-        found = [run[name].step for run in located if run[name].transition]
+        found = [_step_of(run[name]) for run in located if run[name].transition]
         both = [run for run in located if run[name].transition and run[reference].transition]
         lags = np.array([_step_of(run[name]) - _step_of(run[reference]) for run in both])
         row = {"n_runs": len(located), "n_transitions": len(found)}
@@ -171,8 +173,8 @@ def _fit_logistic(x: Curve, y: Curve, start: _Logistic | None = None) -> _Logist
     else:
         guesses = [[start.before, start.after, start.midpoint, start.slope_scale]]
     fits = [
-        least_squares(residuals, np.clip(guess, lower, upper), jacobian, bounds=(lower, upper), loss="soft_l1")
-        for guess in guesses
+        least_squares(residuals, guess, jacobian, bounds=(lower, upper), loss="soft_l1", max_nfev=60)
+        for guess in np.clip(guesses, lower, upper)
     ]
     best = min(fits, key=lambda fit: fit.cost)
     before, after, midpoint, slope_scale = best.x
@@ -217,12 +219,10 @@ def _why_not(fit: _Logistic, evidence: float, x: Curve) -> str | None:
     return None
 
 
-def _bootstrap_midpoints(
-    fit: _Logistic, x: Curve, y: Curve, n_bootstrap: int, block: int | None, seed: int
-) -> Curve:
+def _bootstrap_midpoints(fit: _Logistic, x: Curve, y: Curve, n_bootstrap: int, block: int | None, seed: int) -> Curve:
     """Midpoints of refits to the fitted curve plus resampled blocks of residuals.
 
-    A transition sharper than the spacing of checkpoints could lie anywhere between two of them: the two are added.
+    A transition as sharp as the spacing of checkpoints could lie anywhere between two of them: the two are added.
     """
     n = len(x)
     length = min(n, block or max(3, round(n ** (1 / 3))))
@@ -236,7 +236,7 @@ def _bootstrap_midpoints(
         resampled = residuals[(starts[:, None] + np.arange(length)).ravel()[:n]]
         midpoints.append(_fit_logistic(x, expected + resampled, start=fit).midpoint)
     after = min(max(int(np.searchsorted(x, fit.midpoint)), 1), n - 1)
-    if WIDTH_IN_SCALES * fit.slope_scale < x[after] - x[after - 1]:
+    if WIDTH_IN_SCALES * fit.slope_scale < 2 * (x[after] - x[after - 1]):
         midpoints += [x[after - 1], x[after]] * max(1, n_bootstrap // 20)
     return np.array(midpoints)
 
@@ -259,7 +259,7 @@ def _to_scale(steps: ArrayLike, scale: Scale) -> Curve:
 
 
 def _from_scale(x: ArrayLike, scale: Scale) -> Curve:
-    return np.expm1(x) if scale == "log_step" else np.asarray(x, float)
+    return np.expm1(np.asarray(x, float)) if scale == "log_step" else np.asarray(x, float)
 
 
 def _step_of(found: Emergence) -> float:

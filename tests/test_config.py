@@ -23,7 +23,7 @@ def test_unknown_preset_offers_the_nearest():
 
 def test_toml_round_trip(tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text('seed = 3\n[task]\nn_classes = 64\nepsilon = 0\n[checkpoints]\nevery = 10\nat = [3, 5]\n')
+    path.write_text("seed = 3\n[task]\nn_classes = 64\nepsilon = 0\n[checkpoints]\nevery = 10\nat = [3, 5]\n")
     config = mi.RunConfig.from_toml(path)
     assert (config.seed, config.task.n_classes, config.task.epsilon, config.checkpoints.at) == (3, 64, 0.0, (3, 5))
     assert mi.RunConfig.model_validate_json(config.canonical_json()) == config

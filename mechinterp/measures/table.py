@@ -58,7 +58,10 @@ def measure(
     columns = columns_of(run, names)
     wanted = run.steps if steps is None else list(steps)
     batches = {each: run.task.sample(each, n_sequences, seed) for each in dict.fromkeys(c.evaluation for c in columns)}
-    rows = [_row(run, step, columns, batches) for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)]
+    rows = [
+        _row(run, step, columns, batches)
+        for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)
+    ]
     return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=[column.name for column in columns])
 
 
@@ -80,7 +83,7 @@ def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]
     from mechinterp.models.transformer import build_model  # imports TransformerLens, which takes seconds
 
     logits, cache = build_model(run.config, weights).run_with_cache(batch.inputs, names_filter=list(hooks))
-    return Observation(batch, logits, cache)
+    return Observation(batch, logits, cache.cache_dict)
 
 
 def _possible(task: Task, n_layers: int) -> Iterable[Column]:

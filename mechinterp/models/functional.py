@@ -31,9 +31,7 @@ def forward(
     return classify(parameters, residual[:, -1]), patterns
 
 
-def classify(
-    parameters: Mapping[str, Tensor], x: Float[Tensor, "batch d_model"]
-) -> Float[Tensor, "batch n_labels"]:
+def classify(parameters: Mapping[str, Tensor], x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_labels"]:
     """The ReLU classifier's logits for the target's residual stream."""
     depth = sum(name.endswith(".b") for name in parameters)
     for i in range(depth):

@@ -143,11 +143,13 @@ class VectorTransformer(HookedTransformer):
         logits = self.classifier(residual[:, -1])
         return logits if return_type else None
 
-    def hooks(self, fwd_hooks: Sequence[NamedHook] = (), bwd_hooks: Sequence[NamedHook] = (), **options: Any):  # type: ignore[override]
+    def hooks(
+        self, fwd_hooks: Sequence[NamedHook] = (), bwd_hooks: Sequence[NamedHook] = (), *options: Any, **named: Any
+    ):  # type: ignore[override]
         """As in TransformerLens; an unknown hook name raises with the nearest one."""
         for name, _ in [*fwd_hooks, *bwd_hooks]:
             self._require_hook(name)
-        return super().hooks(fwd_hooks=list(fwd_hooks), bwd_hooks=list(bwd_hooks), **options)
+        return super().hooks(list(fwd_hooks), list(bwd_hooks), *options, **named)
 
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any):
         """As in TransformerLens; an unknown hook name raises with the nearest one."""
@@ -163,12 +165,12 @@ class VectorTransformer(HookedTransformer):
             raise MechinterpError("the hook filter matches no hook of this model")
 
 
-def build_model(
-    config: RunConfig, parameters: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float32
-) -> VectorTransformer:
-    """The hooked model of a config, with the given parameters or the initial ones."""
-    model = VectorTransformer(config, dtype)
-    set_parameters(model, initial_parameters(config) if parameters is None else parameters)
+def build_model(config: RunConfig, parameters: Mapping[str, Tensor] | None = None) -> VectorTransformer:
+    """The hooked model of a config, with the given parameters (and their dtype) or the initial ones."""
+    if parameters is None:
+        parameters = initial_parameters(config)
+    model = VectorTransformer(config, next(iter(parameters.values())).dtype)
+    set_parameters(model, parameters)
     return model
 
 

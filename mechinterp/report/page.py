@@ -138,8 +138,10 @@ def _html_table(table: pd.DataFrame) -> str:
     def shown(value: object) -> str:
         if value is None or value != value:
             return "–"
-        return f"{value:.4g}" if isinstance(value, float) and abs(value) < 100 else (
-            f"{value:,.0f}" if isinstance(value, float) else str(value)
+        return (
+            f"{value:.4g}"
+            if isinstance(value, float) and abs(value) < 100
+            else (f"{value:,.0f}" if isinstance(value, float) else str(value))
         )
 
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [table.index.name or "", *table.columns])

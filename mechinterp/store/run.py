@@ -73,7 +73,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """"complete", "interrupted", "diverged", "failed" or "running" (also: its writer was killed)."""
+        """ "complete", "interrupted", "diverged", "failed" or "running" (also: its writer was killed)."""
         with self._open() as file:
             number = int(_dataset(file, "status")[0])
             if not 0 <= number < len(STATUSES):
@@ -145,6 +145,8 @@ def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, str], str]:
     try:
         config = RunConfig.from_dict(json.loads(_text(file, "config")), source="its config")
         environment = json.loads(_text(file, "environment"))
+    except ConfigError as error:
+        raise RunFileError(str(error)) from None
     except (json.JSONDecodeError, RecursionError):
         raise RunFileError("its config is not valid JSON; the file is damaged") from None
     if not isinstance(environment, dict):
@@ -167,7 +169,9 @@ def _text(file: h5py.File, name: str) -> str:
 def _check_datasets(file: h5py.File, config: RunConfig) -> None:
     """Exactly the datasets of the config's layout, each as the layout says."""
     expected = {**layout(config), "status": Dataset("status", (), np.dtype("<i8"), 1)}
-    present = {f"{group}/{name}" if group else name for group in ("", "weights", "metrics") for name in _names(file, group)}
+    present = {
+        f"{group}/{name}" if group else name for group in ("", "weights", "metrics") for name in _names(file, group)
+    }
     present -= {"weights", "metrics"}
     for name in sorted(expected.keys() - present):
         raise RunFileError(f"the dataset /{name} is missing; the file is damaged or from another version")
@@ -208,7 +212,11 @@ def _checked(file: h5py.File, spec: Dataset) -> h5py.Dataset:
         raise RunFileError(f"/{spec.name} has shape {dataset.shape}, expected ({shape}); the file is damaged")
     filters = dataset.id.get_create_plist()
     for index in range(filters.get_nfilters()):
-        if filters.get_filter(index)[0] not in (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32):
+        if filters.get_filter(index)[0] not in (
+            h5py.h5z.FILTER_SHUFFLE,
+            h5py.h5z.FILTER_DEFLATE,
+            h5py.h5z.FILTER_FLETCHER32,
+        ):
             raise RunFileError(f"/{spec.name} uses an unknown filter; such a file is not opened")
     stored = int(np.prod(spec.shape)) * spec.dtype.itemsize
     if dataset.shape[0] * stored > max(2 * file.id.get_filesize(), 1 << 22):

@@ -35,7 +35,7 @@ class ItemLabelTask:
     * ``train``: sequences as in training.
     """
 
-    evaluations = ("icl", "iwl", "swap", "train")
+    evaluations: tuple[str, ...] = ("icl", "iwl", "swap", "train")
 
     def __init__(self, config: ItemLabelConfig, seed: int):
         self.config = config

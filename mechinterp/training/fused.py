@@ -15,7 +15,7 @@ The backward pass is the same chain reversed. Inputs need no gradient. What is l
 tokens (U M; scores; gradient of M) and a few dozen of size batch × d_model².
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -178,6 +178,7 @@ class FusedEngine:
         return held
 
 
+@runtime_checkable
 class _Scores(Protocol):
     """Layer 1's scores S = U M Uᵀ as a function of M, and the gradient back to M."""
 

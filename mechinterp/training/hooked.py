@@ -18,7 +18,7 @@ class HookedEngine:
         self._training = config.training
         self.model = build_model(config, parameters)
         by_name = dict(self.model.named_parameters())
-        self.parameters = {name: by_name[name] for name in self.model.trained}
+        self.parameters: dict[str, Tensor] = {name: by_name[name] for name in self.model.trained}
         """The trained parameters, updated in place by `step`."""
 
     def step(self, batch: Batch) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from mechinterp.tasks.item_label import ItemLabelTask
 from mechinterp.training.fused import FusedEngine
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Holds the parameters and advances them by one step of SGD."""
 
@@ -36,14 +37,13 @@ def train(
     early at the config's stop rule. A loss or weight that is not finite raises DivergedError; Ctrl-C raises
     KeyboardInterrupt; either way every checkpoint committed before is in the file.
     """
-    if task is None:
-        task = config.build_task()
-    else:
+    if task is not None:
         config = _config_for(task, config)
+    trained_on: Task = config.build_task() if task is None else task
     engine = build_engine(config, initial_parameters(config))
     with RunWriter(path, config, overwrite=overwrite, engine=engine.name) as writer:
-        _advance(engine, task, config, writer, progress=progress)
-    return open_run(path, task=task)
+        _advance(engine, trained_on, config, writer, progress=progress)
+    return open_run(path, task=trained_on)
 
 
 def build_engine(config: RunConfig, parameters: dict[str, Tensor]) -> Engine:

@@ -1,0 +1,24 @@
+# Both main targets do everything on a fresh machine: make the environment, install, run.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint clean
+
+run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
+	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast.h5 --overwrite
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

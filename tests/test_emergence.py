@@ -1,0 +1,122 @@
+"""Emergence on curves whose truth is known: location, coverage, and no false alarms."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechinterp as mi
+from mechinterp.emergence import WIDTH_IN_SCALES, locate_emergence
+from mechinterp.errors import MechinterpError
+
+STEPS = np.arange(0, 6001, 100)
+
+
+def noise(rng: np.random.Generator, correlation: float, scale: float = 0.03) -> np.ndarray:
+    """Stationary AR(1) noise."""
+    values = rng.normal(size=len(STEPS))
+    for i in range(1, len(values)):
+        values[i] = correlation * values[i - 1] + np.sqrt(1 - correlation**2) * values[i]
+    return scale * values
+
+
+def logistic(midpoint: float, width: float) -> np.ndarray:
+    return 0.05 + 0.9 / (1 + np.exp(-(STEPS - midpoint) / (width / WIDTH_IN_SCALES)))
+
+
+def curve(values: np.ndarray) -> pd.Series:
+    return pd.Series(values, index=pd.Index(STEPS, name="step"))
+
+
+def test_a_noiseless_logistic_is_recovered():
+    found = locate_emergence(curve(logistic(3210, 800)))
+    assert found.transition
+    assert found.step == pytest.approx(3210, abs=1)
+    assert found.width == pytest.approx(800, rel=0.01)
+    assert (found.before, found.after) == (pytest.approx(0.05, abs=1e-3), pytest.approx(0.95, abs=1e-3))
+    assert found.low <= found.step <= found.high
+
+
+def test_a_falling_curve_is_located_too():
+    found = locate_emergence(curve(1 - logistic(2500, 500)))
+    assert found.transition
+    assert found.step == pytest.approx(2500, abs=1)
+    assert found.before > found.after
+
+
+def test_the_log_scale():
+    steps = np.unique(np.geomspace(1, 100_000, 60).astype(int))
+    x = np.log1p(steps)
+    values = 1 / (1 + np.exp(-(x - np.log1p(900)) / 0.3))
+    found = locate_emergence(pd.Series(values, index=steps), scale="log_step")
+    assert found.step == pytest.approx(900, rel=0.01)
+
+
+def test_a_jump_between_two_checkpoints_has_an_interval_that_spans_them():
+    found = locate_emergence(curve((STEPS > 3050).astype(float)))
+    assert found.transition
+    assert found.low <= 3000
+    assert found.high >= 3100
+
+
+@pytest.mark.parametrize(("width", "correlation", "least"), [(300, 0.0, 0.85), (300, 0.7, 0.65), (1500, 0.0, 0.7)])
+def test_coverage_of_the_95_percent_interval(width, correlation, least, record_property):
+    """Nominal 95 %; autocorrelated noise makes every known interval optimistic, and the numbers below say how much."""
+    rng, covered, errors = np.random.default_rng(7), 0, []
+    for _ in range(24):
+        truth = rng.uniform(2500, 3500)
+        found = locate_emergence(curve(logistic(truth, width) + noise(rng, correlation)), n_bootstrap=100)
+        assert found.transition
+        covered += found.low <= truth <= found.high
+        errors.append(abs(found.step - truth))
+    record_property("coverage", covered / 24)
+    assert covered / 24 >= least
+    assert np.median(errors) < 60
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.7])
+def test_pure_noise_and_a_slow_line_are_no_transition(correlation):
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        assert not locate_emergence(curve(0.5 + noise(rng, correlation))).transition
+        assert not locate_emergence(curve(STEPS / 6000 + noise(rng, correlation))).transition
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.03125])
+def test_a_constant_is_no_transition(constant):
+    assert not locate_emergence(curve(np.full(len(STEPS), constant))).transition
+
+
+def test_a_rise_that_is_not_seen_whole_is_no_transition():
+    assert not locate_emergence(curve(1 - np.exp(-STEPS / 800))).transition
+    assert not locate_emergence(curve(logistic(5950, 400))).transition
+
+
+def test_a_drift_over_most_of_the_run_is_no_transition():
+    found = locate_emergence(curve(logistic(3000, 4500)))
+    assert not found.transition
+    assert "drift" in found.reason
+
+
+def test_too_few_points_and_unsorted_steps():
+    with pytest.raises(MechinterpError, match="needs 8 checkpoints, this curve has 5"):
+        locate_emergence(curve(STEPS / 1.0)[:5])
+    with pytest.raises(MechinterpError, match="not ascending"):
+        locate_emergence(curve(STEPS / 1.0)[::-1])
+
+
+def test_lags_between_measures_over_runs():
+    rng, tables = np.random.default_rng(0), []
+    for midpoint in (2800, 3000, 3100, 3300):
+        early, late = logistic(midpoint - 400, 300), logistic(midpoint, 300)
+        tables.append(
+            pd.DataFrame(
+                {"early": early + noise(rng, 0), "late": late + noise(rng, 0), "never": noise(rng, 0)}, index=STEPS
+            )
+        )
+    result = mi.compare_emergence(tables, ["early", "late", "never"], reference="late")
+    assert result["n_transitions"].tolist() == [4, 4, 0]
+    assert result.loc["late", "step_50"] == pytest.approx(3050, abs=40)
+    assert result.loc["early", "lag_50"] == pytest.approx(-400, abs=40)
+    assert result.loc["early", "lag_low"] <= -400 <= result.loc["early", "lag_high"] + 30
+    assert result.loc["early", "lag_high"] < 0
+    assert np.isnan(result.loc["never", "lag_50"])

@@ -84,6 +84,70 @@ class Run(Train):
 
 
 @dataclass
+class Resume:
+    """Go on with a run from its last checkpoint; a file that a killed writer left behind is recovered."""
+
+    run: RunPath
+    until: int | None = None
+    """The step to stop at; by default the configured end. Beyond it, the run is prolonged."""
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.training import resume
+
+        run = resume(self.run, until=self.until)
+        summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1]}
+        _print(summary, self.json, f"trained to step {run.steps[-1]}: {run.path}")
+
+
+@dataclass
+class Replay:
+    """Rebuild steps between the saved ones, prove them at the next checkpoint, and keep them beside the run."""
+
+    run: RunPath
+    start: Annotated[int | None, tyro.conf.arg(name="from")] = None
+    """First step; by default the first saved one."""
+    stop: Annotated[int | None, tyro.conf.arg(name="to")] = None
+    """Last step; by default the last saved one."""
+    every: int = 10
+    """Distance of the rebuilt steps."""
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.store import open_run
+
+        run = open_run(self.run)
+        proof = run.densify(start=self.start, stop=self.stop, every=self.every, progress=True)
+        rebuilt = [step for step in run.steps if step not in set(run.file.steps)]
+        result = {
+            "run": str(run.path),
+            "side_file": str(run.dense_path),
+            "exact": proof.exact,
+            "deviation": proof.deviation,
+            "checked": list(proof.checked),
+            "digests": {str(step): run.digest(step) for step in rebuilt},
+        }
+        _print(result, self.json, f"{proof}\n{len(rebuilt)} rebuilt steps are in {run.dense_path}")
+
+
+@dataclass
+class Verify:
+    """Check a run file: format, checksums, digests, and the replay of an interval. Exit code 1 if anything is off."""
+
+    run: RunPath
+    interval: int | None = None
+    """The saved step whose interval to the next is replayed; by default one chosen at random."""
+    json: Json = False
+
+    def execute(self) -> int:
+        from mechinterp.store.verify import verify
+
+        found = verify(self.run, interval=self.interval)
+        _print(found.to_dict(), self.json, str(found))
+        return 0 if found.sound else 1
+
+
+@dataclass
 class Info:
     """Show a run's config, saved steps and the digest of each checkpoint's weights."""
 
@@ -200,6 +264,9 @@ def _plain(value: Any) -> Any:
 _COMMANDS: dict[str, type] = {
     "run": Run,
     "train": Train,
+    "resume": Resume,
+    "replay": Replay,
+    "verify": Verify,
     "info": Info,
     "measure": Measure,
     "emergence": Emergence,
@@ -208,7 +275,7 @@ _COMMANDS: dict[str, type] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 for a file that fails to verify, 2 for a user's error, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
 
     try:
@@ -230,13 +297,12 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
     Every error of the user, tyro's boxed complaints included, becomes one line and exit code 2.
     """
     try:
-        _parse(command, arguments, options).execute()
+        return _parse(command, arguments, options).execute() or 0
     except MechinterpError as error:
         return _fail(error)
     except KeyboardInterrupt:
         print("mechinterp: interrupted; every checkpoint written so far is kept", file=sys.stderr)
         return 130
-    return 0
 
 
 def _fail(error: MechinterpError) -> int:

@@ -1,33 +1,30 @@
-"""Reading a run: its config, its steps, and the model at any of them. Works while the run is still training.
+"""A run: its trajectory, the task, and the model at any step. Works while the run is still training.
 
-A run file may come from anywhere, so it is opened read-only and checked against the layout that its own config
-implies: hard links only, exact names, types and shapes, no external or virtual storage, known filters. Every read
-opens the file anew and trusts only the rows that /step covers.
+A run file may have a side file beside it (``fast.dense.h5`` beside ``fast.h5``) that holds steps rebuilt between the
+saved ones; the two are read as one trajectory.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import h5py
-import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from mechinterp.config import RunConfig
-from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnknownNameError
-from mechinterp.models.parameters import parameter_shapes
-from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
+from mechinterp.config import ConfigError
+from mechinterp.errors import MechinterpError, RunFileError, UnknownNameError
+from mechinterp.store.file import RunFile
+from mechinterp.store.schema import dense_path
 from mechinterp.tasks.base import Task
 
 if TYPE_CHECKING:
+    from mechinterp.emergence import Emergence
     from mechinterp.models.transformer import VectorTransformer
+    from mechinterp.training.replay import Proof
 
-_MAX_TEXT = 1 << 20
-"""Bytes of the longest text that a run file may carry."""
+
+class ApproximateReplayWarning(UserWarning):
+    """A step was rebuilt, but not bit for bit."""
 
 
 def open_run(path: str | Path, *, task: Task | None = None) -> "Run":
@@ -36,49 +33,32 @@ def open_run(path: str | Path, *, task: Task | None = None) -> "Run":
 
 
 class Run:
-    """A trajectory: the config of a run and its weights at the saved steps."""
+    """A trajectory: the config of a run and its weights at any step up to the last saved one."""
 
     def __init__(self, path: str | Path, *, task: Task | None = None):
         self.path = Path(path)
-        with self._open() as file:
-            self.config, self.environment, self.created = _read_about(file)
-            _check_datasets(file, self.config)
+        self.file = RunFile(self.path)
+        self.config, self.environment, self.created = self.file.config, self.file.environment, self.file.created
         if task is not None:
             _check_task(self, task)
         self._task = task
+        self._dense: RunFile | None = None
+        self._dense = self._side_file()
 
-    @contextmanager
-    def _open(self) -> Iterator[h5py.File]:
-        if not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "does not exist"
-            raise RunFileError(f"{self.path}: {what}; give the path of a run file")
-        try:
-            file = h5py.File(self.path, "r", libver=("v110", "v110"), swmr=True)
-        except (OSError, RuntimeError, ValueError):
-            raise RunFileError(f"{self.path}: is no HDF5 file, or is damaged; give the path of a run file") from None
-        try:
-            yield file
-        except MechinterpError as error:
-            raise type(error)(f"{self.path}: {error}") from None
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise RunFileError(f"{self.path}: cannot be read, it is damaged ({str(error).splitlines()[0]})") from None
-        finally:
-            file.close()
+    @property
+    def dense_path(self) -> Path:
+        """Where the side file of rebuilt steps lies, if there is one."""
+        return dense_path(self.path)
 
     @property
     def steps(self) -> list[int]:
-        """The saved steps, ascending. Step s is the state after s updates."""
-        with self._open() as file:
-            return _committed(file)
+        """The stored steps, ascending. Step s is the state after s updates."""
+        return sorted({*self.file.steps, *(self._dense.steps if self._dense else ())})
 
     @property
     def status(self) -> str:
-        """ "complete", "interrupted", "diverged", "failed" or "running" (also: its writer was killed)."""
-        with self._open() as file:
-            number = int(_dataset(file, "status")[0])
-            if not 0 <= number < len(STATUSES):
-                raise RunFileError(f"status is {number}, expected 0 to {len(STATUSES) - 1}")
-            return STATUSES[number]
+        """"complete", "interrupted", "diverged", "failed" or "running" (also: its writer was killed)."""
+        return self.file.status
 
     @property
     def task(self) -> Task:
@@ -92,147 +72,94 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Training loss and accuracy, each the mean since the checkpoint before, by step."""
-        with self._open() as file:
-            steps = _committed(file)
-            columns = {name: _dataset(file, f"metrics/{name}")[: len(steps)] for name in METRICS}
-        return pd.DataFrame(columns, index=pd.Index(steps, name="step"))
+        """Training loss and accuracy by step, each the mean since the stored step before."""
+        tables = [self.file.metrics()] + ([self._dense.metrics()] if self._dense else [])
+        return pd.concat(tables).sort_index()
 
     def weights(self, step: int) -> dict[str, Tensor]:
-        """The trained parameters at a saved step, by name (float32)."""
-        with self._open() as file:
-            row = self._row(file, step)
-            arrays = {name: _dataset(file, f"weights/{name}")[row] for name in parameter_shapes(self.config)}
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise RunFileError(f"{self.path}: {name} at step {step} is not finite; the file is damaged")
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        """The trained parameters at a stored step, by name (float32)."""
+        return self._holder(step).weights(step)
 
     def digest(self, step: int) -> str:
-        """SHA-256 of the weights at a saved step, as it was stored when they were written (hexadecimal)."""
-        with self._open() as file:
-            return bytes(_dataset(file, "digest")[self._row(file, step)]).hex()
+        """SHA-256 of the weights at a stored step, as it was stored when they were written (hexadecimal)."""
+        return self._holder(step).digest(step)
 
     def model(self, step: int) -> "VectorTransformer":
-        """The hooked model with the weights of a saved step."""
+        """The hooked model at any step: loaded if the step is stored, else rebuilt by replaying the training.
+
+        A rebuilt step is proved: the replay runs on to the next saved checkpoint and compares digests. If they
+        differ (another machine, or another build of torch) an ApproximateReplayWarning tells the deviation.
+        """
         from mechinterp.models.transformer import build_model
 
-        return build_model(self.config, self.weights(step))
+        if step in self.steps:
+            return build_model(self.config, self.weights(step))
+        from mechinterp.training.replay import replay
 
-    def _row(self, file: h5py.File, step: int) -> int:
-        steps = _committed(file)
-        if step not in steps:
-            if not steps:
-                raise UnknownNameError("no step is saved yet")
-            near = min(steps, key=lambda saved: abs(saved - step))
-            raise UnknownNameError(
-                f"step {step} is not saved; the nearest is {near} ({len(steps)} from {steps[0]} to {steps[-1]})"
+        kept: dict[int, dict[str, Tensor]] = {}
+        proof = replay(self, [step], lambda at, weights, metrics: kept.update({at: weights}))
+        if not proof.exact:
+            warnings.warn(f"{self.path}: step {step} is {proof}", ApproximateReplayWarning, stacklevel=2)
+        return build_model(self.config, kept[step])
+
+    def densify(
+        self,
+        *,
+        around: "Emergence | None" = None,
+        start: int | None = None,
+        stop: int | None = None,
+        every: int = 10,
+        progress: bool = False,
+    ) -> "Proof":
+        """Rebuild every `every`-th step of a stretch of the trajectory and keep them in the side file.
+
+        The stretch is `start` to `stop` (both included, by default the whole run), or one 10–90 % width to either
+        side of a located transition (`around`). Returns the proof of the replay; from then on `steps` has them.
+        """
+        from mechinterp.training.replay import densify
+
+        saved = self.file.steps
+        if around is not None:
+            if around.step is None or around.width is None:
+                raise MechinterpError(f"{self.path}: there is no transition to densify around ({around.reason})")
+            start, stop = int(around.step - around.width), int(around.step + around.width)
+            start, stop = max(start, saved[0]), min(stop, saved[-1])
+        start, stop = saved[0] if start is None else start, saved[-1] if stop is None else stop
+        if every < 1 or not saved[0] <= start <= stop <= saved[-1]:
+            raise MechinterpError(
+                f"{self.path}: cannot rebuild steps {start} to {stop} every {every}; use a stretch within"
+                f" {saved[0]} to {saved[-1]} and every at least 1"
             )
-        return steps.index(step)
+        proof = densify(self, range(start, stop + 1, every), progress=progress)
+        self._dense = self._side_file()
+        return proof
+
+    def _side_file(self) -> RunFile | None:
+        if not self.dense_path.exists():
+            return None
+        side = RunFile(self.dense_path)
+        if (side.created, side.config.task) != (self.created, self.config.task):
+            raise RunFileError(f"{self.dense_path}: holds steps of another run than {self.path.name}; delete it")
+        return side
+
+    def _holder(self, step: int) -> RunFile:
+        """The file that stores a step."""
+        if step in self.file.steps:
+            return self.file
+        if self._dense and step in self._dense.steps:
+            return self._dense
+        steps = self.steps
+        if not steps:
+            raise UnknownNameError(f"{self.path}: no step is saved yet")
+        near = min(steps, key=lambda saved: abs(saved - step))
+        raise UnknownNameError(
+            f"{self.path}: step {step} is not saved; the nearest is {near}"
+            f" ({len(steps)} from {steps[0]} to {steps[-1]})"
+        )
 
     def __repr__(self) -> str:
         steps = self.steps
         return f"Run({str(self.path)!r}, {self.status}, {len(steps)} steps up to {steps[-1] if steps else None})"
-
-
-def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, str], str]:
-    """Config, environment and date from the file's attributes."""
-    if _text(file, "format") != FORMAT:
-        raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
-    found = _text(file, "schema_version")
-    if found != str(SCHEMA_VERSION):
-        raise RunFileError(f"has schema version {found}, this package reads {SCHEMA_VERSION}; use a matching package")
-    try:
-        config = RunConfig.from_dict(json.loads(_text(file, "config")), source="its config")
-        environment = json.loads(_text(file, "environment"))
-    except ConfigError as error:
-        raise RunFileError(str(error)) from None
-    except (json.JSONDecodeError, RecursionError):
-        raise RunFileError("its config is not valid JSON; the file is damaged") from None
-    if not isinstance(environment, dict):
-        raise RunFileError("its environment is no table; the file is damaged")
-    return config, environment, _text(file, "created")
-
-
-def _text(file: h5py.File, name: str) -> str:
-    """A fixed-length text attribute of bounded size."""
-    if name not in file.attrs:
-        if name == "format":
-            raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
-        raise RunFileError(f"lacks the attribute {name!r}; the file is damaged")
-    attribute = file.attrs.get_id(name)
-    if attribute.dtype.kind != "S" or attribute.shape != () or attribute.get_storage_size() > _MAX_TEXT:
-        raise RunFileError(f"the attribute {name!r} is no text of at most {_MAX_TEXT} bytes; the file is damaged")
-    return bytes(file.attrs[name]).decode(errors="replace")
-
-
-def _check_datasets(file: h5py.File, config: RunConfig) -> None:
-    """Exactly the datasets of the config's layout, each as the layout says."""
-    expected = {**layout(config), "status": Dataset("status", (), np.dtype("<i8"), 1)}
-    present = {
-        f"{group}/{name}" if group else name for group in ("", "weights", "metrics") for name in _names(file, group)
-    }
-    present -= {"weights", "metrics"}
-    for name in sorted(expected.keys() - present):
-        raise RunFileError(f"the dataset /{name} is missing; the file is damaged or from another version")
-    for name in sorted(present - expected.keys()):
-        raise RunFileError(f"the dataset /{name} does not belong in a run file; it is not opened")
-    committed = len(_checked(file, expected["step"]))
-    for spec in expected.values():
-        rows = len(_checked(file, spec))
-        if rows < (1 if spec.name == "status" else committed):
-            raise RunFileError(f"/{spec.name} has {rows} rows, expected at least {committed}; the file is damaged")
-    _committed(file)
-
-
-def _names(file: h5py.File, group: str) -> list[str]:
-    """Names of a group's members; a link to another place or file is refused without following it."""
-    link = file.get(group, getlink=True) if group else h5py.HardLink()
-    if not isinstance(link, h5py.HardLink):
-        raise RunFileError(f"/{group} is missing or no hard link; the file is not opened")
-    members = file[group] if group else file
-    if not isinstance(members, h5py.Group):
-        raise RunFileError(f"/{group} is no group; the file is damaged")
-    for name in members:
-        if not isinstance(members.get(name, getlink=True), h5py.HardLink):
-            raise RunFileError(f"/{group}/{name} is a link to another place; such a file is not opened")
-    return list(members)
-
-
-def _checked(file: h5py.File, spec: Dataset) -> h5py.Dataset:
-    dataset = file[spec.name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise RunFileError(f"/{spec.name} is no dataset; the file is damaged")
-    if dataset.is_virtual or dataset.external:
-        raise RunFileError(f"/{spec.name} keeps its data outside the file; such a file is not opened")
-    if dataset.dtype != spec.dtype:
-        raise RunFileError(f"/{spec.name} has type {dataset.dtype}, expected {spec.dtype}; the file is damaged")
-    if dataset.ndim != 1 + len(spec.shape) or dataset.shape[1:] != spec.shape:
-        shape = ", ".join(["checkpoint", *map(str, spec.shape)])
-        raise RunFileError(f"/{spec.name} has shape {dataset.shape}, expected ({shape}); the file is damaged")
-    filters = dataset.id.get_create_plist()
-    for index in range(filters.get_nfilters()):
-        if filters.get_filter(index)[0] not in (
-            h5py.h5z.FILTER_SHUFFLE,
-            h5py.h5z.FILTER_DEFLATE,
-            h5py.h5z.FILTER_FLETCHER32,
-        ):
-            raise RunFileError(f"/{spec.name} uses an unknown filter; such a file is not opened")
-    stored = int(np.prod(spec.shape)) * spec.dtype.itemsize
-    if dataset.shape[0] * stored > max(2 * file.id.get_filesize(), 1 << 22):
-        raise RunFileError(f"/{spec.name} declares {dataset.shape[0]} rows, more than the file holds; it is damaged")
-    return dataset
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    return cast(h5py.Dataset, file[name])
-
-
-def _committed(file: h5py.File) -> list[int]:
-    steps = _dataset(file, "step")[:].tolist()
-    if any(after <= before for before, after in zip([-1, *steps], steps, strict=False)):
-        raise RunFileError("/step is not ascending; the file is damaged")
-    return steps
 
 
 def _check_task(run: Run, task: Task) -> None:

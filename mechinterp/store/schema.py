@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ def layout(config: RunConfig) -> dict[str, Dataset]:
     datasets += [Dataset(f"metrics/{name}", (), np.dtype("<f8"), 256) for name in METRICS]
     datasets += [Dataset("digest", (32,), np.dtype("u1"), 256), Dataset("step", (), np.dtype("<i8"), 256)]
     return {dataset.name: dataset for dataset in datasets}
+
+
+def dense_path(path: Path) -> Path:
+    """Where the side file of rebuilt steps lies: fast.dense.h5 beside fast.h5."""
+    return path.with_suffix(f".dense{path.suffix}")
 
 
 def digest(parameters: Mapping[str, Tensor]) -> bytes:

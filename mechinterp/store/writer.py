@@ -6,10 +6,13 @@ moved to its own when the first checkpoint is in it.
 """
 
 import contextlib
+import fcntl
 import json
+import math
 import os
 import resource
 import shutil
+import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,38 +24,67 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError, RunFileError
-from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, digest, environment, layout
+from mechinterp.store.file import RunFile
+from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, dense_path, digest, environment, layout
 
 _HEADROOM = 1 << 20
 """Bytes that must stay free beyond a checkpoint's own: HDF5 crashes the interpreter on a full disk."""
 
 
 class RunWriter:
-    """Appends checkpoints to a new run file; a context manager that records how the run ended."""
+    """Appends checkpoints to a run file; a context manager that records how the run ended.
 
-    def __init__(self, path: str | Path, config: RunConfig, *, overwrite: bool = False, engine: str = ""):
-        self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+    A new file, unless it `continues` another: then that file's committed checkpoints are copied first, and the new
+    file takes its place. `created` overrides the date, for a side file, which has its run's. A file that is not
+    `live` appears only when it is complete.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: RunConfig,
+        *,
+        overwrite: bool = False,
+        continues: RunFile | None = None,
+        engine: str = "",
+        created: str | None = None,
+        live: bool = True,
+    ):
+        self.path, self._live = Path(path), live
+        self._fresh = live and continues is None
+        self._temporary = self.path.with_name(f".{self.path.name}.part")
         self._layout = layout(config)
-        self._bytes = sum(4 * int(np.prod(dataset.shape)) for dataset in self._layout.values())
-        require_writable(self.path, overwrite)
+        self._bytes = sum(dataset.dtype.itemsize * math.prod(dataset.shape) for dataset in self._layout.values())
+        require_writable(self.path, overwrite or continues is not None)
+        if self.path.exists():
+            require_unwritten(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._require_space(self.path.parent)
-        self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
+        n_copied = len(continues.steps) if continues else 0
+        self._require_space(self.path.parent, 2 + n_copied)
         try:
-            self._create(config, engine)
+            self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
+        except OSError as error:
+            if self._temporary.exists():
+                raise RunFileError(f"{self.path}: is being written by another process; wait for it to end") from None
+            raise RunFileError(f"{self.path}: cannot be created ({error})") from None
+        try:
+            _lock(self._file.id.get_vfd_handle())
+            about = continues.created if continues else created
+            self._create(config, engine, about or datetime.now(UTC).isoformat(timespec="microseconds"))
+            if continues:
+                self._copy(continues)
         except BaseException:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
             raise
 
-    def _create(self, config: RunConfig, engine: str) -> None:
+    def _create(self, config: RunConfig, engine: str, created: str) -> None:
         about = {
             "format": FORMAT,
             "schema_version": str(SCHEMA_VERSION),
             "config": config.canonical_json(),
             "environment": json.dumps({**environment(), "engine": engine}, sort_keys=True),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": created,
         }
         for name, text in about.items():
             self._file.attrs[name] = np.bytes_(text.encode())
@@ -65,15 +97,31 @@ class RunWriter:
                 dtype=dataset.dtype,
                 fletcher32=True,
             )
-        self._file.create_dataset("status", data=np.zeros(1, "<i8"), fletcher32=False)
+        self._file.create_dataset("status", data=np.zeros(1, "<i8"))
         self._file.swmr_mode = True
+
+    def _copy(self, source: RunFile) -> None:
+        """Take over the committed checkpoints of a file, and its place."""
+        metrics = source.metrics()
+        for step in source.steps:
+            weights = source.weights(step)
+            if digest(weights).hex() != source.digest(step):
+                raise RunFileError(f"{source.path}: the weights of step {step} do not match their digest; it is damaged")
+            self._write(step, weights, metrics.loc[step].to_dict())
+        self._publish()
 
     def append(self, step: int, parameters: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
         """Commit the checkpoint of `step`. Weights that are not finite are refused: nothing is written."""
         for name, value in parameters.items():
             if not bool(value.isfinite().all()):
                 raise DivergedError(f"{self.path}: {name} is not finite at step {step}; {self._advice()}")
-        self._require_space(self._temporary if self._temporary.exists() else self.path)
+        self._require_space(self._temporary if self._temporary.exists() else self.path, 2)
+        self._write(step, parameters, metrics)
+        if self._live:
+            self._publish()
+
+    def _write(self, step: int, parameters: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
+        """Everything of a checkpoint, and then /step."""
         for name, value in parameters.items():
             self._extend(f"weights/{name}", value.detach().cpu().numpy())
         for name in METRICS:
@@ -81,8 +129,13 @@ class RunWriter:
         self._extend("digest", np.frombuffer(digest(parameters), dtype="u1"))
         self._file.flush()
         self._extend("step", np.int64(step))
+
+    def _publish(self) -> None:
+        """Hand everything to the disk (HDF5 itself never syncs) and put the file in its place."""
         self._sync()
         if self._temporary.exists():
+            if self._fresh:
+                dense_path(self.path).unlink(missing_ok=True)  # rebuilt steps of the run that is replaced
             os.replace(self._temporary, self.path)
 
     def _extend(self, name: str, row: np.ndarray | np.generic) -> None:
@@ -98,17 +151,19 @@ class RunWriter:
         status_row = self._file["status"]
         assert isinstance(status_row, h5py.Dataset)
         status_row[0] = STATUSES.index(status)
-        self._sync()
+        if status == "complete":
+            self._publish()
+        else:
+            self._sync()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def _sync(self) -> None:
-        """Hand everything to the disk: HDF5 itself never syncs."""
         self._file.flush()
         os.fsync(self._file.id.get_vfd_handle())
 
-    def _require_space(self, where: Path) -> None:
-        needed = 2 * self._bytes + _HEADROOM
+    def _require_space(self, where: Path, n_checkpoints: int) -> None:
+        needed = n_checkpoints * self._bytes + _HEADROOM
         free = shutil.disk_usage(where).free
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         if limit != resource.RLIM_INFINITY and where.is_file():
@@ -135,6 +190,25 @@ class RunWriter:
         else:
             with contextlib.suppress(OSError, RuntimeError):  # the first error is the one to show
                 self.finish("diverged" if isinstance(error, DivergedError) else "failed")
+
+
+def require_unwritten(path: Path) -> None:
+    """Refuse a file that another process is writing."""
+    with path.open("rb+") as file:
+        try:
+            _lock(file.fileno())
+        except OSError:
+            raise RunFileError(f"{path}: is being written by another process; wait for it to end") from None
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file for its writer, where the system knows locks of open files; OSError if another holds it.
+
+    Independent of HDF5's own locks, which SWMR gives up. The lock ends with the writer, however it ends.
+    """
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
 
 
 def require_writable(path: Path, overwrite: bool) -> None:

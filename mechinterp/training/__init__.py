@@ -1,5 +1,5 @@
 """How a network is trained: SGD on fresh batches, every scheduled step into the run file."""
 
-from mechinterp.training.trainer import train
+from mechinterp.training.trainer import resume, train
 
-__all__ = ["train"]
+__all__ = ["resume", "train"]

@@ -1,31 +1,18 @@
-"""Train a network on a task and keep its trajectory."""
+"""Train a network on a task and keep its trajectory; resume a run that stopped."""
 
-import math
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.config import CustomTaskConfig, ItemLabelConfig, RunConfig
-from mechinterp.errors import ConfigError, DivergedError
+from mechinterp.errors import ConfigError, DivergedError, MechinterpError
 from mechinterp.models.parameters import initial_parameters
 from mechinterp.store import Run, RunWriter, open_run
-from mechinterp.tasks.base import Batch, Task
+from mechinterp.tasks.base import Task
 from mechinterp.tasks.item_label import ItemLabelTask
-from mechinterp.training.fused import FusedEngine
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Holds the parameters and advances them by one step of SGD."""
-
-    name: str
-    parameters: dict[str, Tensor]
-
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """Update the parameters in place; return the batch's loss and accuracy before the update."""
-        ...
+from mechinterp.training.engine import Engine, build_engine
+from mechinterp.training.loop import RecentMean, advance
+from mechinterp.training.replay import environment_changes, recorded_threads
 
 
 def train(
@@ -35,65 +22,71 @@ def train(
 
     Pass `task` to train on a task of your own; the config then records only its name and shape. Training stops
     early at the config's stop rule. A loss or weight that is not finite raises DivergedError; Ctrl-C raises
-    KeyboardInterrupt; either way every checkpoint committed before is in the file.
+    KeyboardInterrupt; either way every checkpoint committed before is in the file, and `resume` goes on from there.
     """
     if task is not None:
         config = _config_for(task, config)
     trained_on: Task = config.build_task() if task is None else task
     engine = build_engine(config, initial_parameters(config))
     with RunWriter(path, config, overwrite=overwrite, engine=engine.name) as writer:
-        _advance(engine, trained_on, config, writer, progress=progress)
+        writer.append(0, engine.parameters, RecentMean().take())
+        _train(engine, trained_on, config, writer, range(config.training.steps), progress)
     return open_run(path, task=trained_on)
 
 
-def build_engine(config: RunConfig, parameters: dict[str, Tensor]) -> Engine:
-    """The fastest engine that computes this network exactly: fused where it fits, else the hooked model's autograd."""
-    if FusedEngine.fits(config):
-        return FusedEngine(config, parameters)
-    from mechinterp.training.hooked import HookedEngine  # imports TransformerLens, which takes seconds
+def resume(
+    path: str | Path, *, until: int | None = None, task: Task | None = None, progress: bool = True
+) -> Run:
+    """Go on with a run from its last checkpoint, to the configured end or to step `until`; returns the run.
 
-    return HookedEngine(config, parameters)
-
-
-def _advance(engine: Engine, task: Task, config: RunConfig, writer: RunWriter, *, progress: bool) -> None:
-    """Steps, and checkpoints at the scheduled ones, from step 0 to the end or the stop rule."""
-    training = config.training
-    scheduled = set(config.checkpoints.schedule(training.steps))
-    recent = _RecentMean()
-    bar = tqdm(total=training.steps, unit="step", disable=None if progress else True, mininterval=0.5)
-    with bar:
-        for step in range(training.steps + 1):
-            if step in scheduled:
-                metrics = recent.take()
-                writer.append(step, engine.parameters, metrics)
-                bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", accuracy=f"{metrics['train_accuracy']:.3f}")
-                if training.stop_accuracy is not None and metrics["train_accuracy"] >= training.stop_accuracy:
-                    return
-            if step < training.steps:
-                loss, accuracy = engine.step(task.train_batch(step, training.batch_size))
-                if not math.isfinite(loss):
-                    raise DivergedError(
-                        f"{writer.path}: the loss is {loss} at step {step}; lower training.learning_rate"
-                        f" (now {training.learning_rate:g}). Earlier checkpoints are kept"
-                    )
-                recent.add(loss, accuracy)
-                bar.update()
+    The same bits follow as in a run that never stopped, if the environment is the same. A file left behind by a
+    killed writer is recovered: its committed checkpoints are copied to a new file, which replaces it. An `until`
+    beyond the configured end prolongs the run. A run that another process is writing is refused.
+    """
+    run = open_run(path, task=task)
+    last, end = run.file.steps[-1], run.config.training.steps if until is None else until
+    if end < last:
+        raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
+    config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
+    engine = build_engine(config, run.file.weights(last), run.environment.get("engine"))
+    for change in environment_changes(run.environment):
+        tqdm.write(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
+    if run.status == "running":
+        tqdm.write(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
+    with recorded_threads(run.environment), RunWriter(path, config, continues=run.file, engine=engine.name) as writer:
+        _train(engine, run.task, config, writer, range(last, end), progress)
+        if end < config.training.steps:
+            writer.finish("interrupted")
+    return open_run(path, task=run.task)
 
 
-class _RecentMean:
-    """Mean loss and accuracy of the steps since it was last taken."""
+def _train(
+    engine: Engine, task: Task, config: RunConfig, writer: RunWriter, steps: range, progress: bool
+) -> None:
+    """The updates `steps`, with a checkpoint at every scheduled step and at the last, up to the stop rule."""
+    scheduled, recent = {*config.checkpoints.schedule(config.training.steps), steps.stop}, RecentMean()
 
-    def __init__(self) -> None:
-        self._count, self._loss, self._accuracy = 0, 0.0, 0.0
+    def save(step: int) -> bool:
+        """Write a checkpoint; True if the stop rule ends the run here."""
+        metrics = recent.take()
+        writer.append(step, engine.parameters, metrics)
+        bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", accuracy=f"{metrics['train_accuracy']:.3f}")
+        limit = config.training.stop_accuracy
+        return limit is not None and metrics["train_accuracy"] >= limit
 
-    def add(self, loss: float, accuracy: float) -> None:
-        self._count, self._loss, self._accuracy = self._count + 1, self._loss + loss, self._accuracy + accuracy
-
-    def take(self) -> dict[str, float]:
-        count = self._count or math.nan
-        metrics = {"train_loss": self._loss / count, "train_accuracy": self._accuracy / count}
-        self.__init__()
-        return metrics
+    hidden = None if progress else True
+    with tqdm(initial=steps.start, total=steps.stop, unit="step", disable=hidden, mininterval=0.5) as bar:
+        try:
+            for step in advance(engine, task, config, steps.start, steps.stop, recent):
+                if step > steps.start:
+                    bar.update()
+                    if step in scheduled and save(step):
+                        return
+        except DivergedError as error:
+            raise DivergedError(f"{writer.path}: {error}") from None
+        if len(steps):
+            bar.update()
+            save(steps.stop)
 
 
 def _config_for(task: Task, config: RunConfig) -> RunConfig:

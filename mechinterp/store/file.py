@@ -1,0 +1,191 @@
+"""Reading one run file, strictly: it may come from anywhere, and it may be growing.
+
+The file is opened read-only and checked against the layout that its own config implies: hard links only, exact names,
+types and shapes, no external or virtual storage, known filters. Every read opens the file anew and trusts only the rows
+that /step covers.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mechinterp.config import RunConfig
+from mechinterp.errors import ConfigError, MechinterpError, RunFileError
+from mechinterp.models.parameters import parameter_shapes
+from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
+
+_MAX_TEXT = 1 << 20
+"""Bytes of the longest text that a run file may carry."""
+
+
+class RunFile:
+    """One HDF5 file of checkpoints: config, steps, weights, digests, metrics and status."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._open() as file:
+            self.config, self.environment, self.created = _read_about(file)
+            _check_datasets(file, self.config)
+
+    @contextmanager
+    def _open(self) -> Iterator[h5py.File]:
+        if not self.path.is_file():
+            what = "is a folder" if self.path.is_dir() else "does not exist"
+            raise RunFileError(f"{self.path}: {what}; give the path of a run file")
+        try:
+            file = h5py.File(self.path, "r", libver=("v110", "v110"), swmr=True)
+        except (OSError, RuntimeError, ValueError):
+            raise RunFileError(f"{self.path}: is no HDF5 file, or is damaged; give the path of a run file") from None
+        try:
+            yield file
+        except MechinterpError as error:
+            raise type(error)(f"{self.path}: {error}") from None
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise RunFileError(f"{self.path}: cannot be read, it is damaged ({str(error).splitlines()[0]})") from None
+        finally:
+            file.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The committed steps, ascending."""
+        with self._open() as file:
+            return _committed(file)
+
+    @property
+    def status(self) -> str:
+        """How the run ended, or "running"."""
+        with self._open() as file:
+            number = int(_dataset(file, "status")[0])
+            if not 0 <= number < len(STATUSES):
+                raise RunFileError(f"/status is {number}, expected 0 to {len(STATUSES) - 1}; the file is damaged")
+            return STATUSES[number]
+
+    def metrics(self) -> pd.DataFrame:
+        """Training loss and accuracy by step."""
+        with self._open() as file:
+            steps = _committed(file)
+            columns = {name: _dataset(file, f"metrics/{name}")[: len(steps)] for name in METRICS}
+        return pd.DataFrame(columns, index=pd.Index(steps, name="step"))
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The parameters at a committed step, by name (float32)."""
+        with self._open() as file:
+            row = _committed(file).index(step)
+            arrays = {name: _dataset(file, f"weights/{name}")[row] for name in parameter_shapes(self.config)}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise RunFileError(f"{self.path}: {name} at step {step} is not finite; the file is damaged")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def digest(self, step: int) -> str:
+        """The stored SHA-256 of the weights at a committed step (hexadecimal)."""
+        with self._open() as file:
+            return cast(np.ndarray, _dataset(file, "digest")[_committed(file).index(step)]).tobytes().hex()
+
+
+def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, str], str]:
+    """Config, environment and date from the file's attributes."""
+    if _text(file, "format") != FORMAT:
+        raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
+    found = _text(file, "schema_version")
+    if found != str(SCHEMA_VERSION):
+        raise RunFileError(f"has schema version {found}, this package reads {SCHEMA_VERSION}; use a matching package")
+    try:
+        config = RunConfig.from_dict(json.loads(_text(file, "config")), source="its config")
+        environment = json.loads(_text(file, "environment"))
+    except ConfigError as error:
+        raise RunFileError(str(error)) from None
+    except (json.JSONDecodeError, RecursionError):
+        raise RunFileError("its config is not valid JSON; the file is damaged") from None
+    if not isinstance(environment, dict):
+        raise RunFileError("its environment is no table; the file is damaged")
+    return config, environment, _text(file, "created")
+
+
+def _text(file: h5py.File, name: str) -> str:
+    """A fixed-length text attribute of bounded size."""
+    if name not in file.attrs:
+        if name == "format":
+            raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
+        raise RunFileError(f"lacks the attribute {name!r}; the file is damaged")
+    attribute = file.attrs.get_id(name)
+    if attribute.dtype.kind != "S" or attribute.shape != () or attribute.get_storage_size() > _MAX_TEXT:
+        raise RunFileError(f"the attribute {name!r} is no text of at most {_MAX_TEXT} bytes; the file is damaged")
+    return bytes(file.attrs[name]).decode(errors="replace")
+
+
+def _check_datasets(file: h5py.File, config: RunConfig) -> None:
+    """Exactly the datasets of the config's layout, each as the layout says."""
+    expected = {**layout(config), "status": Dataset("status", (), np.dtype("<i8"), 1)}
+    present = {
+        f"{group}/{name}" if group else name for group in ("", "weights", "metrics") for name in _names(file, group)
+    }
+    present -= {"weights", "metrics"}
+    for name in sorted(expected.keys() - present):
+        raise RunFileError(f"the dataset /{name} is missing; the file is damaged or from another version")
+    for name in sorted(present - expected.keys()):
+        raise RunFileError(f"the dataset /{name} does not belong in a run file; it is not opened")
+    committed = len(_checked(file, expected["step"]))
+    for spec in expected.values():
+        rows = len(_checked(file, spec))
+        if rows < (1 if spec.name == "status" else committed):
+            raise RunFileError(f"/{spec.name} has {rows} rows, expected at least {committed}; the file is damaged")
+    _committed(file)
+
+
+def _names(file: h5py.File, group: str) -> list[str]:
+    """Names of a group's members; a link to another place or file is refused without following it."""
+    link = file.get(group, getlink=True) if group else h5py.HardLink()
+    if not isinstance(link, h5py.HardLink):
+        raise RunFileError(f"/{group} is missing or no hard link; the file is not opened")
+    members = file[group] if group else file
+    if not isinstance(members, h5py.Group):
+        raise RunFileError(f"/{group} is no group; the file is damaged")
+    for name in members:
+        if not isinstance(members.get(name, getlink=True), h5py.HardLink):
+            raise RunFileError(f"/{group}/{name} is a link to another place; such a file is not opened")
+    return list(members)
+
+
+def _checked(file: h5py.File, spec: Dataset) -> h5py.Dataset:
+    dataset = file[spec.name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise RunFileError(f"/{spec.name} is no dataset; the file is damaged")
+    if dataset.is_virtual or dataset.external:
+        raise RunFileError(f"/{spec.name} keeps its data outside the file; such a file is not opened")
+    if dataset.dtype != spec.dtype:
+        raise RunFileError(f"/{spec.name} has type {dataset.dtype}, expected {spec.dtype}; the file is damaged")
+    if dataset.ndim != 1 + len(spec.shape) or dataset.shape[1:] != spec.shape:
+        shape = ", ".join(["checkpoint", *map(str, spec.shape)])
+        raise RunFileError(f"/{spec.name} has shape {dataset.shape}, expected ({shape}); the file is damaged")
+    filters = dataset.id.get_create_plist()
+    for index in range(filters.get_nfilters()):
+        if filters.get_filter(index)[0] not in (
+            h5py.h5z.FILTER_SHUFFLE,
+            h5py.h5z.FILTER_DEFLATE,
+            h5py.h5z.FILTER_FLETCHER32,
+        ):
+            raise RunFileError(f"/{spec.name} uses an unknown filter; such a file is not opened")
+    stored = int(np.prod(spec.shape)) * spec.dtype.itemsize
+    if dataset.shape[0] * stored > max(2 * file.id.get_filesize(), 1 << 22):
+        raise RunFileError(f"/{spec.name} declares {dataset.shape[0]} rows, more than the file holds; it is damaged")
+    return dataset
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    return cast(h5py.Dataset, file[name])
+
+
+def _committed(file: h5py.File) -> list[int]:
+    steps = _dataset(file, "step")[:].tolist()
+    if any(after <= before for before, after in zip([-1, *steps], steps, strict=False)):
+        raise RunFileError("/step is not ascending; the file is damaged")
+    return steps

@@ -275,7 +275,7 @@ _COMMANDS: dict[str, type] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for a file that fails to verify, 2 for a user's error, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 (a file fails to verify), 2 (a user's error) or 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
 
     try:

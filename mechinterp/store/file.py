@@ -41,7 +41,7 @@ class RunFile:
             what = "is a folder" if self.path.is_dir() else "does not exist"
             raise RunFileError(f"{self.path}: {what}; give the path of a run file")
         try:
-            file = h5py.File(self.path, "r", libver=("v110", "v110"), swmr=True)
+            file = h5py.File(self.path, "r", libver=("v110", "v110"), swmr=_has_writer(self.path))
         except (OSError, RuntimeError, ValueError):
             raise RunFileError(f"{self.path}: is no HDF5 file, or is damaged; give the path of a run file") from None
         try:
@@ -89,6 +89,16 @@ class RunFile:
         """The stored SHA-256 of the weights at a committed step (hexadecimal)."""
         with self._open() as file:
             return cast(np.ndarray, _dataset(file, "digest")[_committed(file).index(step)]).tobytes().hex()
+
+
+def _has_writer(path: Path) -> bool:
+    """Whether the superblock says that a writer has the file open in SWMR mode (or was killed there).
+
+    Such a file must be read in SWMR mode, any other must not: HDF5 then retries whatever is damaged for minutes.
+    """
+    with path.open("rb") as file:
+        superblock = file.read(12)
+    return superblock[:8] == b"\x89HDF\r\n\x1a\n" and len(superblock) == 12 and bool(superblock[11] & 0x04)
 
 
 def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, str], str]:

@@ -57,7 +57,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """"complete", "interrupted", "diverged", "failed" or "running" (also: its writer was killed)."""
+        """ "complete", "interrupted", "diverged", "failed" or "running" (also: its writer was killed)."""
         return self.file.status
 
     @property

@@ -84,5 +84,3 @@ def _replay(run: Run, interval: int | None) -> str:
     if not proof.exact and not proof.environment_changes:
         raise RunFileError(f"{run.path}: replay from step {start} is {proof}")
     return f"from step {start:,} is {proof}"
-
-

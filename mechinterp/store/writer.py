@@ -106,7 +106,9 @@ class RunWriter:
         for step in source.steps:
             weights = source.weights(step)
             if digest(weights).hex() != source.digest(step):
-                raise RunFileError(f"{source.path}: the weights of step {step} do not match their digest; it is damaged")
+                raise RunFileError(
+                    f"{source.path}: the weights of step {step} do not match their digest; it is damaged"
+                )
             self._write(step, weights, metrics.loc[step].to_dict())
         self._publish()
 

@@ -78,28 +78,28 @@ class FusedEngine:
         dQ1, dK1, dV1 = (g[f"blocks.0.attn.W_{m}"][0] for m in "QKV")
         dQ2, dK2, dV2 = (g[f"blocks.1.attn.W_{m}"][0] for m in "QKV")
         across, target = u.transpose(1, 2), u[:, -1]
-        # Pairs of vectors per sequence, [pair, batch, …], read or mix tokens in one product.
-        pair, pair_T = (2, B, d), (2, B, T)
-
         # Layer 1: scores and pattern of every token.
         M = torch.mm(Q1, K1.T, out=buffer("M", d, d))
         scores = layer1.forward(M).add_(self._causal_mask(T))
         A = torch.softmax(scores, dim=-1, out=buffer("A", B, T, T))
-        x = torch.bmm(A[:, -1:], u, out=buffer("x", B, 1, d))[:, 0]
+        from_target = buffer("from_target", B, 2, T).copy_(A[:, -1:])  # twice: a product with one row is slower
+        x = torch.bmm(from_target, u, out=buffer("x", B, 2, d))[:, 0]
         v = torch.mm(x, V1, out=buffer("v", B, d)).add_(target)
 
-        # Layer 2: scores and pattern of the target, through κ and ρ.
+        # Layer 2: scores and pattern of the target, through κ and ρ. Pairs of vectors lie side by side, [batch, 2, …],
+        # so that one product reads or mixes the tokens for both.
         q = torch.mm(v, Q2, out=buffer("q", B, d))
-        seek = buffer("seek", *pair)
-        kappa, rho = seek
+        seek = buffer("seek", B, 2, d)
+        kappa, rho = seek.unbind(1)
         torch.mm(q, K2.T, out=kappa)
         torch.mm(kappa, V1.T, out=rho)
-        seen = torch.bmm(seek.transpose(0, 1), across)
-        mix = buffer("mix", *pair_T)
-        a, b = mix
-        torch.softmax(torch.bmm(seen[:, 1:], A.transpose(1, 2))[:, 0] + seen[:, 0], dim=-1, out=a)
-        torch.bmm(a[:, None], A, out=b[:, None])
-        mean_u, mean_m = torch.bmm(mix.transpose(0, 1), u).transpose(0, 1).contiguous()
+        seen = torch.bmm(seek, across, out=buffer("seen", B, 2, T))
+        mix = buffer("mix", B, 2, T)
+        a = mix[:, 0]
+        scores2 = torch.bmm(A, seen[:, 1, :, None], out=buffer("scores2", B, T, 1))[:, :, 0].add_(seen[:, 0])
+        a.copy_(torch.softmax(scores2, dim=-1))
+        torch.bmm(mix[:, :1], A, out=mix[:, 1:])  # b
+        mean_u, mean_m = torch.bmm(mix, u, out=buffer("mean", B, 2, d)).unbind(1)
         z = torch.mm(mean_m, V1, out=buffer("z", B, d)).add_(mean_u)
         w = torch.mm(z, V2, out=buffer("w", B, d)).add_(v)
 
@@ -107,17 +107,18 @@ class FusedEngine:
 
         # Layer 2, backward: value path, pattern, then κ and ρ.
         torch.mm(z.T, dw, out=dV2)
-        dmean = buffer("dmean", *pair)
-        dz, dmean_m = dmean
+        dmean = buffer("dmean", B, 2, d)
+        dz, dmean_m = dmean.unbind(1)
         torch.mm(dw, V2.T, out=dz)
         torch.mm(dz, V1.T, out=dmean_m)
         torch.mm(mean_m.T, dz, out=dV1)
-        dseen = torch.bmm(dmean.transpose(0, 1), across)
-        da = torch.bmm(dseen[:, 1:], A.transpose(1, 2))[:, 0].add_(dseen[:, 0])
-        back = buffer("back", *pair_T)
-        ds = torch.mul(a, da.sub_((a * da).sum(dim=-1, keepdim=True)), out=back[0])
-        torch.bmm(ds[:, None], A, out=back[1][:, None])
-        dkappa, drho = torch.bmm(back.transpose(0, 1), u).transpose(0, 1).contiguous()
+        dseen = torch.bmm(dmean, across, out=buffer("dseen", B, 2, T))
+        da = torch.bmm(A, dseen[:, 1, :, None], out=buffer("da", B, T, 1))[:, :, 0].add_(dseen[:, 0])
+        back = buffer("back", B, 2, T)
+        ds = back[:, 0]
+        torch.mul(a, da.sub_((a * da).sum(dim=-1, keepdim=True)), out=ds)
+        torch.bmm(back[:, :1], A, out=back[:, 1:])
+        dkappa, drho = torch.bmm(back, u, out=buffer("dseek", B, 2, d)).unbind(1)
         dV1.addmm_(drho.T, kappa)
         dkappa.addmm_(drho, V1)
         torch.mm(dkappa.T, q, out=dK2)
@@ -131,7 +132,7 @@ class FusedEngine:
         outer = torch.stack([a, ds], dim=2)
         inner = torch.stack([dseen[:, 1], seen[:, 1]], dim=1)
         dA = torch.bmm(outer, inner, out=buffer("dA", B, T, T))
-        dA[:, -1] += torch.bmm(dx[:, None], across)[:, 0]
+        dA[:, -1] += torch.bmm(dx[:, None], across, out=buffer("from_dx", B, 1, T))[:, 0]
         weighted = torch.mul(A, dA, out=buffer("weighted", B, T, T))
         dscores = dA.sub_(weighted.sum(dim=-1, keepdim=True)).mul_(A)
         dM = layer1.backward(dscores, u)
@@ -158,7 +159,7 @@ class FusedEngine:
         torch.mm(hidden[-1].T, dlogits, out=g["classifier.readout.W"])
         dh = torch.mm(dlogits, readout.T, out=self.buffer("dhidden", n, readout.shape[0]))
         for i, W in reversed(list(enumerate(weights))):
-            dh.mul_(hidden[i + 1] > 0)
+            dh.mul_(hidden[i + 1].sign_())  # ReLU's slope; the activations themselves are not needed any more
             torch.mm(hidden[i].T, dh, out=g[f"classifier.layers.{i}.W"])
             torch.sum(dh, dim=0, out=g[f"classifier.layers.{i}.b"])
             dh = torch.mm(dh, W.T, out=self.buffer(f"dhidden{i}", n, W.shape[0]))

@@ -28,15 +28,15 @@ class RecentMean:
         return metrics
 
 
-def advance(
-    engine: Engine, task: Task, config: RunConfig, start: int, stop: int, recent: RecentMean
-) -> Iterator[int]:
+def advance(engine: Engine, task: Task, config: RunConfig, start: int, stop: int, recent: RecentMean) -> Iterator[int]:
     """Take the engine from step `start` to `stop`; yields every step reached before the next update.
 
     Whoever iterates sees the engine's parameters at the yielded step: at `start` first, and, once exhausted, at
     `stop`, which is not yielded. A loss that is not finite raises DivergedError.
     """
-    for step, batch in zip(range(start, stop), batches(task, range(start, stop), config.training.batch_size), strict=True):
+    for step, batch in zip(
+        range(start, stop), batches(task, range(start, stop), config.training.batch_size), strict=True
+    ):
         yield step
         loss, accuracy = engine.step(batch)
         if not math.isfinite(loss):

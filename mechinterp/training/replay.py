@@ -8,6 +8,7 @@ replay runs on to the next saved checkpoint and compares digests.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,7 +61,9 @@ def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False
             recent, here = RecentMean(), [step for step in wanted if start <= step < stop]
             for step in advance(engine, run.task, run.config, start, stop, recent):
                 if step in here:
-                    keep(step, {name: value.detach().clone() for name, value in engine.parameters.items()}, recent.take())
+                    keep(
+                        step, {name: value.detach().clone() for name, value in engine.parameters.items()}, recent.take()
+                    )
                 bar.update()
             checked.append(stop)
             if digest(engine.parameters).hex() != run.file.digest(stop):
@@ -83,9 +86,11 @@ def densify(run: Run, steps: range, *, progress: bool = False) -> Proof:
     held = next(older, None)
     metrics_of = run._dense.metrics() if run._dense else None
     engine = run.environment.get("engine", "")
-    with RunWriter(run.dense_path, run.config, overwrite=True, engine=engine, created=run.created, live=False) as writer:
+    with RunWriter(
+        run.dense_path, run.config, overwrite=True, engine=engine, created=run.created, live=False
+    ) as writer:
 
-        def copy_up_to(limit: float) -> None:
+        def copy_up_to(limit: int | float) -> None:
             nonlocal held
             while held is not None and held < limit:
                 assert metrics_of is not None
@@ -124,8 +129,4 @@ def recorded_threads(recorded: Mapping[str, str]) -> Iterator[None]:
 
 def _intervals(saved: list[int], wanted: list[int]) -> list[tuple[int, int]]:
     """The stretches between neighbouring saved steps in which a wanted one lies."""
-    return [
-        (start, stop)
-        for start, stop in zip(saved, saved[1:], strict=False)
-        if any(start <= step < stop for step in wanted)
-    ]
+    return [(start, stop) for start, stop in pairwise(saved) if any(start <= step < stop for step in wanted)]

@@ -34,9 +34,7 @@ def train(
     return open_run(path, task=trained_on)
 
 
-def resume(
-    path: str | Path, *, until: int | None = None, task: Task | None = None, progress: bool = True
-) -> Run:
+def resume(path: str | Path, *, until: int | None = None, task: Task | None = None, progress: bool = True) -> Run:
     """Go on with a run from its last checkpoint, to the configured end or to step `until`; returns the run.
 
     The same bits follow as in a run that never stopped, if the environment is the same. A file left behind by a
@@ -60,9 +58,7 @@ def resume(
     return open_run(path, task=run.task)
 
 
-def _train(
-    engine: Engine, task: Task, config: RunConfig, writer: RunWriter, steps: range, progress: bool
-) -> None:
+def _train(engine: Engine, task: Task, config: RunConfig, writer: RunWriter, steps: range, progress: bool) -> None:
     """The updates `steps`, with a checkpoint at every scheduled step and at the last, up to the stop rule."""
     scheduled, recent = {*config.checkpoints.schedule(config.training.steps), steps.stop}, RecentMean()
 

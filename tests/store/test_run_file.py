@@ -57,7 +57,7 @@ def test_missing_file_folder_and_foreign_files(tmp_path):
 
 def test_an_unknown_step_names_the_nearest(tiny_run):
     with pytest.raises(UnknownNameError, match="step 7 is not saved; the nearest is"):
-        tiny_run.model(7)
+        tiny_run.weights(7)
 
 
 def test_a_missing_dataset(copy):

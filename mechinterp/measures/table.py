@@ -14,6 +14,9 @@ from mechinterp.models.functional import forward
 from mechinterp.store import Run
 from mechinterp.tasks.base import Batch, Task
 
+_PART = 250
+"""Sequences in one forward pass: their activations stay in cache, which halves the time of a thousand at once."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -79,7 +82,10 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
 def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]) -> Observation:
     """The model seen on a batch. Attention patterns come from the plain forward pass, any other hook from hooks."""
     if all(hook.endswith("attn.hook_pattern") for hook in hooks):
-        return Observation(batch, *forward(weights, batch.inputs))
+        logits, patterns = zip(*(forward(weights, part) for part in batch.inputs.split(_PART)), strict=True)
+        return Observation(
+            batch, torch.cat(logits), {name: torch.cat([p[name] for p in patterns]) for name in patterns[0]}
+        )
     from mechinterp.models.transformer import build_model  # imports TransformerLens, which takes seconds
 
     logits, cache = build_model(run.config, weights).run_with_cache(batch.inputs, names_filter=list(hooks))

@@ -1,0 +1,1 @@
+"""Timings, as ratios of interleaved runs. Not part of the tests: `make bench`."""

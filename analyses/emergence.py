@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import open_runs, run_analysis, write_figure
+from mechinterp.analysis import make_folder, open_runs, run_analysis, write_figure
 from mechinterp.emergence import emergence_table
 from mechinterp.report.figures import COLOURS
 
@@ -32,8 +32,8 @@ class Emergence:
     """Folder of the tables and the figure."""
 
     def execute(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
         tables = {name: mi.measure(run, MEASURES, progress=True) for name, run in open_runs(self.runs).items()}
+        make_folder(self.out)
         transitions = pd.concat({name: emergence_table(table) for name, table in tables.items()}, names=["run"])
         across = mi.compare_emergence(list(tables.values()), MEASURES, reference="icl_accuracy")
         transitions.to_csv(self.out / "transitions.csv")

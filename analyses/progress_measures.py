@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import open_runs, run_analysis, write_figure
+from mechinterp.analysis import make_folder, open_runs, run_analysis, write_figure
+from mechinterp.emergence import emergence_table
 from mechinterp.report.figures import COLOURS
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
@@ -31,9 +32,9 @@ class ProgressMeasures:
     """Folder of the tables and the figure."""
 
     def execute(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        tables = {}
-        for name, run in open_runs(self.runs).items():
+        runs, tables = open_runs(self.runs), {}
+        make_folder(self.out)
+        for name, run in runs.items():
             table = tables[name] = mi.measure(run, progress=True)
             table.to_csv(self.out / f"{name}.csv")
             print(table.iloc[[0, len(table) // 2, -1]].round(3).T.to_string())
@@ -44,8 +45,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> go.Figure:
     """Measures against the step since the transition of IC accuracy (since step 0 where there is none)."""
     figure = go.Figure()
     for number, (name, table) in enumerate(tables.items()):
-        origin = mi.locate_emergence(table["icl_accuracy"]).step or 0
-        for measure in SHOWN:
+        origin = emergence_table(table, ["icl_accuracy"])["step"].iloc[0] or 0
+        for measure in (each for each in SHOWN if each in table):
             figure.add_scatter(
                 x=table.index.to_numpy() - origin,
                 y=table[measure].to_numpy(),

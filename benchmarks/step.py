@@ -16,6 +16,7 @@ from torch.nn import functional
 import mechinterp as mi
 from benchmarks.timing import interleaved, machine, median_ratio
 from mechinterp.analysis import run_analysis
+from mechinterp.config import ItemLabelConfig
 from mechinterp.models.functional import forward
 from mechinterp.models.parameters import initial_parameters
 from mechinterp.training.fused import FusedEngine
@@ -45,6 +46,7 @@ class Step:
 def _cases():
     config = mi.RunConfig.preset("reddy2023-fast")
     task = config.build_task()
+    assert isinstance(config.task, ItemLabelConfig)
     fused = FusedEngine(config, initial_parameters(config))
     hooked = HookedEngine(config, initial_parameters(config))
     plain = {name: value.requires_grad_() for name, value in initial_parameters(config).items()}

@@ -26,10 +26,21 @@ def run_analysis(command: type[Command]) -> None:
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """The runs, by file name; at least one is needed."""
+    """The runs, by file name (by path where names repeat); at least one is needed."""
     if not paths:
         raise MechinterpError("name at least one run file")
-    return {path.stem: open_run(path) for path in paths}
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
+    return {name: open_run(path) for name, path in zip(names, paths, strict=True)}
+
+
+def make_folder(path: Path) -> Path:
+    """The folder for an analysis' results, made if it does not exist."""
+    if path.exists() and not path.is_dir():
+        raise MechinterpError(f"{path}: is a file; give a folder with --out")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_figure(figure: go.Figure, path: Path) -> Path:

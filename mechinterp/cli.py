@@ -6,6 +6,7 @@ error and exit code 2.
 
 import json as json_module
 import math
+import os
 import re
 import sys
 from contextlib import redirect_stderr
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
+from pydantic import ValidationError
 
-from mechinterp.config import RunConfig
-from mechinterp.errors import MechinterpError
+from mechinterp.config import RunConfig, explain
+from mechinterp.errors import ConfigError, MechinterpError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,9 +57,12 @@ class Train:
     def train(self):
         from mechinterp.training import train
 
+        return train(self.settings, self.run_path(), overwrite=self.overwrite)
+
+    def run_path(self) -> Path:
+        """Where the run file goes."""
         name = self.config.stem if self.config else self.preset
-        out = self.out or Path("checkpoints") / f"{name}-seed{self.settings.seed}.h5"
-        return train(self.settings, out, overwrite=self.overwrite)
+        return self.out or Path("checkpoints") / f"{name}-seed{self.settings.seed}.h5"
 
 
 @dataclass
@@ -68,17 +73,23 @@ class Run(Train):
     """The measure whose transition is the result."""
 
     def execute(self) -> None:
-        from mechinterp.emergence import locate_emergence
-        from mechinterp.measures import columns_of, measure
+        from mechinterp.emergence import locate_or_say_why
+        from mechinterp.measures import columns_for, measure
         from mechinterp.report import write_report
+        from mechinterp.store.writer import require_writable
 
+        columns_for(self.settings.build_task(), self.settings.model.n_layers, [self.measure])
+        out = self.run_path()
+        csv, report = out.with_suffix(".csv"), out.with_suffix(".html")
+        for path in (csv, report):
+            if path == out:
+                raise MechinterpError(f"{out}: the table and the report go to {csv.name} and {report.name}; use .h5")
+            require_writable(path, self.overwrite)
         run = self.train()
-        columns_of(run, [self.measure])
         table = measure(run, progress=True)
-        table.insert(0, self.measure, table.pop(self.measure))
-        found = locate_emergence(table[self.measure])
-        report = write_report(run, table, run.path.with_suffix(".html"))
-        table.to_csv(csv := run.path.with_suffix(".csv"))
+        found = locate_or_say_why(table[self.measure])
+        write_report(run, table, report, measure=self.measure)
+        table.to_csv(csv)
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
         _print(result | found.to_dict(), self.json, f"{_sentence(self.measure, found)}\nreport: {report}")
 
@@ -300,6 +311,13 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
         return _parse(command, arguments, options).execute() or 0
     except MechinterpError as error:
         return _fail(error)
+    except ValidationError as error:
+        return _fail(ConfigError(f"config: {explain(error)}"))
+    except MemoryError as error:
+        return _fail(MechinterpError(f"out of memory ({error}); lower the sizes"))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has left
+        return 0
     except KeyboardInterrupt:
         print("mechinterp: interrupted; every checkpoint written so far is kept", file=sys.stderr)
         return 130
@@ -323,6 +341,9 @@ def _parse(command: Any, arguments: list[str] | None, options: dict[str, Any]) -
 
 def _base_config(arguments: list[str]) -> RunConfig:
     """The config that --config or --preset names; the other options then override it."""
+    named = {argument.partition("=")[0] for argument in arguments}
+    if {"--config", "--preset"} <= named:
+        raise MechinterpError("--config and --preset are both given; start from one of them")
     for option, load in (("--config", RunConfig.from_toml), ("--preset", RunConfig.preset)):
         for index, argument in enumerate(arguments):
             name, has_value, value = argument.partition("=")

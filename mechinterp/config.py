@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from mechinterp.tasks import ItemLabelTask
 
 
+MAX_CHECKPOINTS = 1_000_000
+"""More in one file than this is taken for a mistake."""
+
+
 class Section(BaseModel):
     """A frozen group of settings; an unknown key or a wrong type is an error."""
 
@@ -34,15 +38,15 @@ class ItemLabelConfig(Section):
 
     kind: Literal["item_label"] = "item_label"
     """Which task this is."""
-    n_classes: int = Field(default=256, ge=1)
+    n_classes: int = Field(default=256, ge=1, le=1_000_000)
     """K, the number of trained classes; a multiple of n_labels. Class k carries label k mod L."""
-    n_labels: int = Field(default=32, ge=2)
+    n_labels: int = Field(default=32, ge=2, le=10_000)
     """L, the number of labels, and of the network's outputs."""
-    n_pairs: int = Field(default=8, ge=1)
+    n_pairs: int = Field(default=8, ge=1, le=1_000)
     """N, the number of item–label pairs in a context."""
-    content_dim: int = Field(default=63, ge=1)
+    content_dim: int = Field(default=63, ge=1, le=4_096)
     """D, the dimensions that carry content; class means and label vectors are N(0, 1/D)."""
-    position_dim: int = Field(default=65, ge=3)
+    position_dim: int = Field(default=65, ge=3, le=4_096)
     """P, the dimensions that carry the one-hot position; at least 2N+1."""
     epsilon: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
     """ε, within-class variability: content is (μ + ε η)/√(1+ε²)."""
@@ -54,7 +58,7 @@ class ItemLabelConfig(Section):
     """p_B, the fraction of bursty sequences among those that are not in-context ones; the rest is i.i.d."""
     p_in_context: float = Field(default=0.0, ge=0.0, le=1.0)
     """p_C, the fraction of in-context sequences: all classes novel, drawn anew for every batch."""
-    n_novel_classes: int = Field(default=128, ge=1)
+    n_novel_classes: int = Field(default=128, ge=1, le=1_000_000)
     """Novel classes drawn for each batch, shared by its sequences; a multiple of n_labels."""
     distinct_labels: bool = True
     """True: the N/B classes of a bursty context carry N/B different labels, whatever their frequency.
@@ -116,11 +120,11 @@ class CustomTaskConfig(Section):
     """Which task this is."""
     name: str = Field(max_length=200)
     """The class of the user's task."""
-    d_model: int = Field(ge=1)
+    d_model: int = Field(ge=1, le=8_192)
     """Width of a token."""
-    n_pos: int = Field(ge=1)
+    n_pos: int = Field(ge=1, le=8_192)
     """Number of tokens in a sequence."""
-    n_labels: int = Field(ge=1)
+    n_labels: int = Field(ge=1, le=10_000)
     """Number of the network's outputs."""
 
 
@@ -133,7 +137,7 @@ class ModelConfig(Section):
     """Heads in each layer; each has d_head = d_model and a full value matrix (W_O is the identity)."""
     classifier_depth: int = Field(default=3, ge=0, le=16)
     """ReLU layers of the classifier; 0 leaves the linear readout."""
-    classifier_width: int = Field(default=128, ge=1)
+    classifier_width: int = Field(default=128, ge=1, le=8_192)
     """Width of the classifier's hidden layers."""
     attention_init_std: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Standard deviation of W_Q, W_K and W_V at the start; by default 1/√D (custom tasks: 1/√d_model)."""
@@ -142,9 +146,9 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """Stochastic gradient descent (momentum 0) on the cross-entropy at the target; fresh data at every step."""
 
-    steps: int = Field(default=6_000, ge=0)
+    steps: int = Field(default=6_000, ge=0, le=1_000_000_000)
     """Number of updates."""
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=128, ge=1, le=100_000)
     """Sequences a step."""
     learning_rate: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)
     """Step size lr."""
@@ -184,8 +188,9 @@ class CheckpointConfig(Section):
 
 
 def _task_kind(value: Any) -> str:
-    kind = value.get("kind", "item_label") if isinstance(value, dict) else getattr(value, "kind", "")
-    return str(kind)
+    if isinstance(value, dict):
+        return str(value.get("kind", "item_label"))
+    return str(getattr(value, "kind", "item_label"))  # what is no table fails there, with a fitting message
 
 
 class RunConfig(Section):
@@ -204,6 +209,17 @@ class RunConfig(Section):
     """How it is trained."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """What is kept."""
+
+    @model_validator(mode="after")
+    def _schedulable(self) -> "RunConfig":
+        steps, every = self.training.steps, self.checkpoints.every
+        late = [step for step in self.checkpoints.at if step > steps]
+        if late:
+            raise ValueError(f"checkpoints.at has {late[0]}, after the last step (training.steps = {steps}): remove it")
+        if every and steps // every > MAX_CHECKPOINTS:
+            least = -(-steps // MAX_CHECKPOINTS)
+            raise ValueError(f"checkpoints.every = {every} gives {steps // every:,} checkpoints: use {least} or more")
+        return self
 
     @property
     def attention_init_std(self) -> float:
@@ -229,6 +245,10 @@ class RunConfig(Section):
             raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+        if isinstance(values.get("task"), dict) and values["task"].get("kind") == "custom":
+            raise ConfigError(
+                f"{path}: task.kind: a custom task cannot be made from a file; pass it to train() in Python"
+            )
         return cls.from_dict(values, source=str(path))
 
     @classmethod
@@ -237,7 +257,7 @@ class RunConfig(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(f"{source}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+            raise ConfigError(f"{source}: {explain(error)}") from None
 
     def updated(self, changes: Mapping[str, Any]) -> "RunConfig":
         """This config with dotted keys replaced, validated anew: `config.updated({"task.n_classes": 512})`."""
@@ -282,6 +302,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Presets, as values that differ from the defaults. Figures 3 and 4 of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1."""
+
+
+def explain(error: ValidationError) -> str:
+    """Every fault that pydantic found, on one line."""
+    return "; ".join(_explain(fault) for fault in error.errors())
 
 
 def _explain(fault: Any) -> str:

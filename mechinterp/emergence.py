@@ -5,9 +5,10 @@ A curve y(t) over training steps is fitted by a four-parameter logistic
     y(t) = before + (after − before) / (1 + exp(−(x − x₀)/s)),   x = t, or ln(1 + t) on the log scale,
 
 robustly (soft-L1 loss), and compared with a constant and a straight line by the Bayesian information criterion.
-Noise between checkpoints is autocorrelated, so the interval comes from a moving-block bootstrap of the residuals;
-it is still optimistic for strongly correlated noise, and says nothing about other seeds: those need other runs
-(`compare_emergence`).
+Noise between checkpoints is autocorrelated, so the interval comes from a moving-block bootstrap of the residuals.
+It is nominal: over 50 synthetic curves of 61 checkpoints each, with a rise of 0.9 and noise of 0.03, a "95 %" interval
+held the truth in 90 % (rise over 5 checkpoints, white noise), 84 % (8 checkpoints, AR(0.7) noise), 80 % (25, white) and
+66 % (25, AR(0.7)). And it says nothing about other seeds: those need other runs (`compare_emergence`).
 """
 
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def locate_emergence(
     The verdict is "no transition" unless the logistic beats constant and line by MIN_EVIDENCE, its contrast exceeds
     MIN_CONTRAST residual standard deviations, its rise from 10 to 90 % lies inside the observed steps and takes at
     most MAX_WIDTH of them, and its interval at most MAX_INTERVAL. `block` is the bootstrap's block length (default
-    n^(1/3), at least 3).
+    √n, at least 4).
 
     At least 8 finite points at ascending steps are needed; MechinterpError otherwise.
     """
@@ -113,8 +114,9 @@ def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *
     """Transitions over several runs: across-seed quantiles of each measure's step, and its lag to `reference`.
 
     One row per measure: ``n_runs``, ``n_transitions``, quantiles of the step (``step_05``, ``step_50``,
-    ``step_95``), and of the lag step(measure) − step(reference) within a run (``lag_50``; ``lag_low`` and
-    ``lag_high``, a 95 % bootstrap interval of the median lag over runs). A negative lag moves first.
+    ``step_95``), the median 10–90 % width (``width_50``), and of the lag step(measure) − step(reference) within a
+    run (``lag_50``; ``lag_low`` and ``lag_high``, a 95 % bootstrap interval of the median lag over runs, not a number
+    for fewer than 6 runs, which cannot give one). A negative lag moves first.
     """
     located = [{name: locate_emergence(table[name]) for name in {*measures, reference}} for table in tables]
     rows = {}
@@ -124,6 +126,8 @@ def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *
         lags = np.array([_step_of(run[name]) - _step_of(run[reference]) for run in both])
         row = {"n_runs": len(located), "n_transitions": len(found)}
         row |= {f"step_{q:02d}": np.quantile(found, q / 100) if found else np.nan for q in (5, 50, 95)}
+        widths = [each.width for each in (run[name] for run in located) if each.width is not None]
+        row["width_50"] = float(np.median(widths)) if widths else np.nan
         row |= dict(zip(("lag_50", "lag_low", "lag_high"), _median_with_interval(lags), strict=True))
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
@@ -132,7 +136,15 @@ def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *
 def emergence_table(table: pd.DataFrame, measures: Sequence[str] | None = None) -> pd.DataFrame:
     """`locate_emergence` of each column of a table of measures: one row per measure."""
     names = list(table.columns) if measures is None else list(measures)
-    return pd.DataFrame({name: locate_emergence(table[name]).to_dict() for name in names}).T.rename_axis("measure")
+    return pd.DataFrame({name: locate_or_say_why(table[name]).to_dict() for name in names}).T.rename_axis("measure")
+
+
+def locate_or_say_why(curve: pd.Series) -> Emergence:
+    """For a table, a curve that is too short has no transition, and the reason says so."""
+    try:
+        return locate_emergence(curve)
+    except MechinterpError as error:
+        return Emergence(False, str(error), None, None, None, None, None, None, np.nan, "step")
 
 
 @dataclass(frozen=True)
@@ -225,11 +237,11 @@ def _bootstrap_midpoints(fit: _Logistic, x: Curve, y: Curve, n_bootstrap: int, b
     A transition as sharp as the spacing of checkpoints could lie anywhere between two of them: the two are added.
     """
     n = len(x)
-    length = min(n, block or max(3, round(n ** (1 / 3))))
+    length = min(n, block or max(4, round(n**0.5)))
     rng = generator(seed, Stream.BOOTSTRAP)
     expected = fit(x)
     residuals = y - expected
-    residuals -= residuals.mean()
+    residuals *= np.sqrt(n / (n - 4))  # four parameters were fitted to them
     midpoints = []
     for _ in range(n_bootstrap):
         starts = rng.integers(0, n - length + 1, size=-(-n // length))
@@ -268,9 +280,9 @@ def _step_of(found: Emergence) -> float:
 
 
 def _median_with_interval(values: Curve, n_bootstrap: int = 2000) -> tuple[float, float, float]:
-    """Median over runs and its 95 % bootstrap interval; not a number for no runs."""
-    if not len(values):
-        return np.nan, np.nan, np.nan
+    """Median over runs and its 95 % bootstrap interval. Even the whole range of 5 covers a median by 94 % only."""
+    if len(values) < 6:
+        return float(np.median(values)) if len(values) else np.nan, np.nan, np.nan
     rng = generator(0, Stream.BOOTSTRAP, 1)
     medians = np.median(rng.choice(values, size=(n_bootstrap, len(values))), axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])

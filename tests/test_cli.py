@@ -18,6 +18,13 @@ TRAIN = shlex.split(
 )
 
 
+def words(arguments: str, files: dict) -> list[str]:
+    """The arguments, with the names of files replaced by their paths."""
+    return [
+        str(files[word]) if word in files else word.replace("RUN/", f"{files['RUN']}/") for word in arguments.split()
+    ]
+
+
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
     try:
         code = main([str(each) for each in arguments])
@@ -84,6 +91,19 @@ def test_a_toml_file_and_overrides(capsys, tmp_path):
         ("measure RUN --sequences 0", "at least one sequence"),
         ("emergence RUN --measure icl_acuracy", "did you mean 'icl_accuracy'?"),
         ("report RUN --out /nope/a.html", "/nope/a.html: cannot be written"),
+        ("report RUN --out RUN", "is a run file, not a page"),
+        ("run --measure icl_acuracy --out new.h5", "did you mean 'icl_accuracy'?"),
+        ("run --out new.html", "the table and the report go to new.csv and new.html; use .h5"),
+        ("train --out .", "is a folder"),
+        ("train --out RUN/x.h5", "is a file, not a folder"),
+        ("train --seed -1 --out new.h5", "seed: input should be greater than or equal to 0"),
+        ("train --config TEXT --preset reddy2023", "--config and --preset are both given"),
+        ("train --training.steps 10 --checkpoints.at 70 --out new.h5", "checkpoints.at has 70, after the last step"),
+        ("train --training.steps 9000000 --checkpoints.every 1 --out new.h5", "use 9 or more"),
+        ("train --task.n-classes 32000000000000 --out new.h5", "less than or equal to 1000000"),
+        ("verify nope.h5", "nope.h5: does not exist"),
+        ("replay RUN --from 0 --to 99", "use a stretch within 0 to 20"),
+        ("resume RUN --until 3", "has reached step 20 already"),
         ("explode RUN", "explode"),
     ],
 )
@@ -98,7 +118,7 @@ def test_a_mistake_is_one_line_exit_code_2_and_changes_nothing(
         del file["weights/blocks.0.attn.W_Q"]
     files["TEXT"].write_text("no run")
     before = {path: path.read_bytes() for path in files.values()}
-    code, out, err = call(capsys, *(files.get(word, word) for word in arguments.split()))
+    code, out, err = call(capsys, *(words(arguments, files)))
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1

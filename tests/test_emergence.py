@@ -106,7 +106,7 @@ def test_too_few_points_and_unsorted_steps():
 
 def test_lags_between_measures_over_runs():
     rng, tables = np.random.default_rng(0), []
-    for midpoint in (2800, 3000, 3100, 3300):
+    for midpoint in (2800, 2900, 3000, 3100, 3200, 3300):
         early, late = logistic(midpoint - 400, 300), logistic(midpoint, 300)
         tables.append(
             pd.DataFrame(
@@ -114,9 +114,11 @@ def test_lags_between_measures_over_runs():
             )
         )
     result = mi.compare_emergence(tables, ["early", "late", "never"], reference="late")
-    assert result["n_transitions"].tolist() == [4, 4, 0]
+    assert result["n_transitions"].tolist() == [6, 6, 0]
     assert result.loc["late", "step_50"] == pytest.approx(3050, abs=40)
     assert result.loc["early", "lag_50"] == pytest.approx(-400, abs=40)
     assert result.loc["early", "lag_low"] <= -400 <= result.loc["early", "lag_high"] + 30
     assert result.loc["early", "lag_high"] < 0
     assert np.isnan(result.loc["never", "lag_50"])
+    few = mi.compare_emergence(tables[:3], ["early"], reference="late")
+    assert np.isnan(few.loc["early", "lag_low"]), "three runs cannot give a 95 % interval of a median"

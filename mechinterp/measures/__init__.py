@@ -2,6 +2,6 @@
 
 from mechinterp.measures import accuracy, cla, ila1, loss, tila2, tla2  # noqa: F401  (each registers its measures)
 from mechinterp.measures.base import MEASURES, Measure, Observation, register
-from mechinterp.measures.table import columns_of, measure
+from mechinterp.measures.table import columns_for, columns_of, measure
 
-__all__ = ["MEASURES", "Measure", "Observation", "columns_of", "measure", "register"]
+__all__ = ["MEASURES", "Measure", "Observation", "columns_for", "columns_of", "measure", "register"]

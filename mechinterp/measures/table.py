@@ -29,13 +29,18 @@ class Column:
 
 def columns_of(run: Run, names: Sequence[str] | None = None) -> list[Column]:
     """The columns that this run's task and model admit; with `names` just those, and an error for any other."""
-    possible = {column.name: column for column in _possible(run.task, run.config.model.n_layers)}
+    return columns_for(run.task, run.config.model.n_layers, names)
+
+
+def columns_for(task: Task, n_layers: int, names: Sequence[str] | None = None) -> list[Column]:
+    """The same before there is a run: what networks of `n_layers` layers on `task` can be measured by."""
+    possible = {column.name: column for column in _possible(task, n_layers)}
     if names is None:
         return list(possible.values())
     for name in names:
         if name in MEASURES and name not in possible:
             needs = ", ".join([*MEASURES[name].roles, *MEASURES[name].hooks])
-            raise MechinterpError(f"{run.path}: {name} cannot be measured here: it needs {needs}")
+            raise MechinterpError(f"{name} cannot be measured here: it needs {needs}")
         if name not in possible:
             raise unknown_name("measure", name, possible)
     return [possible[name] for name in names]

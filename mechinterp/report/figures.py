@@ -68,9 +68,8 @@ def _styled(figure: go.Figure, title: str, x: str | None, y: str | None) -> go.F
     return figure
 
 
-def token_names(roles: dict[str, NDArray[np.bool_]]) -> list[str]:
+def token_names(n_pos: int, roles: dict[str, NDArray[np.bool_]]) -> list[str]:
     """x1, l1, x2, l2, …, target, from the roles of one sequence; the correct label carries a star."""
-    n_pos = len(next(iter(roles.values())))
     names, items, labels = [], 0, 0
     for position in range(n_pos):
         if "item" in roles and roles["item"][position]:

@@ -49,19 +49,24 @@ $figures
 """)
 
 
-def write_report(run: Run, table: pd.DataFrame, path: str | Path) -> Path:
+def write_report(run: Run, table: pd.DataFrame, path: str | Path, *, measure: str | None = None) -> Path:
     """Write the page of a run, from its table of measures, and return its path.
 
+    `measure` is the column whose transition is the headline, by default the first.
+
     It shows what was run, the curves with their located transitions, attention maps before and after, and the
-    emergence table. An existing page is replaced.
+    emergence table. An existing page is replaced; a run file never is.
     """
     path = Path(path)
+    if path.is_file() and path.read_bytes()[:4] == b"\x89HDF":
+        raise MechinterpError(f"{path}: is a run file, not a page; choose another file for the report")
     emergence = emergence_table(table)
+    headline = measure or str(table.columns[0])
     page = _PAGE.substitute(
         title=html.escape(f"Run {run.path.name}"),
         plotly=get_plotlyjs(),
-        verdict=html.escape(verdict(emergence)),
-        figures="\n".join(_figure(*each) for each in _figures(run, table, emergence)),
+        verdict=html.escape(verdict(emergence, headline)),
+        figures="\n".join(_figure(*each) for each in _figures(run, table, emergence, headline)),
         emergence=_html_table(emergence),
         facts=_html_table(_facts(run)),
         config=html.escape(run.config.model_dump_json(indent=2)),
@@ -73,9 +78,9 @@ def write_report(run: Run, table: pd.DataFrame, path: str | Path) -> Path:
     return path
 
 
-def verdict(emergence: pd.DataFrame) -> str:
-    """The main result in a sentence: the transition of the first measure."""
-    name, found = emergence.index[0], emergence.iloc[0]
+def verdict(emergence: pd.DataFrame, name: str) -> str:
+    """The main result in a sentence: the transition of a measure."""
+    found = emergence.loc[name]
     if not found["transition"]:
         return f"{name}: no transition ({found['reason']})."
     return (
@@ -84,7 +89,7 @@ def verdict(emergence: pd.DataFrame) -> str:
     )
 
 
-def _figures(run: Run, table: pd.DataFrame, emergence: pd.DataFrame) -> list[tuple[go.Figure, str]]:
+def _figures(run: Run, table: pd.DataFrame, emergence: pd.DataFrame, headline: str) -> list[tuple[go.Figure, str]]:
     accuracies = [name for name in table if name.endswith("_accuracy")]
     progress = [name for name in ("icl_accuracy", "ila1", "tila2", "cla", "tla2") if name in table]
     made = [
@@ -97,13 +102,13 @@ def _figures(run: Run, table: pd.DataFrame, emergence: pd.DataFrame) -> list[tup
         caption = "Progress measures. Dotted lines: located transitions; shaded: their 95 % intervals."
         made.append((figures.curves(table, progress, "Progress measures", emergence), caption))
     if run.config.model.n_layers >= 2:
-        made.append(_attention(run, emergence))
+        made.append(_attention(run, emergence.loc[headline]))
     return made
 
 
-def _attention(run: Run, emergence: pd.DataFrame) -> tuple[go.Figure, str]:
-    """Attention on one sequence at three steps: before and after the first measure's transition, and at the end."""
-    steps, found = run.steps, emergence.iloc[0]
+def _attention(run: Run, found: pd.Series) -> tuple[go.Figure, str]:
+    """Attention on one sequence at three steps: before and after the located transition, and at the end."""
+    steps = run.steps
     before = after = steps[len(steps) // 2]
     if found["transition"]:
         before = max([step for step in steps if step <= found["step"] - found["width"]], default=steps[0])
@@ -114,7 +119,7 @@ def _attention(run: Run, emergence: pd.DataFrame) -> tuple[go.Figure, str]:
         _, cache = forward(run.weights(step), batch.inputs)
         layer1, layer2 = (cache[f"blocks.{layer}.attn.hook_pattern"][0, 0].numpy() for layer in (0, 1))
         patterns[step] = (layer1, layer2[-1])
-    names = figures.token_names({role: mask[0].numpy() for role, mask in batch.roles.items()})
+    names = figures.token_names(batch.inputs.shape[1], {role: mask[0].numpy() for role, mask in batch.roles.items()})
     caption = (
         "Attention on one sequence of the first evaluation set (head 1). Top: layer 1, query (row) to key (column)."
         " Bottom: the target's row of layer 2; ★ is the target's correct label."

@@ -32,8 +32,17 @@ class RunFile:
     def __init__(self, path: Path):
         self.path = path
         with self._open() as file:
-            self.config, self.environment, self.created = _read_about(file)
+            self.config, self.environments, self.created = _read_about(file)
             _check_datasets(file, self.config)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the run was last trained in: versions, CPU capability, threads, engine."""
+        return self.environment_at(max(map(int, self.environments)))
+
+    def environment_at(self, step: int) -> dict[str, str]:
+        """What the updates from `step` on were made in; a run may have been resumed elsewhere."""
+        return self.environments[str(max(start for start in map(int, self.environments) if start <= step))]
 
     @contextmanager
     def _open(self) -> Iterator[h5py.File]:
@@ -101,8 +110,8 @@ def _has_writer(path: Path) -> bool:
     return superblock[:8] == b"\x89HDF\r\n\x1a\n" and len(superblock) == 12 and bool(superblock[11] & 0x04)
 
 
-def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, str], str]:
-    """Config, environment and date from the file's attributes."""
+def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, dict[str, str]], str]:
+    """Config, environments by the step they start from, and date, from the file's attributes."""
     if _text(file, "format") != FORMAT:
         raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
     found = _text(file, "schema_version")
@@ -110,14 +119,23 @@ def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, str], str]:
         raise RunFileError(f"has schema version {found}, this package reads {SCHEMA_VERSION}; use a matching package")
     try:
         config = RunConfig.from_dict(json.loads(_text(file, "config")), source="its config")
-        environment = json.loads(_text(file, "environment"))
+        environments = json.loads(_text(file, "environments"))
     except ConfigError as error:
         raise RunFileError(str(error)) from None
     except (json.JSONDecodeError, RecursionError):
         raise RunFileError("its config is not valid JSON; the file is damaged") from None
-    if not isinstance(environment, dict):
-        raise RunFileError("its environment is no table; the file is damaged")
-    return config, environment, _text(file, "created")
+    if not _are_environments(environments):
+        raise RunFileError("its environments are no tables of text by step; the file is damaged")
+    return config, environments, _text(file, "created")
+
+
+def _are_environments(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and "0" in value
+        and all(step.isdecimal() and len(step) < 20 for step in value)
+        and all(isinstance(each, dict) and all(isinstance(v, str) for v in each.values()) for each in value.values())
+    )
 
 
 def _text(file: h5py.File, name: str) -> str:

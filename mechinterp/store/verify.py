@@ -44,6 +44,8 @@ def verify(path: str | Path, *, interval: int | None = None) -> Verification:
     `interval` is the saved step from which to replay to the next one; by default it is chosen at random. A replay in
     another environment is allowed to deviate in the last bits, and is then reported as approximate.
     """
+    if not Path(path).is_file():
+        raise RunFileError(f"{path}: does not exist; give the path of a run file")
     checked, replayed = 0, "was not reached"
     try:
         run = Run(path)
@@ -75,6 +77,8 @@ def _replay(run: Run, interval: int | None) -> str:
     saved = run.file.steps
     if isinstance(run.config.task, CustomTaskConfig):
         return f"was left out: the task {run.config.task.name!r} is not in the file"
+    if not saved:
+        raise RunFileError(f"{run.path}: holds no checkpoint")
     if len(saved) < 2:
         return "was left out: there is only one checkpoint"
     start = secrets.choice(saved[:-1]) if interval is None else interval

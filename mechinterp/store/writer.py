@@ -52,38 +52,38 @@ class RunWriter:
     ):
         self.path, self._live = Path(path), live
         self._fresh = live and continues is None
-        self._temporary = self.path.with_name(f".{self.path.name}.part")
         self._layout = layout(config)
         self._bytes = sum(dataset.dtype.itemsize * math.prod(dataset.shape) for dataset in self._layout.values())
         require_writable(self.path, overwrite or continues is not None)
+        self._temporary = self.path.with_name(f".{self.path.name}.part")
         if self.path.exists():
             require_unwritten(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         n_copied = len(continues.steps) if continues else 0
         self._require_space(self.path.parent, 2 + n_copied)
+        self._claim = _claim(self._temporary, self.path)
+        self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
         try:
-            self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
-        except OSError as error:
-            if self._temporary.exists():
-                raise RunFileError(f"{self.path}: is being written by another process; wait for it to end") from None
-            raise RunFileError(f"{self.path}: cannot be created ({error})") from None
-        try:
-            _lock(self._file.id.get_vfd_handle())
             about = continues.created if continues else created
-            self._create(config, engine, about or datetime.now(UTC).isoformat(timespec="microseconds"))
+            environments = dict(continues.environments) if continues else {}
+            now = {**environment(), "engine": engine}
+            if not continues or continues.environment != now:
+                environments[str(continues.steps[-1] if continues else 0)] = now
+            self._create(config, environments, about or datetime.now(UTC).isoformat(timespec="microseconds"))
             if continues:
                 self._copy(continues)
         except BaseException:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+            os.close(self._claim)
             raise
 
-    def _create(self, config: RunConfig, engine: str, created: str) -> None:
+    def _create(self, config: RunConfig, environments: dict[str, dict[str, str]], created: str) -> None:
         about = {
             "format": FORMAT,
             "schema_version": str(SCHEMA_VERSION),
             "config": config.canonical_json(),
-            "environment": json.dumps({**environment(), "engine": engine}, sort_keys=True),
+            "environments": json.dumps(environments, sort_keys=True),
             "created": created,
         }
         for name, text in about.items():
@@ -116,7 +116,10 @@ class RunWriter:
         """Commit the checkpoint of `step`. Weights that are not finite are refused: nothing is written."""
         for name, value in parameters.items():
             if not bool(value.isfinite().all()):
-                raise DivergedError(f"{self.path}: {name} is not finite at step {step}; {self._advice()}")
+                raise DivergedError(
+                    f"{self.path}: {name} is not finite at step {step}; lower training.learning_rate."
+                    " Earlier checkpoints are kept"
+                )
         self._require_space(self._temporary if self._temporary.exists() else self.path, 2)
         self._write(step, parameters, metrics)
         if self._live:
@@ -159,6 +162,7 @@ class RunWriter:
             self._sync()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+        os.close(self._claim)
 
     def _sync(self) -> None:
         self._file.flush()
@@ -175,9 +179,6 @@ class RunWriter:
                 f"{self.path}: no room for another checkpoint ({needed / 1e6:.1f} MB needed, {max(free, 0) / 1e6:.1f}"
                 " MB free); free some space. Everything committed so far is kept"
             )
-
-    def _advice(self) -> str:
-        return "lower training.learning_rate. Earlier checkpoints are kept"
 
     def __enter__(self) -> "RunWriter":
         return self
@@ -196,11 +197,18 @@ class RunWriter:
 
 def require_unwritten(path: Path) -> None:
     """Refuse a file that another process is writing."""
-    with path.open("rb+") as file:
-        try:
-            _lock(file.fileno())
-        except OSError:
-            raise RunFileError(f"{path}: is being written by another process; wait for it to end") from None
+    os.close(_claim(path, path))
+
+
+def _claim(path: Path, shown: Path) -> int:
+    """Open a file and lock it, before anything in it is touched; the descriptor that holds the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise RunFileError(f"{shown}: is being written by another process; wait for it to end") from None
+    return descriptor
 
 
 def _lock(descriptor: int) -> None:
@@ -222,5 +230,7 @@ def require_writable(path: Path, overwrite: bool) -> None:
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise RunFileError(f"{path}: the folder {folder} cannot be written; choose another file")
+    if not folder.is_dir():
+        raise RunFileError(f"{path}: {folder} is a file, not a folder; choose another place")
+    if not os.access(folder, os.W_OK):
+        raise RunFileError(f"{path}: the folder {folder} cannot be written; choose another place")

@@ -1,7 +1,10 @@
 """The training loop itself: batches through an engine, one step after another."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError
@@ -45,3 +48,14 @@ def advance(engine: Engine, task: Task, config: RunConfig, start: int, stop: int
                 f" (now {config.training.learning_rate:g}). Earlier checkpoints are kept"
             )
         recent.add(loss, accuracy)
+
+
+@contextmanager
+def recorded_threads(environment: Mapping[str, str]) -> Iterator[None]:
+    """Run with the number of torch threads that an environment records: sums depend on how they are split."""
+    before, wanted = torch.get_num_threads(), environment.get("threads", "")
+    torch.set_num_threads(int(wanted) if wanted.isdecimal() and 0 < int(wanted) <= 1024 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -5,12 +5,10 @@ capability and the same number of threads the rebuilt weights are the trained on
 replay runs on to the next saved checkpoint and compares digests.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +16,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.store import Run, RunWriter
 from mechinterp.store.schema import digest, environment
 from mechinterp.training.engine import build_engine
-from mechinterp.training.loop import RecentMean, advance
+from mechinterp.training.loop import RecentMean, advance, recorded_threads
 
 Keep = Callable[[int, dict[str, Tensor], Mapping[str, float]], None]
 
@@ -51,20 +49,30 @@ def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False
     error: resume the run instead.
     """
     saved, wanted = run.file.steps, sorted(set(steps))
-    if not saved or (wanted and not saved[0] <= wanted[0] <= wanted[-1] <= saved[-1]):
-        last = saved[-1] if saved else "none"
-        raise MechinterpError(f"{run.path}: step {wanted[-1]} is beyond the saved ones (last: {last}); resume the run")
-    checked, deviation, exact = [], 0.0, True
-    with recorded_threads(run.environment), tqdm(disable=None if progress else True, unit="step") as bar:
+    if not saved:
+        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    if wanted and wanted[0] < saved[0]:
+        raise MechinterpError(f"{run.path}: step {wanted[0]} is before the first saved one ({saved[0]})")
+    if wanted and wanted[-1] > saved[-1]:
+        raise MechinterpError(
+            f"{run.path}: step {wanted[-1]} is beyond the saved ones (last: {saved[-1]}); resume the run"
+        )
+    checked, deviation, exact, changes = [], 0.0, True, dict[str, None]()
+    with tqdm(disable=None if progress else True, unit="step") as bar:
         for start, stop in _intervals(saved, wanted):
-            engine = build_engine(run.config, run.file.weights(start), run.environment.get("engine"))
+            there = run.file.environment_at(start)
+            changes |= dict.fromkeys(environment_changes(there))
+            engine = build_engine(run.config, run.file.weights(start), there.get("engine"))
             recent, here = RecentMean(), [step for step in wanted if start <= step < stop]
-            for step in advance(engine, run.task, run.config, start, stop, recent):
-                if step in here:
-                    keep(
-                        step, {name: value.detach().clone() for name, value in engine.parameters.items()}, recent.take()
-                    )
-                bar.update()
+            with recorded_threads(there):
+                for step in advance(engine, run.task, run.config, start, stop, recent):
+                    if step in here:
+                        keep(
+                            step,
+                            {name: value.detach().clone() for name, value in engine.parameters.items()},
+                            recent.take(),
+                        )
+                    bar.update()
             checked.append(stop)
             if digest(engine.parameters).hex() != run.file.digest(stop):
                 exact = False
@@ -73,11 +81,14 @@ def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False
                 deviation = max(deviation, *(float(each) for each in differences))
         if wanted and wanted[-1] == saved[-1]:
             keep(saved[-1], run.file.weights(saved[-1]), run.file.metrics().iloc[-1].to_dict())
-    return Proof(exact, deviation, tuple(checked), environment_changes(run.environment))
+    return Proof(exact, deviation, tuple(checked), tuple(changes))
 
 
 def densify(run: Run, steps: range, *, progress: bool = False) -> Proof:
-    """Rebuild the steps of a range that the run does not store yet, and write the run's side file anew with them."""
+    """Rebuild the steps of a range that the run does not store yet, and write the run's side file anew with them.
+
+    Only exact steps are stored: if any digest disagrees, MechinterpError tells the deviation and nothing is written.
+    """
     stored = {step: run._dense for step in run._dense.steps} if run._dense else {}
     missing = [step for step in steps if step not in stored and step not in set(run.file.steps)]
     if not missing:
@@ -102,6 +113,10 @@ def densify(run: Run, steps: range, *, progress: bool = False) -> Proof:
             writer.append(step, weights, metrics)
 
         proof = replay(run, missing, keep, progress=progress)
+        if not proof.exact:
+            raise MechinterpError(
+                f"{run.path}: the replay is {proof}; steps that are not the trained ones are not stored"
+            )
         copy_up_to(float("inf"))
     return proof
 
@@ -114,17 +129,6 @@ def environment_changes(recorded: Mapping[str, str]) -> tuple[str, ...]:
         for name in ("torch", "numpy", "machine", "cpu_capability")
         if recorded.get(name) != now[name]
     )
-
-
-@contextmanager
-def recorded_threads(recorded: Mapping[str, str]) -> Iterator[None]:
-    """Run with the number of torch threads that a run was trained with: sums depend on how they are split."""
-    before, wanted = torch.get_num_threads(), recorded.get("threads", "")
-    torch.set_num_threads(int(wanted) if wanted.isdecimal() and 0 < int(wanted) <= 1024 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _intervals(saved: list[int], wanted: list[int]) -> list[tuple[int, int]]:

@@ -1,7 +1,9 @@
 """Train a network on a task and keep its trajectory; resume a run that stopped."""
 
+import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from mechinterp.config import CustomTaskConfig, ItemLabelConfig, RunConfig
@@ -11,8 +13,8 @@ from mechinterp.store import Run, RunWriter, open_run
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.item_label import ItemLabelTask
 from mechinterp.training.engine import Engine, build_engine
-from mechinterp.training.loop import RecentMean, advance
-from mechinterp.training.replay import environment_changes, recorded_threads
+from mechinterp.training.loop import RecentMean, advance, recorded_threads
+from mechinterp.training.replay import environment_changes
 
 
 def train(
@@ -27,6 +29,8 @@ def train(
     if task is not None:
         config = _config_for(task, config)
     trained_on: Task = config.build_task() if task is None else task
+    if task is not None:
+        _check_batch(task)
     engine = build_engine(config, initial_parameters(config))
     with RunWriter(path, config, overwrite=overwrite, engine=engine.name) as writer:
         writer.append(0, engine.parameters, RecentMean().take())
@@ -42,20 +46,29 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     beyond the configured end prolongs the run. A run that another process is writing is refused.
     """
     run = open_run(path, task=task)
+    if not run.file.steps:
+        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
     last, end = run.file.steps[-1], run.config.training.steps if until is None else until
+    limit = run.config.training.stop_accuracy
+    if until is None and limit is not None and run.file.metrics()["train_accuracy"].iloc[-1] >= limit:
+        raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
     if end < last:
         raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
     config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
     engine = build_engine(config, run.file.weights(last), run.environment.get("engine"))
     for change in environment_changes(run.environment):
-        tqdm.write(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
+        _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
     if run.status == "running":
-        tqdm.write(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
+        _say(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
     with recorded_threads(run.environment), RunWriter(path, config, continues=run.file, engine=engine.name) as writer:
         _train(engine, run.task, config, writer, range(last, end), progress)
         if end < config.training.steps:
             writer.finish("interrupted")
     return open_run(path, task=run.task)
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
 
 
 def _train(engine: Engine, task: Task, config: RunConfig, writer: RunWriter, steps: range, progress: bool) -> None:
@@ -83,6 +96,17 @@ def _train(engine: Engine, task: Task, config: RunConfig, writer: RunWriter, ste
         if len(steps):
             bar.update()
             save(steps.stop)
+
+
+def _check_batch(task: Task) -> None:
+    """A task's own first batch must be what the network takes; said before anything is written."""
+    batch, name = task.train_batch(0, 2), type(task).__qualname__
+    expected = (2, task.n_pos, task.d_model)
+    if tuple(batch.inputs.shape) != expected or batch.inputs.dtype != torch.float32:
+        found = f"{tuple(batch.inputs.shape)} {batch.inputs.dtype}"
+        raise ConfigError(f"task {name}: inputs are {found}, expected {expected} torch.float32")
+    if batch.labels.dtype != torch.int64 or not bool(((batch.labels >= 0) & (batch.labels < task.n_labels)).all()):
+        raise ConfigError(f"task {name}: labels must be int64 from 0 to {task.n_labels - 1}, got {batch.labels}")
 
 
 def _config_for(task: Task, config: RunConfig) -> RunConfig:

@@ -219,8 +219,8 @@ def test_steps_that_nothing_could_prove_are_refused(tiny_run):
 def test_another_environment_is_reported_as_approximate(tiny_run, tmp_path):
     path = shutil.copy(tiny_run.path, tmp_path / "run.h5")
     with h5py.File(path, "r+") as file:
-        text = bytes(file.attrs["environment"]).decode().replace(mi.open_run(path).environment["torch"], "1.0")
-        file.attrs["environment"] = np.bytes_(text.encode())
+        text = bytes(file.attrs["environments"]).decode().replace(mi.open_run(path).environment["torch"], "1.0")
+        file.attrs["environments"] = np.bytes_(text.encode())
         weights = file["weights/classifier.readout.W"]
         weights[5] = weights[5] + np.float32(1e-6)
     run = mi.open_run(path)

@@ -37,9 +37,21 @@ def test_a_task_of_ones_own_trains_and_measures(tmp_path):
     assert list(table) == ["fresh_accuracy", "ila1_all", "fresh_loss"]
     assert table["fresh_accuracy"].iloc[-1] > 0.95
     assert table["ila1_all"].iloc[0] == pytest.approx((1 / 2 + 1 / 3) / 2, abs=0.1)
+    assert "no transition" in mi.write_report(run, table, tmp_path / "own.html").read_text()
     assert mi.open_run(run.path, task=FirstTokenTask()).model(300)(run.task.sample("fresh", 2).inputs).shape == (2, 4)
     with pytest.raises(ConfigError, match=r"custom task 'FirstTokenTask'.*open_run\(path, task=your_task\)"):
         mi.measure(mi.open_run(run.path))
+
+
+def test_a_task_with_unfit_batches_is_refused_before_anything_is_written(tmp_path):
+    class Unfit(FirstTokenTask):
+        def _draw(self, rng, size):
+            batch = super()._draw(rng, size)
+            return mi.Batch(batch.inputs.double(), batch.labels)
+
+    with pytest.raises(ConfigError, match=r"task .*Unfit: inputs are \(2, 3, 8\) torch\.float64, expected"):
+        mi.train(mi.RunConfig(), tmp_path / "own.h5", task=Unfit(), progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_opening_with_another_task_is_refused(tiny_run):

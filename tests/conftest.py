@@ -1,9 +1,5 @@
 """Fixtures: small configs and runs that several test modules share."""
 
-import os
-
-os.environ.setdefault("HDF5_USE_FILE_LOCKING", "TRUE")
-
 import pytest
 
 import mechinterp as mi

@@ -169,14 +169,25 @@ def test_resume_goes_on_after_an_end_and_refuses_to_go_back(tiny_run, tiny_confi
         resume(path, until=10, progress=False)
 
 
-def test_an_interrupted_resume_says_so(tiny_config, tmp_path):
+def test_a_resume_that_stops_short_of_the_end_says_so(tiny_config, tmp_path, monkeypatch):
     from mechinterp.training import resume
+    from mechinterp.training.fused import FusedEngine
 
-    path = tmp_path / "run.h5"
-    mi.train(tiny_config.updated({"training.steps": 4}), path, progress=False)
-    config_steps = resume(path, until=20, progress=False).config.training.steps
-    assert config_steps == 20
-    assert mi.open_run(path).status == "complete"
+    path, original, calls = tmp_path / "run.h5", FusedEngine.step, []
+
+    def step(self, batch):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FusedEngine, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            mi.train(tiny_config, path, progress=False)
+    run = resume(path, until=10, progress=False)
+    assert (run.status, run.steps[-1], run.config) == ("interrupted", 10, tiny_config)
+    assert resume(path, progress=False).status == "complete"
 
 
 def test_rebuilt_steps_are_the_trained_ones(tiny_run, tiny_config, tmp_path):

@@ -42,6 +42,8 @@ class Train:
     """Where the run file goes; by default checkpoints/PRESET-seedS.h5."""
     overwrite: bool = False
     """Replace the run file if it exists."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network is trained."""
     json: Json = False
 
     def execute(self) -> None:
@@ -57,7 +59,7 @@ class Train:
     def train(self):
         from mechinterp.training import train
 
-        return train(self.settings, self.run_path(), overwrite=self.overwrite)
+        return train(self.settings, self.run_path(), device=self.device, overwrite=self.overwrite)
 
     def run_path(self) -> Path:
         """Where the run file goes."""

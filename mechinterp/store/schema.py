@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_name
 from torch import Tensor
 
 from mechinterp.config import RunConfig
@@ -60,15 +61,19 @@ def digest(parameters: Mapping[str, Tensor]) -> bytes:
     return sha.digest()
 
 
-def environment() -> dict[str, str]:
-    """What the bits of a run depend on: package versions, CPU capability and number of threads."""
+def environment(device: str = "cpu") -> dict[str, str]:
+    """What the bits of a run depend on: package versions, processor and number of threads."""
     return {
         "mechinterp": version("mechinterp"),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "numba": version("numba"),
+        "scipy": version("scipy"),
         "h5py": version("h5py"),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": get_host_cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": device if device == "cpu" else torch.cuda.get_device_name(),
         "threads": str(torch.get_num_threads()),
     }

@@ -47,6 +47,7 @@ class RunWriter:
         overwrite: bool = False,
         continues: RunFile | None = None,
         engine: str = "",
+        device: str = "cpu",
         created: str | None = None,
         live: bool = True,
     ):
@@ -66,7 +67,7 @@ class RunWriter:
         try:
             about = continues.created if continues else created
             environments = dict(continues.environments) if continues else {}
-            now = {**environment(), "engine": engine}
+            now = {**environment(device), "engine": engine}
             if not continues or continues.environment != now:
                 environments[str(continues.steps[-1] if continues else 0)] = now
             self._create(config, environments, about or datetime.now(UTC).isoformat(timespec="microseconds"))

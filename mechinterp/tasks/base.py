@@ -4,43 +4,75 @@ Any object with these attributes and methods trains, is measured and analysed li
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The same tokens as a look-up: inputs[b, t] = one-hot(positions[b, t]) ⊕ rows[content[b, t]].
+    """Tokens as a look-up: one-hot(positions[b, t]) ⊕ contents[content[b, t]] of a sequence's contents.
 
-    A task whose tokens have this form may say so; training is then faster, and not otherwise different.
+    Those are the shared ones, then its own. A task whose tokens have this form may say so; training is then faster,
+    and not otherwise different.
     """
 
-    rows: Float[Tensor, "row content_dim"]
-    """The distinct contents; one-hot positions fill the first d_model − content_dim dimensions."""
+    position_dim: int
+    """P, how many dimensions the one-hot position takes; the content fills the others."""
+    shared: Float[Tensor, "shared content_dim"]
+    """Contents that every sequence may use."""
+    own: Float[Tensor, "batch own content_dim"]
+    """Contents of a sequence's own."""
     content: Int[Tensor, "batch pos"]
-    """Which row a token carries."""
+    """Which content a token carries; the shared ones are counted first."""
     positions: Int[Tensor, "batch pos"]
     """Which position a token carries; all different within a sequence."""
 
+    def dense(self) -> Float[Tensor, "batch pos d_model"]:
+        """The tokens as vectors."""
+        contents = torch.cat([self.shared.expand(len(self.own), -1, -1), self.own], dim=1)
+        picked = contents.gather(1, self.content[..., None].expand(-1, -1, contents.shape[-1]))
+        return torch.cat([functional.one_hot(self.positions, self.position_dim).to(picked), picked], dim=-1)
 
-@dataclass(frozen=True)
+
 class Batch:
-    """Sequences with what is known about them."""
+    """Sequences with what is known about them.
 
-    inputs: Float[Tensor, "batch pos d_model"]
-    """The tokens, as vectors (float32)."""
-    labels: Int[Tensor, "batch"]
-    """The correct label of the last token, the target; 0 … n_labels−1."""
-    roles: Mapping[str, Bool[Tensor, "batch pos"]] = field(default_factory=dict)
-    """Which positions play a role, by name. Measures and patching address positions through roles. The built-in
-    names: item, label, target, correct_item and correct_label (those of the target's class)."""
-    token_labels: Int[Tensor, "batch pos"] | None = None
-    """The label that a token shows, −1 where it shows none."""
-    table: TokenTable | None = None
-    """The inputs as a look-up, where they have that form."""
+    Attributes:
+        labels: Int [batch], the correct label of the last token, the target; 0 … n_labels−1.
+        roles: Bool [batch, pos] by name: which positions play a role. Measures and patching address positions through
+            roles. The built-in names: item, label, target, correct_item and correct_label (those of the target's
+            class).
+        token_labels: Int [batch, pos], the label that a token shows, −1 where it shows none; or None.
+        table: the tokens as a look-up, where they have that form; or None.
+    """
+
+    def __init__(
+        self,
+        inputs: Float[Tensor, "batch pos d_model"] | None,
+        labels: Int[Tensor, "batch"],
+        roles: Mapping[str, Bool[Tensor, "batch pos"]] | None = None,
+        token_labels: Int[Tensor, "batch pos"] | None = None,
+        table: TokenTable | None = None,
+    ):
+        """With a `table`, `inputs` may be None: they are made from it when somebody reads them."""
+        if inputs is None and table is None:
+            raise TypeError("a batch needs inputs or a table")
+        self.labels, self.roles, self.token_labels, self.table = labels, dict(roles or {}), token_labels, table
+        self._inputs = inputs
+
+    @cached_property
+    def inputs(self) -> Float[Tensor, "batch pos d_model"]:
+        """The tokens, as vectors (float32)."""
+        if self._inputs is not None:
+            return self._inputs
+        assert self.table is not None
+        return self.table.dense()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -10,16 +10,16 @@ Three kinds of sequence make up training and the evaluation sets:
 * **i.i.d.**: N items and the target drawn independently from the trained classes' frequencies f(k) ∝ k^−α.
 """
 
+from typing import NamedTuple, no_type_check
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numba import njit
 
 from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import unknown_name
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch, TokenTable
-
-Integers = NDArray[np.int64]
 
 
 class ItemLabelTask:
@@ -49,6 +49,15 @@ class ItemLabelTask:
         """μ_k, [K, D]: components N(0, 1/D)."""
         self.label_vectors = scale * rng.standard_normal((config.n_labels, config.content_dim), dtype=np.float32)
         """Label contents, [L, D]: components N(0, 1/D)."""
+        self._shared = torch.from_numpy(self.label_vectors)
+        self._numbers = _Numbers(
+            config.n_classes,
+            config.n_novel_classes,
+            config.n_labels,
+            config.copies,
+            config.distinct_labels,
+            config.position_dim - config.n_pos + 1,
+        )
         frequencies = np.arange(1, config.n_classes + 1, dtype=np.float64) ** -config.zipf_exponent
         self._cumulative = np.cumsum(frequencies / frequencies.sum())
         positions = np.arange(config.n_pos)
@@ -58,107 +67,138 @@ class ItemLabelTask:
 
     def train_batch(self, step: int, size: int) -> Batch:
         """The training batch of update `step`: p_C in-context, the rest bursty with probability p_B, else i.i.d."""
-        return self._as_trained(generator(self.seed, Stream.TRAIN, step), size)
+        return self._draw(generator(self.seed, Stream.TRAIN, step), "train", size)
 
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of ``icl``, ``iwl``, ``swap`` or ``train``; a pure function of its arguments."""
         if evaluation not in self.evaluations:
             raise unknown_name("evaluation set", evaluation, self.evaluations)
-        rng = generator(self.seed, Stream.EVALUATION + self.evaluations.index(evaluation), seed)
-        if evaluation == "icl":
-            return self._build(rng, *self._repeated(rng, size, np.ones(size, bool)))
-        if evaluation == "iwl":
-            return self._build(rng, *self._independent(rng, size))
-        if evaluation == "swap":
-            return self._build(rng, *self._repeated(rng, size, np.zeros(size, bool)), swapped=True)
-        return self._as_trained(rng, size)
+        stream = Stream.EVALUATION + self.evaluations.index(evaluation)
+        return self._draw(generator(self.seed, stream, seed), evaluation, size)
 
-    def _as_trained(self, rng: np.random.Generator, size: int) -> Batch:
-        novel = rng.random(size) < self.config.p_in_context
-        bursty = novel | ((rng.random(size) < self.config.p_bursty) & (self.config.burstiness > 0))
-        classes, target = self._repeated(rng, size, novel)
-        if not bursty.all():
-            iid_classes, iid_target = self._independent(rng, size)
-            classes = np.where(bursty[:, None], classes, iid_classes)
-            target = np.where(bursty, target, iid_target)
-        return self._build(rng, classes, target)
+    def _draw(self, rng: np.random.Generator, evaluation: str, size: int) -> Batch:
+        """Token vectors, labels and roles of new sequences."""
+        config, (N, T, D) = self.config, (self.config.n_pairs, self.config.n_pos, self.config.content_dim)
+        p_novel, p_repeated = {
+            "icl": (1.0, 1.0),
+            "iwl": (0.0, 0.0),
+            "swap": (0.0, 1.0),
+            "train": (config.p_in_context, config.p_bursty if config.burstiness else 0.0),
+        }[evaluation]
+        classes, starts = np.empty((size, N + 1), np.int64), np.empty(size, np.int64)
+        _draw_classes(rng, self._numbers, self._cumulative, p_novel, p_repeated, classes, starts)
+        exemplars = np.empty((size, N + 1, D), np.float32)
+        novel_means = np.empty((config.n_novel_classes if p_novel else 0, D), np.float32)
+        _draw_exemplars(rng, self.class_means, novel_means, classes, config.epsilon, exemplars)
 
-    def _repeated(self, rng: np.random.Generator, size: int, novel: NDArray[np.bool_]) -> tuple[Integers, Integers]:
-        """Classes [size, N] in which each drawn class stands B times, and the target's class [size], one of them.
-
-        Novel classes are numbered from K on; K is a multiple of L, so their labels are k mod L too.
-        """
-        config = self.config
-        n_drawn = config.n_pairs // config.copies
-        K, L = config.n_classes, config.n_labels
-        first, n_known = np.where(novel, K, 0)[:, None], np.where(novel, config.n_novel_classes, K)[:, None]
-        if config.distinct_labels:
-            labels = np.argsort(rng.random((size, L), dtype=np.float32), axis=1)[:, :n_drawn]
-            member = (rng.random((size, n_drawn)) * (n_known // L)).astype(np.int64)
-            drawn = first + member * L + labels
-        else:
-            drawn = first + (rng.random((size, n_drawn)) * n_known).astype(np.int64)
-            drawn = np.where(novel[:, None], drawn, self._draw_classes(rng, (size, n_drawn)))
-        shuffled = np.argsort(rng.random((size, config.n_pairs), dtype=np.float32), axis=1)
-        classes = np.take_along_axis(np.repeat(drawn, config.copies, axis=1), shuffled, axis=1)
-        return classes, classes[np.arange(size), rng.integers(config.n_pairs, size=size)]
-
-    def _independent(self, rng: np.random.Generator, size: int) -> tuple[Integers, Integers]:
-        """Classes [size, N] and target [size], all i.i.d. from f."""
-        classes = self._draw_classes(rng, (size, self.config.n_pairs + 1))
-        return classes[:, :-1], classes[:, -1]
-
-    def _draw_classes(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Integers:
-        """Trained classes, i.i.d. with frequencies f(k) ∝ k^−α."""
-        drawn = np.searchsorted(self._cumulative, rng.random(shape), side="right")
-        return np.minimum(drawn, self.config.n_classes - 1).astype(np.int64)
-
-    def _build(self, rng: np.random.Generator, classes: Integers, target: Integers, swapped: bool = False) -> Batch:
-        """Token vectors, labels and roles of sequences given by the classes of their items and target."""
-        config, (size, N) = self.config, classes.shape
-        P, D, T = config.position_dim, config.content_dim, config.n_pos
-        scale = np.float32(D**-0.5)
-        item_classes = np.concatenate([classes, target[:, None]], axis=1)
-        means = self.class_means
-        if item_classes.max() >= config.n_classes:
-            novel_means = scale * rng.standard_normal((config.n_novel_classes, D), dtype=np.float32)
-            means = np.concatenate([means, novel_means])
-        content = np.take(means, item_classes, axis=0)
-        if config.epsilon:
-            noise = rng.standard_normal((size, N + 1, D), dtype=np.float32)
-            noise *= np.float32(config.epsilon) * scale
-            content += noise
-            content *= np.float32((1 + config.epsilon**2) ** -0.5)
-        item_labels = (item_classes + swapped) % config.n_labels
-
-        positions = rng.integers(P - T + 1, size=size)[:, None] + np.arange(T)
-        inputs = np.zeros((size, T, P + D), dtype=np.float32)
-        inputs.reshape(-1)[np.arange(size * T) * (P + D) + positions.ravel()] = 1.0
-        inputs[:, 0::2, P:] = content
-        inputs[:, 1::2, P:] = np.take(self.label_vectors, item_labels[:, :-1], axis=0)
-        rows = np.empty((size, T), dtype=np.int64)
-        rows[:, 0::2] = config.n_labels + np.arange(size * (N + 1)).reshape(size, N + 1)
-        rows[:, 1::2] = item_labels[:, :-1]
-
-        token_labels = np.full((size, T), -1, dtype=np.int64)
-        token_labels[:, 1::2] = item_labels[:, :-1]
-        matching = np.zeros((size, T), dtype=bool)
-        matching[:, 1::2] = classes == target[:, None]
-        correct_label = torch.from_numpy(matching)
+        labels = (classes + (evaluation == "swap")) % config.n_labels
+        content = np.empty((size, T), np.int64)
+        content[:, 0::2] = config.n_labels + np.arange(N + 1)
+        content[:, 1::2] = labels[:, :-1]
+        token_labels = np.full((size, T), -1, np.int64)
+        token_labels[:, 1::2] = labels[:, :-1]
+        correct = np.zeros((2, size, T), bool)
+        correct[0, :, 0:-1:2] = correct[1, :, 1::2] = classes[:, :-1] == classes[:, -1:]
         return Batch(
-            inputs=torch.from_numpy(inputs),
-            labels=torch.from_numpy(item_labels[:, -1].copy()),
+            inputs=None,
+            labels=torch.from_numpy(labels[:, -1].copy()),
             roles={
                 "item": self._item_slots.expand(size, T),
                 "label": self._label_slots.expand(size, T),
                 "target": self._target_slot.expand(size, T),
-                "correct_item": correct_label.roll(-1, dims=1),
-                "correct_label": correct_label,
+                "correct_item": torch.from_numpy(correct[0]),
+                "correct_label": torch.from_numpy(correct[1]),
             },
             token_labels=torch.from_numpy(token_labels),
             table=TokenTable(
-                rows=torch.from_numpy(np.concatenate([self.label_vectors, content.reshape(-1, D)])),
-                content=torch.from_numpy(rows),
-                positions=torch.from_numpy(positions),
+                position_dim=config.position_dim,
+                shared=self._shared,
+                own=torch.from_numpy(exemplars),
+                content=torch.from_numpy(content),
+                positions=torch.from_numpy(starts[:, None] + np.arange(T)),
             ),
         )
+
+
+# Compiled, because drawing is most of the sampler's time, and leaves other threads the interpreter meanwhile.
+
+
+class _Numbers(NamedTuple):
+    """What the compiled code needs of an `ItemLabelConfig`."""
+
+    n_classes: int
+    n_novel_classes: int
+    n_labels: int
+    copies: int
+    distinct_labels: bool
+    n_windows: int
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _below(rng, n):
+    """An integer in [0, n), uniform."""
+    return int(rng.random() * n)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _draw_classes(rng, numbers, cumulative, p_novel, p_repeated, classes, starts):
+    """Classes of the items and of the target (last column) of every sequence, and where its window starts.
+
+    With probability p_novel the classes are novel ones, which are numbered from K on; K is a multiple of L, so their
+    labels are k mod L too. Novel classes, and trained ones with probability p_repeated, stand B times each, and the
+    target's is one of them. Otherwise all N + 1 classes are i.i.d. from f.
+    """
+    K, n_novel, L, B, distinct, n_windows = numbers
+    N, labels = classes.shape[1] - 1, np.arange(L)
+    for b in range(classes.shape[0]):
+        row, novel = classes[b], rng.random() < p_novel
+        if novel or rng.random() < p_repeated:
+            first, n_known = (K, n_novel) if novel else (0, K)
+            for i in range(N // B):
+                if distinct:  # the next entry of a random permutation of the labels
+                    other = i + _below(rng, L - i)
+                    labels[i], labels[other] = labels[other], labels[i]
+                    drawn = first + _below(rng, n_known // L) * L + labels[i]
+                elif novel:
+                    drawn = first + _below(rng, n_novel)
+                else:
+                    drawn = min(np.searchsorted(cumulative, rng.random(), side="right"), K - 1)
+                row[i * B : (i + 1) * B] = drawn
+            for i in range(N - 1):
+                other = i + _below(rng, N - i)
+                row[i], row[other] = row[other], row[i]
+            row[N] = row[_below(rng, N)]
+        else:
+            for i in range(N + 1):
+                row[i] = min(np.searchsorted(cumulative, rng.random(), side="right"), K - 1)
+        starts[b] = _below(rng, n_windows)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _draw_exemplars(rng, means, novel_means, classes, epsilon, exemplars):
+    """New μ for the novel classes, then (μ + ε η)/√(1 + ε²) for every item, with μ and η ~ N(0, 1/D)."""
+    K, std = means.shape[0], means.shape[1] ** -0.5
+    _draw_normal(rng, std, novel_means)
+    if epsilon > 0:
+        _draw_normal(rng, epsilon * std, exemplars)
+    else:
+        exemplars[:] = 0
+    scale = np.float32((1 + epsilon**2) ** -0.5)
+    for b in range(classes.shape[0]):
+        for i in range(classes.shape[1]):
+            k = classes[b, i]
+            mean, exemplar = means[k] if k < K else novel_means[k - K], exemplars[b, i]
+            for x in range(mean.shape[0]):
+                exemplar[x] = scale * (mean[x] + exemplar[x])
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _draw_normal(rng, std, result):
+    """Fills an array with N(0, std²), one double-precision draw an entry."""
+    flat = result.reshape(result.size)
+    for i in range(flat.size):
+        flat[i] = std * rng.standard_normal()

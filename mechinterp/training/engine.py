@@ -1,12 +1,22 @@
-"""Engines advance the parameters by one step of SGD. All take the same step; they differ in speed and reach."""
+"""Engines advance the parameters by one step of SGD. All take the same step; they differ in speed and reach.
 
-from typing import Protocol, runtime_checkable
+| engine   | computes                        | on                                   |
+|----------|---------------------------------|--------------------------------------|
+| fused    | two layers of one head, exactly | CPU: compiled loops and BLAS         |
+| captured | two layers of one head, exactly | CUDA: the whole step as one graph    |
+| hooked   | every network                   | both: autograd through HookedTransformer |
+"""
 
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
 from torch import Tensor
 
 from mechinterp.config import RunConfig
+from mechinterp.errors import MechinterpError
 from mechinterp.tasks.base import Batch
-from mechinterp.training.fused import FusedEngine
+
+Device = Literal["cpu", "cuda"]
 
 
 @runtime_checkable
@@ -15,19 +25,33 @@ class Engine(Protocol):
 
     name: str
     parameters: dict[str, Tensor]
+    device: str
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Update the parameters in place; return the batch's loss and accuracy before the update."""
         ...
 
 
-def build_engine(config: RunConfig, parameters: dict[str, Tensor], name: str | None = None) -> Engine:
-    """The fastest engine that computes this network exactly: fused where it fits, else the hooked model's autograd.
+def build_engine(
+    config: RunConfig, parameters: dict[str, Tensor], name: str | None = None, device: str = "cpu"
+) -> Engine:
+    """The fastest engine that computes this network exactly on this device; else the hooked model's autograd.
 
-    `name` asks for the engine that a run was trained with.
+    `name` asks for the engine that a run was trained with. A device that is not there raises MechinterpError.
     """
-    if FusedEngine.fits(config) and name != "hooked":
-        return FusedEngine(config, parameters)
-    from mechinterp.training.hooked import HookedEngine  # imports TransformerLens, which takes seconds
+    if device not in ("cpu", "cuda"):
+        raise MechinterpError(f"there is no device {device!r}; known: 'cpu', 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MechinterpError("torch finds no CUDA device; use --device cpu, or install torch's CUDA build")
+    # Imported when needed: TransformerLens takes seconds.
+    if name != "hooked" and config.model.n_layers == 2 and config.model.n_heads == 1:
+        if device == "cuda":
+            from mechinterp.training.captured import CapturedEngine
 
-    return HookedEngine(config, parameters)
+            return CapturedEngine(config, parameters, device)
+        from mechinterp.training.fused import FusedEngine
+
+        return FusedEngine(config, parameters)
+    from mechinterp.training.hooked import HookedEngine
+
+    return HookedEngine(config, parameters, device)

@@ -14,9 +14,10 @@ class HookedEngine:
 
     name = "hooked"
 
-    def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
+    def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
+        self.device = device
         self._training = config.training
-        self.model = build_model(config, parameters)
+        self.model = build_model(config, parameters).to(device)
         by_name = dict(self.model.named_parameters())
         self.parameters: dict[str, Tensor] = {name: by_name[name] for name in self.model.trained}
         """The trained parameters, updated in place by `step`."""
@@ -33,8 +34,9 @@ class HookedEngine:
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every trained parameter."""
-        logits = self.model(batch.inputs)
-        loss = functional.cross_entropy(logits, batch.labels)
+        labels = batch.labels.to(self.device)
+        logits = self.model(batch.inputs.to(self.device))
+        loss = functional.cross_entropy(logits, labels)
         gradients = torch.autograd.grad(loss, list(self.parameters.values()))
-        accuracy = (logits.argmax(dim=-1) == batch.labels).double().mean()
+        accuracy = (logits.argmax(dim=-1) == labels).double().mean()
         return loss.item(), accuracy.item(), dict(zip(self.parameters, gradients, strict=True))

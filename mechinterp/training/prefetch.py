@@ -1,20 +1,21 @@
 """Training batches prepared ahead of the step that needs them; their order and bits are unchanged.
 
-With a core to spare they are drawn on another thread while the current step runs. Where torch's threads already fill
-the cores, a third thread would stall their barriers (measured: slower than no overlap), so a few batches are drawn at a
-time instead, while the sampler's tables are in cache.
+With a core to spare they are drawn on another thread while the current step runs. Where the step's threads already
+fill the cores, one more would only delay them (measured: slower than no overlap), so a few batches at a time are drawn
+on all cores between steps.
 """
 
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import torch
 
 from mechinterp.tasks.base import Batch, Task
 
-AHEAD = 8
+AHEAD = 16
 """How many batches are prepared before they are needed."""
 
 
@@ -26,8 +27,9 @@ def batches(task: Task, steps: range, size: int) -> Iterator[Batch]:
 
 
 def _in_bursts(task: Task, steps: range, size: int) -> Iterator[Batch]:
-    for start in range(steps.start, steps.stop, AHEAD):
-        yield from [task.train_batch(step, size) for step in range(start, min(start + AHEAD, steps.stop))]
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads(), thread_name_prefix="sampler") as samplers:
+        for start in range(0, len(steps), AHEAD):
+            yield from list(samplers.map(task.train_batch, steps[start : start + AHEAD], repeat(size)))
 
 
 def _overlapped(task: Task, steps: range, size: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -62,14 +63,14 @@ def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False
         for start, stop in _intervals(saved, wanted):
             there = run.file.environment_at(start)
             changes |= dict.fromkeys(environment_changes(there))
-            engine = build_engine(run.config, run.file.weights(start), there.get("engine"))
+            engine = build_engine(run.config, run.file.weights(start), there.get("engine"), usable_device(there))
             recent, here = RecentMean(), [step for step in wanted if start <= step < stop]
             with recorded_threads(there):
                 for step in advance(engine, run.task, run.config, start, stop, recent):
                     if step in here:
                         keep(
                             step,
-                            {name: value.detach().clone() for name, value in engine.parameters.items()},
+                            {name: value.detach().to("cpu", copy=True) for name, value in engine.parameters.items()},
                             recent.take(),
                         )
                     bar.update()
@@ -77,7 +78,8 @@ def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False
             if digest(engine.parameters).hex() != run.file.digest(stop):
                 exact = False
                 stored = run.file.weights(stop)
-                differences = ((engine.parameters[name].detach() - stored[name]).abs().max() for name in stored)
+                reached = {name: value.detach().cpu() for name, value in engine.parameters.items()}
+                differences = ((reached[name] - stored[name]).abs().max() for name in stored)
                 deviation = max(deviation, *(float(each) for each in differences))
         if wanted and wanted[-1] == saved[-1]:
             keep(saved[-1], run.file.weights(saved[-1]), run.file.metrics().iloc[-1].to_dict())
@@ -96,9 +98,14 @@ def densify(run: Run, steps: range, *, progress: bool = False) -> Proof:
     older = iter(sorted(stored))
     held = next(older, None)
     metrics_of = run._dense.metrics() if run._dense else None
-    engine = run.environment.get("engine", "")
     with RunWriter(
-        run.dense_path, run.config, overwrite=True, engine=engine, created=run.created, live=False
+        run.dense_path,
+        run.config,
+        overwrite=True,
+        engine=run.environment.get("engine", ""),
+        device=usable_device(run.environment),
+        created=run.created,
+        live=False,
     ) as writer:
 
         def copy_up_to(limit: int | float) -> None:
@@ -121,12 +128,17 @@ def densify(run: Run, steps: range, *, progress: bool = False) -> Proof:
     return proof
 
 
+def usable_device(recorded: Mapping[str, str]) -> str:
+    """The device of a recorded environment, where this machine has such a one; else the CPU."""
+    return "cuda" if recorded.get("device", "cpu") != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def environment_changes(recorded: Mapping[str, str]) -> tuple[str, ...]:
     """How the present environment differs from a recorded one in what bits depend on, threads aside."""
-    now = environment()
+    now = environment(usable_device(recorded))
     return tuple(
         f"{name} was {recorded.get(name)}, is {now[name]}"
-        for name in ("torch", "numpy", "machine", "cpu_capability")
+        for name in ("torch", "numpy", "numba", "scipy", "machine", "cpu", "cpu_capability", "device")
         if recorded.get(name) != now[name]
     )
 

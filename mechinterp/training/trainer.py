@@ -12,27 +12,34 @@ from mechinterp.models.parameters import initial_parameters
 from mechinterp.store import Run, RunWriter, open_run
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.item_label import ItemLabelTask
-from mechinterp.training.engine import Engine, build_engine
+from mechinterp.training.engine import Device, Engine, build_engine
 from mechinterp.training.loop import RecentMean, advance, recorded_threads
-from mechinterp.training.replay import environment_changes
+from mechinterp.training.replay import environment_changes, usable_device
 
 
 def train(
-    config: RunConfig, path: str | Path, *, task: Task | None = None, overwrite: bool = False, progress: bool = True
+    config: RunConfig,
+    path: str | Path,
+    *,
+    task: Task | None = None,
+    device: Device = "cpu",
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> Run:
     """Train the network of `config` and write its trajectory to `path`; returns the finished run.
 
     Pass `task` to train on a task of your own; the config then records only its name and shape. Training stops
-    early at the config's stop rule. A loss or weight that is not finite raises DivergedError; Ctrl-C raises
-    KeyboardInterrupt; either way every checkpoint committed before is in the file, and `resume` goes on from there.
+    early at the config's stop rule. On `device="cuda"` the same steps are taken on a GPU. A loss or weight that is
+    not finite raises DivergedError; Ctrl-C raises KeyboardInterrupt; either way every checkpoint committed before is
+    in the file, and `resume` goes on from there.
     """
     if task is not None:
         config = _config_for(task, config)
     trained_on: Task = config.build_task() if task is None else task
     if task is not None:
         _check_batch(task)
-    engine = build_engine(config, initial_parameters(config))
-    with RunWriter(path, config, overwrite=overwrite, engine=engine.name) as writer:
+    engine = build_engine(config, initial_parameters(config), device=device)
+    with RunWriter(path, config, overwrite=overwrite, engine=engine.name, device=engine.device) as writer:
         writer.append(0, engine.parameters, RecentMean().take())
         _train(engine, trained_on, config, writer, range(config.training.steps), progress)
     return open_run(path, task=trained_on)
@@ -55,12 +62,16 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     if end < last:
         raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
     config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
-    engine = build_engine(config, run.file.weights(last), run.environment.get("engine"))
+    device = usable_device(run.environment)
+    engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device)
     for change in environment_changes(run.environment):
         _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
     if run.status == "running":
         _say(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
-    with recorded_threads(run.environment), RunWriter(path, config, continues=run.file, engine=engine.name) as writer:
+    with (
+        recorded_threads(run.environment),
+        RunWriter(path, config, continues=run.file, engine=engine.name, device=device) as writer,
+    ):
         _train(engine, run.task, config, writer, range(last, end), progress)
         if end < config.training.steps:
             writer.finish("interrupted")

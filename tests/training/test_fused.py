@@ -1,4 +1,4 @@
-"""The fused engine takes the same step as autograd through the hooked model."""
+"""The fused engines take the same step as autograd through the hooked model."""
 
 import dataclasses
 
@@ -12,6 +12,8 @@ import mechinterp as mi
 from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks import Batch
+from mechinterp.training.captured import CapturedEngine
+from mechinterp.training.engine import build_engine
 from mechinterp.training.fused import FusedEngine
 from mechinterp.training.hooked import HookedEngine
 
@@ -39,8 +41,10 @@ def config_of(changes: dict) -> mi.RunConfig:
 
 
 def as_dtype(batch: Batch, dtype: torch.dtype, table: bool) -> Batch:
-    rows = dataclasses.replace(batch.table, rows=batch.table.rows.to(dtype)) if table else None
-    return dataclasses.replace(batch, inputs=batch.inputs.to(dtype), table=rows)
+    if not table:
+        return Batch(batch.inputs.to(dtype), batch.labels)
+    exact = dataclasses.replace(batch.table, shared=batch.table.shared.to(dtype), own=batch.table.own.to(dtype))
+    return Batch(None, batch.labels, table=exact)
 
 
 def random_parameters(config: mi.RunConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -57,34 +61,35 @@ def worst_deviation(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tenso
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes, st.booleans())
-def test_float64_gradients_equal_autograd(changes, table):
+@given(sizes, st.booleans(), st.sampled_from([FusedEngine, CapturedEngine]))
+def test_float64_gradients_equal_autograd(changes, table, engine):
     config = config_of(changes)
     batch = as_dtype(config.build_task().train_batch(0, config.training.batch_size), torch.float64, table)
     parameters = random_parameters(config, torch.float64)
-    fused, hooked = FusedEngine(config, parameters), HookedEngine(config, parameters)
+    fused, hooked = engine(config, parameters), HookedEngine(config, parameters)
     (loss, accuracy, ours), (expected, right, theirs) = fused.gradients(batch), hooked.gradients(batch)
     assert (loss, accuracy) == (pytest.approx(expected, rel=1e-12), pytest.approx(right))
     assert worst_deviation(ours, theirs) < 1e-11
 
 
+@pytest.mark.parametrize("engine", [FusedEngine, CapturedEngine])
 @pytest.mark.parametrize("table", [True, False])
-def test_float32_gradients_equal_autograd_at_full_size(table):
+def test_float32_gradients_equal_autograd_at_full_size(table, engine):
     config = mi.RunConfig.preset("reddy2023", seed=3)
     batch = as_dtype(config.build_task().train_batch(0, 128), torch.float32, table)
     parameters = random_parameters(config, torch.float32)
-    fused, hooked = FusedEngine(config, parameters), HookedEngine(config, parameters)
+    fused, hooked = engine(config, parameters), HookedEngine(config, parameters)
     ours, theirs = fused.gradients(batch)[2], hooked.gradients(batch)[2]
     assert worst_deviation(ours, theirs) < 1e-5
 
 
 @settings(max_examples=10, deadline=None)
-@given(sizes)
-def test_steps_stay_together(changes):
+@given(sizes, st.sampled_from([FusedEngine, CapturedEngine]))
+def test_steps_stay_together(changes, engine):
     config = config_of(changes)
     task = config.build_task()
     parameters = random_parameters(config, torch.float64)
-    fused, hooked = FusedEngine(config, parameters), HookedEngine(config, parameters)
+    fused, hooked = engine(config, parameters), HookedEngine(config, parameters)
     for step in range(5):
         batch = as_dtype(task.train_batch(step, config.training.batch_size), torch.float64, step % 2 == 0)
         fused.step(batch)
@@ -102,9 +107,67 @@ def test_a_changed_batch_size_is_no_problem():
     assert torch.equal(first, alone.gradients(task.train_batch(1, 12))[2]["blocks.0.attn.W_Q"])
 
 
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_the_bits_depend_on_the_number_of_threads_only(n_threads):
+    config = config_of({"task.n_labels": 5})
+    task, parameters, before = config.build_task(), random_parameters(config, torch.float32), torch.get_num_threads()
+    engines = [FusedEngine(config, parameters) for _ in range(2)]
+    reference = HookedEngine(config, parameters)
+    torch.set_num_threads(n_threads)
+    try:
+        for step in range(20):
+            assert engines[0].step(task.train_batch(step, 67)) == engines[1].step(task.train_batch(step, 67))
+            reference.step(task.train_batch(step, 67))
+    finally:
+        torch.set_num_threads(before)
+    for name, value in engines[0].parameters.items():
+        assert torch.equal(value, engines[1].parameters[name]), name
+        assert torch.allclose(value, reference.parameters[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_out_of_range_are_refused_and_change_nothing(label):
+    config = config_of({"task.n_labels": 5})
+    batch, parameters = config.build_task().train_batch(0, 40), random_parameters(config, torch.float32)
+    batch.labels[39] = label
+    engine = FusedEngine(config, parameters)
+    with pytest.raises(MechinterpError, match="out of range"):
+        engine.step(batch)
+    assert all(torch.equal(value, parameters[name]) for name, value in engine.parameters.items())
+
+
+@pytest.mark.parametrize("field", ["content", "positions"])
+def test_tables_out_of_range_are_refused(field):
+    config = config_of({"task.n_labels": 5})
+    batch = config.build_task().train_batch(0, 40)
+    getattr(batch.table, field)[3, 2] = 1000
+    with pytest.raises(MechinterpError, match="out of range"):
+        FusedEngine(config, random_parameters(config, torch.float32)).step(batch)
+
+
 @pytest.mark.parametrize("changes", [{"model.n_layers": 1}, {"model.n_layers": 3}, {"model.n_heads": 2}])
-def test_other_networks_are_refused(changes):
+def test_other_networks_are_left_to_the_hooked_model(changes):
     config = mi.RunConfig().updated(changes)
-    assert not FusedEngine.fits(config)
+    parameters = random_parameters(config, torch.float32)
+    assert build_engine(config, parameters).name == "hooked"
     with pytest.raises(MechinterpError, match="two layers"):
-        FusedEngine(config, random_parameters(config, torch.float32))
+        FusedEngine(config, parameters)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused():
+    config = mi.RunConfig()
+    with pytest.raises(MechinterpError, match=r"no CUDA device; use --device cpu"):
+        build_engine(config, random_parameters(config, torch.float32), device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_captured_steps_on_cuda_stay_with_the_cpu():
+    config = mi.RunConfig.preset("reddy2023-fast")
+    task, parameters = config.build_task(), random_parameters(config, torch.float32)
+    captured, fused = build_engine(config, parameters, device="cuda"), build_engine(config, parameters)
+    for step in range(20):
+        ours, theirs = captured.step(task.train_batch(step, 128)), fused.step(task.train_batch(step, 128))
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    for name, value in fused.parameters.items():
+        assert torch.allclose(captured.parameters[name].cpu(), value, atol=1e-3), name

@@ -1,0 +1,490 @@
+"""Compiled kernels of the fused engine: the gradient of a part of the batch, and the update.
+
+`fused.py` gives the equations and names. Sequences go through in chunks small enough that a chunk's activations and the
+weights stay in a core's cache; matrix products are BLAS calls on a chunk's rows, everything of one sequence is a loop.
+No kernel holds Python's interpreter lock or allocates, so parts of a batch run on threads of their own.
+"""
+
+import math
+from typing import NamedTuple, no_type_check
+
+import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  what np.dot calls; loaded here so that its threads can be limited
+from numba import njit
+from numpy.typing import NDArray
+
+CHUNK = 16
+"""Sequences that go through the network together."""
+_BLOCK = 72
+"""Contents that are multiplied together: BLAS is fastest where the product takes less than 10⁶ multiplications."""
+_LANES = 16
+"""Contents are padded to a multiple of this, so that loops over them have no remainder."""
+
+_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+
+
+class Sizes(NamedTuple):
+    """The network's shape."""
+
+    d_model: int
+    depth: int
+    width: int
+    n_labels: int
+
+
+class Tokens(NamedTuple):
+    """A batch as arrays; see `TokenTable`. Without a table every content is a sequence's own and fills the token."""
+
+    shared: NDArray
+    own: NDArray
+    content: NDArray
+    positions: NDArray
+    labels: NDArray
+
+
+class Scratch(NamedTuple):
+    """One part's memory, allocated once: fresh pages cost more than the arithmetic on them."""
+
+    M: NDArray
+    by_shared: NDArray
+    by_own: NDArray
+    dby_shared: NDArray
+    dby_own: NDArray
+    dM: NDArray
+    c: NDArray
+    y: NDArray
+    A: NDArray
+    a: NDArray
+    ds: NDArray
+    seen: NDArray
+    dseen: NDArray
+    rows: NDArray
+    left: NDArray
+    right: NDArray
+    v: NDArray
+    q: NDArray
+    z: NDArray
+    dw: NDArray
+    dq: NDArray
+    dkappa: NDArray
+    hidden: NDArray
+    dhidden: NDArray
+    logits: NDArray
+    transposed: NDArray
+
+
+def classifier_size(sizes: Sizes) -> int:
+    """Number of the classifier's weights and biases."""
+    hidden = (sizes.d_model + 1) * sizes.width + (sizes.depth - 1) * (sizes.width + 1) * sizes.width
+    return (hidden + sizes.width * sizes.n_labels) if sizes.depth else sizes.d_model * sizes.n_labels
+
+
+def scratch(sizes: Sizes, n: int, n_pos: int, n_shared: int, n_own: int, content_dim: int, dtype: np.dtype) -> Scratch:
+    """Memory for a part of n sequences."""
+    d, padded = sizes.d_model, -(-content_dim // _LANES) * _LANES
+
+    def of(*shape: int) -> NDArray:
+        return np.zeros(shape, dtype)
+
+    return Scratch(
+        M=of(d, d),
+        by_shared=of(n_shared, d),
+        by_own=of(CHUNK * n_own, d),
+        dby_shared=of(n_shared, d),
+        dby_own=of(CHUNK * n_own, d),
+        dM=of(content_dim, d),
+        c=of(CHUNK, n_pos, padded),
+        y=of(d - content_dim + padded),
+        A=of(CHUNK, n_pos, n_pos),
+        a=of(CHUNK, n_pos),
+        ds=of(CHUNK, n_pos),
+        seen=of(CHUNK, 2, n_pos),
+        dseen=of(CHUNK, 2, n_pos),
+        rows=of(4, CHUNK, d),
+        left=of(3, n, d),
+        right=of(3, n, d),
+        v=of(n, d),
+        q=of(n, d),
+        z=of(n, d),
+        dw=of(n, d),
+        dq=of(n, d),
+        dkappa=of(n, d),
+        hidden=of((sizes.depth + 1) * n * max(d, sizes.width)),
+        dhidden=of((sizes.depth + 1) * n * max(d, sizes.width)),
+        logits=of(n, sizes.n_labels),
+        transposed=of(4 * d * d + classifier_size(sizes)),
+    )
+
+
+@_compiled
+@no_type_check
+def _matrix(flat, at, rows, columns):
+    return flat[at : at + rows * columns].reshape(rows, columns)
+
+
+@_compiled
+@no_type_check
+def _transpose(matrix, into, at):
+    """The transpose, kept at `at`: BLAS takes a few rows times a matrix twice as fast as times a transposed one."""
+    rows, columns = matrix.shape
+    result = _matrix(into, at, columns, rows)
+    result[:] = matrix.T
+    return result
+
+
+@_compiled
+@no_type_check
+def _set(x, n, value):
+    """x[:n] = value; for short vectors a loop is several times faster than NumPy's assignment."""
+    value = x.dtype.type(value)
+    for k in range(n):
+        x[k] = value
+
+
+@_compiled
+@no_type_check
+def _copy(x, n, to):
+    """to[:n] = x[:n]."""
+    for k in range(n):
+        to[k] = x[k]
+
+
+@_compiled
+@no_type_check
+def _add(matrix, to):
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            to[i, j] += matrix[i, j]
+
+
+@_compiled
+@no_type_check
+def _softmax(row, n):
+    """In place, of the first n entries; the others become 0."""
+    largest = row[0]
+    for j in range(1, n):
+        largest = max(largest, row[j])
+    total = row.dtype.type(0)
+    for j in range(n):
+        row[j] = math.exp(row[j] - largest)
+        total += row[j]
+    for j in range(n):
+        row[j] /= total
+    _set(row[n:], row.shape[0] - n, 0)
+
+
+@_compiled
+@no_type_check
+def _dot(x, y, n):
+    total = x.dtype.type(0)
+    for k in range(n):
+        total += x[k] * y[k]
+    return total
+
+
+@_compiled
+@no_type_check
+def _read(seek, c, positions, padded, P, out):
+    """out_j = u_j · seek for the tokens u_j = one-hot(p_j) ⊕ c_j; `padded` takes seek's content."""
+    D = seek.shape[0] - P
+    _copy(seek[P:], D, padded)
+    for j in range(c.shape[0]):
+        out[j] = _dot(c[j], padded, c.shape[1])
+    if P:
+        for j in range(c.shape[0]):
+            out[j] += seek[positions[j]]
+
+
+@_compiled
+@no_type_check
+def _mean(weights, c, positions, padded, P, out):
+    """out = Σ_j weights_j u_j."""
+    D = out.shape[0] - P
+    _set(padded, c.shape[1], 0)
+    for j in range(c.shape[0]):
+        weight = weights[j]
+        for k in range(c.shape[1]):
+            padded[k] += weight * c[j, k]
+    if P:
+        _set(out, P, 0)
+        for j in range(c.shape[0]):
+            out[positions[j]] += weights[j]
+    _copy(padded, D, out[P:])
+
+
+@_compiled
+@no_type_check
+def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
+    """Summed loss and number of correct answers of sequences start … stop; their share of the gradient.
+
+    The number is −1, and nothing was done, if a label, content or position is out of range.
+    `gradient` has the layout of the parameters, except that in place of W_Q¹'s stands that of M.
+    """
+    d, depth, width, n_labels = sizes
+    shared, own, content, positions, labels = tokens
+    B, T = content.shape
+    n_shared, n_own, D = shared.shape[0], own.shape[1], own.shape[2]
+    P, n = d - D, stop - start
+    for b in range(start, stop):
+        if not 0 <= labels[b] < n_labels:
+            return 0.0, -1
+        for i in range(T):
+            if not (0 <= content[b, i] < n_shared + n_own and (P == 0 or 0 <= positions[b, i] < P)):
+                return 0.0, -1
+    square = d * d
+    Q1, K1, V1 = _matrix(flat, 0, d, d), _matrix(flat, square, d, d), _matrix(flat, 2 * square, d, d)
+    Q2, K2, V2 = _matrix(flat, 3 * square, d, d), _matrix(flat, 4 * square, d, d), _matrix(flat, 5 * square, d, d)
+    turned = memory.transposed
+    V1T, Q2T = _transpose(V1, turned, 0), _transpose(Q2, turned, square)
+    K2T, V2T = _transpose(K2, turned, 2 * square), _transpose(V2, turned, 3 * square)
+    at, inner = 6 * square, d
+    for _ in range(depth):
+        _transpose(_matrix(flat, at, inner, width), turned, at - 2 * square)
+        at, inner = at + inner * width + width, width
+    _transpose(_matrix(flat, at, inner, n_labels), turned, at - 2 * square)
+    M, by_shared = memory.M, memory.by_shared
+    padded = memory.y[P:]
+    np.dot(Q1, K1.T, M)
+    if n_shared:
+        np.dot(shared, M[P:], by_shared)
+        memory.dby_shared[:] = 0
+    dM = _matrix(gradient, 0, d, d)
+    dM[:] = 0
+    loss, correct, zero, scale = 0.0, 0, flat.dtype.type(0), flat.dtype.type(1 / B)
+
+    for first in range(start, stop, CHUNK):
+        here = min(CHUNK, stop - first)
+        lo, hi = first - start, first - start + here
+        v, q, z, dw, dq, dkappa = (
+            memory.v[lo:hi],
+            memory.q[lo:hi],
+            memory.z[lo:hi],
+            memory.dw[lo:hi],
+            memory.dq[lo:hi],
+            memory.dkappa[lo:hi],
+        )
+        mean_m, drho, x = memory.left[0, lo:hi], memory.left[1, lo:hi], memory.left[2, lo:hi]
+        dz, kappa, dv = memory.right[0, lo:hi], memory.right[1, lo:hi], memory.right[2, lo:hi]
+        rho, w, dx, temporary = (
+            memory.rows[0, :here],
+            memory.rows[1, :here],
+            memory.rows[2, :here],
+            memory.rows[3, :here],
+        )
+
+        # Layer 1: scores and pattern of every token, and the mean token that the target reads.
+        contents = own[first : first + here].reshape(here * n_own, D)
+        by_own, dby_own = memory.by_own[: here * n_own], memory.dby_own[: here * n_own]
+        for block in range(0, here * n_own, _BLOCK):
+            np.dot(contents[block : block + _BLOCK], M[P:], by_own[block : block + _BLOCK])
+        for b in range(here):
+            c, A, where = memory.c[b], memory.A[b], positions[first + b]
+            for i in range(T):
+                index = content[first + b, i]
+                if index < n_shared:
+                    _copy(shared[index], D, c[i])
+                else:
+                    _copy(own[first + b, index - n_shared], D, c[i])
+            y = memory.y
+            for i in range(T):
+                index = content[first + b, i]
+                source = by_shared[index] if index < n_shared else by_own[b * n_own + index - n_shared]
+                if P:
+                    of_position = M[where[i]]
+                    for k in range(d):
+                        y[k] = source[k] + of_position[k]
+                else:
+                    _copy(source, d, y)
+                row = A[i]
+                for j in range(i + 1):
+                    row[j] = _dot(c[j], padded, c.shape[1])
+                if P:
+                    for j in range(i + 1):
+                        row[j] += y[where[j]]
+                _softmax(row, i + 1)
+            _mean(A[T - 1], c, where, padded, P, x[b])
+        np.dot(x, V1, v)
+        for b in range(here):
+            for k in range(D):
+                v[b, P + k] += memory.c[b, T - 1, k]
+            if P:
+                v[b, positions[first + b, T - 1]] += 1
+
+        # Layer 2: scores and pattern of the target, through κ and ρ, and what it reads.
+        np.dot(v, Q2, q)
+        np.dot(q, K2T, kappa)
+        np.dot(kappa, V1T, rho)
+        for b in range(here):
+            c, A, a, where = memory.c[b], memory.A[b], memory.a[b], positions[first + b]
+            by_u, by_m = memory.seen[b, 0], memory.seen[b, 1]
+            _read(kappa[b], c, where, padded, P, by_u)
+            _read(rho[b], c, where, padded, P, by_m)
+            for j in range(T):
+                a[j] = by_u[j] + _dot(A[j], by_m, j + 1)
+            _softmax(a, T)
+            mixed = memory.dseen[b, 0]
+            _set(mixed, T, 0)
+            for j in range(T):
+                for m in range(j + 1):
+                    mixed[m] += a[j] * A[j, m]
+            _mean(a, c, where, padded, P, z[b])
+            _mean(mixed, c, where, padded, P, mean_m[b])
+        np.dot(mean_m, V1, temporary)
+        z += temporary
+        np.dot(z, V2, w)
+        w += v
+
+        # Classifier.
+        at, inner = 6 * square, d
+        held = 0
+        hidden = _matrix(memory.hidden, lo * d, here, d)
+        hidden[:] = w
+        for _ in range(depth):
+            W = _matrix(flat, at, inner, width)
+            bias = flat[at + inner * width : at + inner * width + width]
+            at += inner * width + width
+            held += n * inner
+            following = _matrix(memory.hidden, held + lo * width, here, width)
+            np.dot(hidden, W, following)
+            for b in range(here):
+                for k in range(width):
+                    following[b, k] = max(following[b, k] + bias[k], zero)
+            hidden, inner = following, width
+        readout = _matrix(flat, at, inner, n_labels)
+        logits = memory.logits[lo:hi]
+        np.dot(hidden, readout, logits)
+        for b in range(here):
+            row, label = logits[b], labels[first + b]
+            best = 0
+            for k in range(1, n_labels):
+                if row[k] > row[best]:
+                    best = k
+            above = row[best] - row[label]
+            _softmax(row, n_labels)
+            correct += best == label
+            loss += above - math.log(row[best])
+            row[label] -= 1
+            row *= scale
+        dhidden = _matrix(memory.dhidden, held + lo * inner, here, inner)
+        np.dot(logits, _matrix(turned, at - 2 * square, n_labels, inner), dhidden)
+        for layer in range(depth - 1, -1, -1):
+            outer = width if layer else d
+            at -= outer * width + width
+            WT = _matrix(turned, at - 2 * square, width, outer)
+            hidden = _matrix(memory.hidden, held + lo * width, here, width)
+            for b in range(here):
+                for k in range(width):
+                    if not hidden[b, k] > 0:
+                        dhidden[b, k] = 0
+            held -= n * outer
+            following = _matrix(memory.dhidden, held + lo * outer, here, outer)
+            np.dot(dhidden, WT, following)
+            dhidden = following
+        dw[:] = dhidden
+
+        # Layer 2, backward: value path, pattern, then κ and ρ.
+        np.dot(dw, V2T, dz)
+        np.dot(dz, V1T, temporary)
+        for b in range(here):
+            c, A, a, ds, where = memory.c[b], memory.A[b], memory.a[b], memory.ds[b], positions[first + b]
+            dby_u, dby_m = memory.dseen[b, 0], memory.dseen[b, 1]
+            _read(dz[b], c, where, padded, P, dby_u)
+            _read(temporary[b], c, where, padded, P, dby_m)
+            for j in range(T):
+                ds[j] = dby_u[j] + _dot(A[j], dby_m, j + 1)
+            mean = _dot(a, ds, T)
+            for j in range(T):
+                ds[j] = a[j] * (ds[j] - mean)
+            mixed = dby_u
+            _set(mixed, T, 0)
+            for j in range(T):
+                for m in range(j + 1):
+                    mixed[m] += ds[j] * A[j, m]
+            _mean(ds, c, where, padded, P, dkappa[b])
+            _mean(mixed, c, where, padded, P, drho[b])
+        np.dot(drho, V1, temporary)
+        dkappa += temporary
+        np.dot(dkappa, K2, dq)
+        np.dot(dq, Q2T, dv)
+        dv += dw
+
+        # Layer 1, backward: its pattern is read by b and by layer 2's scores, and in the target's row by v.
+        np.dot(dv, V1T, dx)
+        dby_own[:] = 0
+        for b in range(here):
+            c, A, a, ds, where = memory.c[b], memory.A[b], memory.a[b], memory.ds[b], positions[first + b]
+            by_m, dby_m, from_x = memory.seen[b, 1], memory.dseen[b, 1], memory.dseen[b, 0]
+            _read(dx[b], c, where, padded, P, from_x)
+            y = memory.y
+            for i in range(T):
+                row = memory.seen[b, 0]
+                for j in range(i + 1):
+                    row[j] = a[i] * dby_m[j] + ds[i] * by_m[j]
+                if i == T - 1:
+                    for j in range(T):
+                        row[j] += from_x[j]
+                mean = _dot(A[i], row, i + 1)
+                _set(y, d, 0)
+                for j in range(i + 1):
+                    slope = A[i, j] * (row[j] - mean)
+                    for k in range(c.shape[1]):
+                        padded[k] += slope * c[j, k]
+                    if P:
+                        y[where[j]] += slope
+                index = content[first + b, i]
+                to = memory.dby_shared[index] if index < n_shared else dby_own[b * n_own + index - n_shared]
+                for k in range(d):
+                    to[k] += y[k]
+                if P:
+                    to = dM[where[i]]
+                    for k in range(d):
+                        to[k] += y[k]
+        for block in range(0, here * n_own, _BLOCK):
+            np.dot(contents[block : block + _BLOCK].T, dby_own[block : block + _BLOCK], memory.dM)
+            _add(memory.dM, dM[P:])
+
+    # Gradients of the weights, over all sequences of the part.
+    if n_shared:
+        np.dot(shared.T, memory.dby_shared, memory.dM)
+        _add(memory.dM, dM[P:])
+    left, right = memory.left.reshape(3 * n, d), memory.right.reshape(3 * n, d)
+    np.dot(left.T, right, _matrix(gradient, 2 * square, d, d))
+    np.dot(memory.v[:n].T, memory.dq[:n], _matrix(gradient, 3 * square, d, d))
+    np.dot(memory.dkappa[:n].T, memory.q[:n], _matrix(gradient, 4 * square, d, d))
+    np.dot(memory.z[:n].T, memory.dw[:n], _matrix(gradient, 5 * square, d, d))
+    at, held, inner = 6 * square, 0, d
+    for _ in range(depth):
+        hidden = _matrix(memory.hidden, held, n, inner)
+        held += n * inner
+        dhidden = _matrix(memory.dhidden, held, n, width)
+        np.dot(hidden.T, dhidden, _matrix(gradient, at, inner, width))
+        bias = gradient[at + inner * width : at + inner * width + width]
+        bias[:] = 0
+        for b in range(n):
+            for k in range(width):
+                bias[k] += dhidden[b, k]
+        at, inner = at + inner * width + width, width
+    np.dot(_matrix(memory.hidden, held, n, inner).T, memory.logits[:n], _matrix(gradient, at, inner, n_labels))
+    return loss, correct
+
+
+@_compiled
+@no_type_check
+def update(sizes, flat, shares, gradient, shrinkage, rate, dM):
+    """The gradient, as the sum of the parts' shares, and p ← (1−shrinkage)·p − rate·gradient.
+
+    The shares hold the gradient of M = W_Q¹ W_K¹ᵀ where that of W_Q¹ belongs.
+    """
+    d = sizes.d_model
+    square = d * d
+    gradient[:] = shares[0]
+    for part in range(1, shares.shape[0]):
+        share = shares[part]
+        for k in range(gradient.shape[0]):
+            gradient[k] += share[k]
+    dM[:] = _matrix(gradient, 0, d, d)
+    np.dot(dM, _matrix(flat, square, d, d), _matrix(gradient, 0, d, d))
+    np.dot(dM.T, _matrix(flat, 0, d, d), _matrix(gradient, square, d, d))
+    keep, step = flat.dtype.type(1 - shrinkage), flat.dtype.type(rate)
+    for k in range(flat.shape[0]):
+        flat[k] = keep * flat[k] - step * gradient[k]

@@ -6,6 +6,7 @@ that /step covers.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from mechinterp.errors import ConfigError, MechinterpError, RunFileError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
 
+_ATTEMPTS = 50
 _MAX_TEXT = 1 << 20
 """Bytes of the longest text that a run file may carry."""
 
@@ -72,7 +74,7 @@ class RunFile:
     def status(self) -> str:
         """How the run ended, or "running"."""
         with self._open() as file:
-            number = int(_dataset(file, "status")[0])
+            number = int(_read(file, "status", 0))
             if not 0 <= number < len(STATUSES):
                 raise RunFileError(f"/status is {number}, expected 0 to {len(STATUSES) - 1}; the file is damaged")
             return STATUSES[number]
@@ -81,14 +83,14 @@ class RunFile:
         """Training loss and accuracy by step."""
         with self._open() as file:
             steps = _committed(file)
-            columns = {name: _dataset(file, f"metrics/{name}")[: len(steps)] for name in METRICS}
+            columns = {name: _read(file, f"metrics/{name}", slice(len(steps))) for name in METRICS}
         return pd.DataFrame(columns, index=pd.Index(steps, name="step"))
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """The parameters at a committed step, by name (float32)."""
         with self._open() as file:
             row = _committed(file).index(step)
-            arrays = {name: _dataset(file, f"weights/{name}")[row] for name in parameter_shapes(self.config)}
+            arrays = {name: _read(file, f"weights/{name}", row) for name in parameter_shapes(self.config)}
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise RunFileError(f"{self.path}: {name} at step {step} is not finite; the file is damaged")
@@ -97,7 +99,7 @@ class RunFile:
     def digest(self, step: int) -> str:
         """The stored SHA-256 of the weights at a committed step (hexadecimal)."""
         with self._open() as file:
-            return cast(np.ndarray, _dataset(file, "digest")[_committed(file).index(step)]).tobytes().hex()
+            return _read(file, "digest", _committed(file).index(step)).tobytes().hex()
 
 
 def _has_writer(path: Path) -> bool:
@@ -208,12 +210,24 @@ def _checked(file: h5py.File, spec: Dataset) -> h5py.Dataset:
     return dataset
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    return cast(h5py.Dataset, file[name])
+def _read(file: h5py.File, name: str, rows: int | slice = slice(None)) -> np.ndarray:
+    """Rows of a dataset.
+
+    A writer may be rewriting the chunk that they lie in: its checksum then fails, and soon no longer. HDF5 repeats
+    that for metadata only, so it is repeated here, for a twentieth of a second, in files that have a writer.
+    """
+    for attempt in reversed(range(_ATTEMPTS)):
+        try:
+            return np.asarray(cast(h5py.Dataset, file[name])[rows])
+        except OSError:
+            if not (file.swmr_mode and attempt):
+                raise
+            time.sleep(0.001)
+    raise AssertionError
 
 
 def _committed(file: h5py.File) -> list[int]:
-    steps = _dataset(file, "step")[:].tolist()
+    steps = _read(file, "step").tolist()
     if any(after <= before for before, after in zip([-1, *steps], steps, strict=False)):
         raise RunFileError("/step is not ascending; the file is damaged")
     return steps

@@ -17,7 +17,7 @@ class HookedEngine:
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
         self.device = device
         self._training = config.training
-        self.model = build_model(config, parameters).to(device)
+        self.model = build_model(config, parameters).to(device, print_details=False)
         by_name = dict(self.model.named_parameters())
         self.parameters: dict[str, Tensor] = {name: by_name[name] for name in self.model.trained}
         """The trained parameters, updated in place by `step`."""

@@ -79,6 +79,7 @@ def test_an_extra_dataset(copy):
         (np.zeros((11, 19, 4), "f8"), "has type float64, expected float32"),
         (np.zeros((3, 19, 4), "f4"), "has 3 rows, expected at least 11"),
         (np.full((11, 19, 4), np.nan, "f4"), "is not finite"),
+        (np.full((11, 19, 4), b"x", h5py.string_dtype()), "has type object, expected float32"),
     ],
 )
 def test_a_misshapen_dataset(copy, data, match):

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -86,8 +87,9 @@ class VectorTransformer(HookedTransformer):
     not exist is an error instead of a silent no-op.
     """
 
-    def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32):
-        d_model, n_labels = config.task.d_model, config.task.n_labels
+    def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32, d_model: int | None = None):
+        """With a `d_model` above the tokens' width, inputs are padded with zeros (the planted circuits need room)."""
+        d_model, n_labels = d_model or config.task.d_model, config.task.n_labels
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # HookedTransformer leaves with TransformerLens 4
             super().__init__(
@@ -135,7 +137,11 @@ class VectorTransformer(HookedTransformer):
         if return_type not in ("logits", None):
             raise MechinterpError(f"return_type {return_type!r}: this model returns 'logits' or None")
         layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
-        residual = self.hook_embed(input) if start_at_layer == 0 else input
+        if start_at_layer == 0:
+            padded = functional.pad(input.to(self.cfg.dtype), (0, self.cfg.d_model - input.shape[-1]))
+            residual = self.hook_embed(padded)
+        else:
+            residual = input
         for layer in layers:
             residual = self.blocks[layer](residual)
         if stop_at_layer is not None:

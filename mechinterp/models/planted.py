@@ -13,6 +13,7 @@ and two decoys, which do without an induction head, show whether an analysis can
 """
 
 from enum import Enum
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def _blank(config: RunConfig, dtype: torch.dtype) -> tuple[dict[str, slice], dic
     P, D = config.task.position_dim, config.task.content_dim
     edges = np.cumsum([0, P, D, D, D]).tolist()
     names = ("position", "content", "buffer", "output")
-    parts = {name: slice(*ends) for name, ends in zip(names, zip(edges[:-1], edges[1:], strict=True), strict=True)}
+    parts = {name: slice(*ends) for name, ends in zip(names, pairwise(edges), strict=True)}
     model = VectorTransformer(config, dtype, d_model=edges[-1])
     own = dict(model.named_parameters())
     return parts, {name: torch.zeros_like(own[name]) for name in model.trained}

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from transformer_lens import FactoredMatrix as FactoredMatrix
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.hook_points import HookPoint
 

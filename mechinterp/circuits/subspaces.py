@@ -1,0 +1,106 @@
+"""Named parts of the residual stream: as subspaces of it, and as the terms that a token's residual stream adds up to.
+
+A token is position ⊕ content. Layers add to it; what they added, whatever it is, is called the buffer here. For two
+layers that is the output of layer 1, which in an induction head carries the content of the token before.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechinterp.errors import MechinterpError
+from mechinterp.models.transformer import VectorTransformer
+from mechinterp.tasks.base import Task
+from mechinterp.tasks.item_label import ItemLabelTask
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """A named subspace of the residual stream."""
+
+    name: str
+    basis: Float[Tensor, "dim d_model"]
+    """Orthonormal rows that span it."""
+
+    @property
+    def dim(self) -> int:
+        """Its dimension."""
+        return len(self.basis)
+
+    @property
+    def projector(self) -> Float[Tensor, "d_model d_model"]:
+        """The orthogonal projector Π = BᵀB, for rows: x ↦ x Π."""
+        return self.basis.T @ self.basis
+
+    def energy(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """|x Π|² / |x|², in [0, 1]; not a number for x = 0."""
+        return (x @ self.basis.T).square().sum(dim=-1) / x.square().sum(dim=-1)
+
+
+def subspaces(model: VectorTransformer, task: Task, *, layer: int = 0, head: int = 0) -> dict[str, Subspace]:
+    """The named subspaces of a model's residual stream, which need not be orthogonal to each other.
+
+    * ``position``: the P dimensions of the one-hot position;
+    * ``content``: the D dimensions of the content, split into
+    * ``labels``: the span of the label vectors, and
+    * ``content_rest``: what is left of the content;
+    * ``buffer``: the image of the content under W_V W_O of the given layer and head.
+
+    Raises for tasks whose tokens are not position ⊕ content.
+    """
+    item_label = require_item_label(task)
+    position, content = _coordinates(model, item_label)
+    labels = torch.zeros(item_label.n_labels, model.cfg.d_model, dtype=model.cfg.dtype)
+    labels[:, content] = torch.from_numpy(item_label.label_vectors).to(model.cfg.dtype)
+    eye = torch.eye(model.cfg.d_model, dtype=model.cfg.dtype)
+    span = _span(labels)
+    rest = eye[content] - eye[content] @ span.T @ span
+    with torch.no_grad():
+        image = eye[content] @ model.W_V[layer, head] @ model.W_O[layer, head]
+    spanned = {"position": eye[position], "content": eye[content], "labels": span, "content_rest": _span(rest)}
+    return {name: Subspace(name, basis) for name, basis in {**spanned, "buffer": _span(image)}.items()}
+
+
+def terms(
+    model: VectorTransformer, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int
+) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+    """What the residual stream before a layer adds up to: position + content + buffer.
+
+    The buffer is the sum of the outputs of all layers before, and is absent before layer 0.
+    """
+    position, content = _coordinates(model, require_item_label(task))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(inputs, names_filter=["hook_embed", f"blocks.{layer}.hook_resid_pre"])
+    tokens = cache["hook_embed"]
+    result = {}
+    for name, part in (("position", position), ("content", content)):
+        result[name] = torch.zeros_like(tokens)
+        result[name][..., part] = tokens[..., part]
+    if layer:
+        result["buffer"] = cache[f"blocks.{layer}.hook_resid_pre"] - tokens
+    return result
+
+
+def require_item_label(task: Task) -> ItemLabelTask:
+    """The task, if its tokens are position ⊕ content."""
+    if not isinstance(task, ItemLabelTask):
+        raise MechinterpError(
+            f"task {type(task).__qualname__}: only item–label tokens are known to be position ⊕ content"
+        )
+    return task
+
+
+def _coordinates(model: VectorTransformer, task: ItemLabelTask) -> tuple[slice, slice]:
+    """Where position and content lie; a model may be wider than the tokens."""
+    P, width = task.config.position_dim, task.d_model
+    if model.cfg.d_model < width:
+        raise MechinterpError(f"the model's d_model is {model.cfg.d_model}, below the task's {width}")
+    return slice(0, P), slice(P, width)
+
+
+def _span(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "dim d_model"]:
+    """An orthonormal basis of the rows' span; directions below 10⁻⁶ of the largest do not count."""
+    _, size, basis = torch.linalg.svd(rows, full_matrices=False)
+    return basis[size > 1e-6 * size.max().clamp(min=torch.finfo(rows.dtype).tiny)]

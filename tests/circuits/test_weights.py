@@ -1,0 +1,144 @@
+"""Subspaces, QK and OV circuits and order parameters return the planted values, and rebuild what they explain."""
+
+import numpy as np
+import pytest
+import torch
+
+from mechinterp.circuits.order_parameters import order_parameters
+from mechinterp.circuits.qk_ov import (
+    composition_scores,
+    copying_score,
+    null_band,
+    position_profile,
+    qk_strengths,
+    score_blocks,
+)
+from mechinterp.circuits.subspaces import subspaces
+from mechinterp.errors import MechinterpError
+from mechinterp.models.parameters import parameter_shapes
+from mechinterp.models.planted import Operation, induction_head, random_label_decoy
+from mechinterp.models.transformer import build_model
+
+STRENGTHS = {"beta1": 2.0, "alpha": 3.0, "beta2": 0.7, "xi": 1.3}
+
+
+@pytest.fixture(scope="module")
+def random_model(tiny_config):
+    rng = np.random.default_rng(5)
+    shapes = parameter_shapes(tiny_config)
+    return build_model(tiny_config, {n: torch.from_numpy(rng.normal(size=s) / s[-1] ** 0.5) for n, s in shapes.items()})
+
+
+def test_subspaces_of_the_planted_head(tiny_config):
+    model, task = induction_head(tiny_config), tiny_config.build_task()
+    found = subspaces(model, task)
+    assert {name: each.dim for name, each in found.items()} == {
+        "position": 13,
+        "content": 11,
+        "labels": 4,
+        "content_rest": 7,
+        "buffer": 11,
+    }
+    buffer = torch.zeros(46, dtype=torch.float64)
+    buffer[24:35] = 1
+    assert torch.allclose(found["buffer"].projector, buffer.diag(), atol=1e-12)
+    both = found["labels"].projector + found["content_rest"].projector
+    assert torch.allclose(both, found["content"].projector, atol=1e-6)
+    tokens = torch.nn.functional.pad(task.sample("icl", 3).inputs.double(), (0, 22))
+    assert torch.allclose(found["position"].energy(tokens) + found["content"].energy(tokens), torch.ones(3, 7).double())
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_blocks_rebuild_the_scores(tiny_config, random_model, layer):
+    batch, task = tiny_config.build_task().sample("icl", 5), tiny_config.build_task()
+    blocks = score_blocks(random_model, task, batch.inputs, layer)
+    assert len(blocks) == (4, 9)[layer]
+    _, cache = random_model.run_with_cache(batch.inputs)
+    scores = cache[f"blocks.{layer}.attn.hook_attn_scores"][:, 0]
+    allowed = torch.ones(7, 7, dtype=torch.bool).tril()
+    assert (sum(blocks.values()) - scores)[:, allowed].abs().max() < 1e-10
+
+
+def test_only_the_planted_interactions_have_strength(tiny_config):
+    batch, task = tiny_config.build_task().sample("icl", 50), tiny_config.build_task()
+    table = qk_strengths(induction_head(tiny_config, **STRENGTHS), batch, task)
+    found = table.set_index(["layer", "query", "key"])["strength"]
+    expected = {(0, "position", "position"), (1, "content", "buffer"), (1, "position", "position")}
+    assert set(found[found > 1e-9].index) == expected
+    n_keys = np.arange(2, 8)  # the previous token has score β₁, the others 0
+    assert found[0, "position", "position"] == pytest.approx(2.0 * np.sqrt(np.mean((n_keys - 1) / n_keys**2)))
+    assert found[1, "position", "position"] == pytest.approx(0.7 * np.sqrt(3 / 7 * 4 / 7))
+
+
+def test_strengths_beside_untrained_networks(tiny_config):
+    batch, task = tiny_config.build_task().sample("icl", 50), tiny_config.build_task()
+    band = null_band(tiny_config, batch, task, n_networks=5)
+    assert len(band) == 13
+    assert (band["null_low"] < band["null_mean"]).all()
+    assert (band["null_mean"] < band["null_high"]).all()
+
+
+def test_position_profile_of_the_planted_head(tiny_config):
+    profile = position_profile(induction_head(tiny_config, **STRENGTHS), tiny_config.build_task())
+    assert profile.tolist() == [0, 2.0, 0, 0, 0, 0, 0]
+
+
+def test_composition_goes_through_the_key(tiny_config):
+    scores = composition_scores(induction_head(tiny_config, beta1=2.0)).set_index("through")["score"]
+    assert scores["Q"] == scores["V"] == 0
+    assert scores["K"] == pytest.approx(1 / 11**0.5)  # of W_V¹ = W_QK² = one identity of 11 dimensions each
+
+
+def test_copying_score(tiny_config):
+    task = tiny_config.build_task()
+    batch = task.sample("icl", 20)
+    assert copying_score(induction_head(tiny_config), task, batch) == pytest.approx(1.0)
+    assert copying_score(induction_head(tiny_config, xi=-1.0), task, batch) == pytest.approx(-1.0)
+    assert np.isnan(copying_score(induction_head(tiny_config, without=Operation.copy), task, batch))
+
+
+def test_order_parameters_of_planted_heads(tiny_config):
+    task = tiny_config.build_task()
+    found = order_parameters(induction_head(tiny_config, **STRENGTHS), task)
+    for name in ("beta1", "alpha", "beta2"):
+        assert found[name] == pytest.approx(STRENGTHS[name], abs=1e-6), name
+    assert found["beta1_explained"] == pytest.approx(1, abs=1e-9)
+    assert found["layer2_explained"] == pytest.approx(1, abs=1e-9)
+    strong = order_parameters(random_label_decoy(tiny_config, beta2=40.0, xi=1.3), task)
+    assert strong["xi"] == pytest.approx(1.3, abs=1e-6)  # no attention to items: logits are the labels' alone
+    assert strong["xi_explained"] == pytest.approx(1, abs=1e-9)
+    assert strong["alpha"] == pytest.approx(0, abs=1e-6)
+    assert strong["beta1"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("missing", "zero"),
+    [
+        (Operation.previous_token, "beta1"),
+        (Operation.match, "alpha"),
+        (Operation.write, "alpha"),
+        (Operation.readout, "xi"),
+    ],
+)
+def test_order_parameters_tell_the_twins_apart(tiny_config, missing, zero):
+    whole = order_parameters(induction_head(tiny_config, **STRENGTHS), tiny_config.build_task())
+    twin = order_parameters(induction_head(tiny_config, **STRENGTHS, without=missing), tiny_config.build_task())
+    assert twin[zero] == pytest.approx(0, abs=1e-6)
+    assert whole[zero] > 0.5
+
+
+def test_other_tasks_and_networks_are_refused(tiny_config):
+    class Other:
+        d_model, n_pos, n_labels, evaluations = 24, 7, 4, ("icl",)
+
+        def train_batch(self, step, size):
+            raise NotImplementedError
+
+        def sample(self, evaluation, size, seed=0):
+            raise NotImplementedError
+
+    with pytest.raises(MechinterpError, match=r"task .*Other: only item–label tokens"):
+        subspaces(build_model(tiny_config), Other())
+    three = tiny_config.updated({"model.n_layers": 3})
+    with pytest.raises(MechinterpError, match="two layers with one head"):
+        order_parameters(build_model(three), three.build_task())

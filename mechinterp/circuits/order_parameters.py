@@ -35,6 +35,7 @@ def order_parameters(
     hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in range(2) for what in ("attn_scores", "pattern")]
     with torch.no_grad():
         logits, cache = model.run_with_cache(batch.inputs, names_filter=hooks)
+    assert isinstance(logits, Tensor)
     scores = [cache[f"blocks.{layer}.attn.hook_attn_scores"][:, 0].double() for layer in range(2)]
     patterns = [cache[f"blocks.{layer}.attn.hook_pattern"][:, 0].double() for layer in range(2)]
     T = task.n_pos

@@ -9,6 +9,7 @@ Notation of Elhage et al. 2021; scores are not scaled by 1/√d here.
 """
 
 from itertools import product
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,10 @@ def qk(model: VectorTransformer, layer: int, head: int = 0) -> FactoredMatrix:
 def ov(model: VectorTransformer, layer: int, head: int = 0) -> FactoredMatrix:
     """W_V W_O of a head, [d_model, d_model], as a product of two factors; what a seen token x adds is x W_V W_O."""
     return FactoredMatrix(model.W_V[layer, head].detach(), model.W_O[layer, head].detach())
+
+
+def _product(circuit: FactoredMatrix) -> Tensor:
+    return cast(Tensor, circuit.AB)
 
 
 def score_blocks(
@@ -81,7 +86,7 @@ def position_profile(model: VectorTransformer, task: Task, layer: int = 0, head:
     For a previous-token head it is β₁ at offset 1 and 0 elsewhere.
     """
     P, T = require_item_label(task).config.position_dim, task.n_pos
-    block = qk(model, layer, head).AB[:P, :P]
+    block = _product(qk(model, layer, head))[:P, :P]
     values = [float(block.diagonal(-offset).mean()) for offset in range(T)]
     return pd.Series(values, index=pd.RangeIndex(T, name="offset"), name="score")
 
@@ -96,8 +101,8 @@ def composition_scores(model: VectorTransformer) -> pd.DataFrame:
     heads = list(product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
     for (layer1, head1), (layer2, head2) in product(heads, heads):
         if layer1 < layer2:
-            first, circuit = ov(model, layer1, head1).AB, qk(model, layer2, head2).AB
-            for through, second in (("Q", circuit), ("K", circuit.T), ("V", ov(model, layer2, head2).AB)):
+            first, circuit = _product(ov(model, layer1, head1)), _product(qk(model, layer2, head2))
+            for through, second in (("Q", circuit), ("K", circuit.T), ("V", _product(ov(model, layer2, head2)))):
                 norm = torch.linalg.matrix_norm
                 score = float(norm(first @ second) / (norm(first) * norm(second)))
                 rows.append(
@@ -115,7 +120,7 @@ def copying_score(model: VectorTransformer, task: Task, batch: Batch, layer: int
     item_label = require_item_label(task)
     P, width = item_label.config.position_dim, item_label.d_model
     labels = torch.from_numpy(item_label.label_vectors).to(model.cfg.dtype)
-    added = labels @ ov(model, layer, head).AB[P:width]
+    added = labels @ _product(ov(model, layer, head))[P:width]
     with torch.no_grad():
         _, cache = model.run_with_cache(batch.inputs, names_filter="classifier.hook_in")
     with torch.enable_grad():

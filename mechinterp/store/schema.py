@@ -71,6 +71,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "scipy": version("scipy"),
         "h5py": version("h5py"),
         "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
         "machine": platform.machine(),
         "cpu": get_host_cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

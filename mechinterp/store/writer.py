@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from mechinterp.config import RunConfig
-from mechinterp.errors import DivergedError, RunFileError
+from mechinterp.errors import DivergedError, MechinterpError, RunFileError
 from mechinterp.store.file import RunFile
 from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, dense_path, digest, environment, layout
 
@@ -150,6 +150,8 @@ class RunWriter:
         """Add a row to a dataset; on the handle itself, as h5py's indexing costs more than the writing."""
         dataset = self._handles[name]
         length, *shape = dataset.shape
+        if np.shape(row) != tuple(shape):
+            raise MechinterpError(f"{self.path}: a row of /{name} has shape {np.shape(row)}, expected {tuple(shape)}")
         dataset.set_extent((length + 1, *shape))
         space = dataset.get_space()
         space.select_hyperslab((length, *(0 for _ in shape)), (1, *shape))

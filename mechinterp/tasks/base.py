@@ -23,7 +23,7 @@ class TokenTable:
     """
 
     position_dim: int
-    """P, how many dimensions the one-hot position takes; the content fills the others."""
+    """P, how many dimensions the one-hot position takes, or 0; the content fills the others."""
     shared: Float[Tensor, "shared content_dim"]
     """Contents that every sequence may use."""
     own: Float[Tensor, "batch own content_dim"]
@@ -37,6 +37,8 @@ class TokenTable:
         """The tokens as vectors."""
         contents = torch.cat([self.shared.expand(len(self.own), -1, -1), self.own], dim=1)
         picked = contents.gather(1, self.content[..., None].expand(-1, -1, contents.shape[-1]))
+        if not self.position_dim:
+            return picked
         return torch.cat([functional.one_hot(self.positions, self.position_dim).to(picked), picked], dim=-1)
 
 

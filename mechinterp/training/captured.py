@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.config import RunConfig
+from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
 
@@ -26,7 +27,7 @@ class CapturedEngine:
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
         self.device = device
         self._training = config.training
-        self._depth = config.model.classifier_depth
+        self._depth, self._n_labels = config.model.classifier_depth, config.task.n_labels
         shapes = parameter_shapes(config)
         kind = parameters["classifier.readout.W"].to(device)
         self._flat, self.parameters = _views(shapes, kind)
@@ -59,11 +60,14 @@ class CapturedEngine:
     def _load(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch, in buffers on the device that a captured graph reads; another shape needs another graph."""
         shape = batch.inputs.shape
+        if len(batch.labels) != shape[0] or not ((batch.labels >= 0) & (batch.labels < self._n_labels)).all():
+            raise MechinterpError(f"the batch's labels must be {shape[0]} numbers from 0 to {self._n_labels - 1}")
         if self._buffers.get("inputs", batch.inputs).shape != shape:
             self._buffers.clear()
             self._graph = None
-        labels = self._buffers.setdefault("labels", batch.labels.to(self._flat.device, copy=True))
-        return self.buffer("inputs", *shape).copy_(batch.inputs), labels.copy_(batch.labels)
+        if "labels" not in self._buffers:
+            self._buffers["labels"] = batch.labels.to(self._flat.device, copy=True)
+        return self.buffer("inputs", *shape).copy_(batch.inputs), self._buffers["labels"].copy_(batch.labels)
 
     def _advance(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         result = self._forward_backward(inputs, labels)
@@ -76,14 +80,17 @@ class CapturedEngine:
         """Record a step as a graph. It needs steps run beforehand, on a stream of their own; they are undone."""
         before, stream = self._flat.clone(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._advance(inputs, labels)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._flat.copy_(before)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._advance(inputs, labels)
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
+            self._flat.copy_(before)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
             self._result = self._advance(inputs, labels)
+        self._graph = graph
 
     def _forward_backward(
         self, u: Float[Tensor, "batch pos d_model"], labels: Int[Tensor, "batch"]

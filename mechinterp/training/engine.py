@@ -37,7 +37,8 @@ def build_engine(
 ) -> Engine:
     """The fastest engine that computes this network exactly on this device; else the hooked model's autograd.
 
-    `name` asks for the engine that a run was trained with. A device that is not there raises MechinterpError.
+    With `name` "hooked", as a run that was trained so asks for, it is always that one. A device that is not there
+    raises MechinterpError.
     """
     if device not in ("cpu", "cuda"):
         raise MechinterpError(f"there is no device {device!r}; known: 'cpu', 'cuda'")

@@ -19,6 +19,7 @@ the parts' gradients are added in order, so the bits depend on the number of thr
 """
 
 import math
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from queue import SimpleQueue
@@ -84,32 +85,61 @@ class FusedEngine:
     def _run(self, batch: Batch, shrinkage: float, rate: float) -> tuple[float, float]:
         tokens, sizes, flat, gradient = self._tokens(batch), self._sizes, self._flat, self._flat_gradient
         bounds, scratches, shares = self._memory_for(tokens)
-        with self._blas.limit(limits=1):  # parts are the threads
-            for part in range(1, len(bounds)):
-                arguments = (sizes, flat, shares[part], tokens, *bounds[part], scratches[part])
-                self._worker(part).send(part_gradient, *arguments)
-            done = [part_gradient(sizes, flat, shares[0], tokens, *bounds[0], scratches[0])]
-            done += [self._worker(part).receive() for part in range(1, len(bounds))]
-            if any(correct < 0 for _, correct in done):
-                raise MechinterpError("a batch has labels, or a table has contents or positions, that are out of range")
-            update(sizes, flat, shares, gradient, shrinkage, rate, scratches[0].M)
+        try:
+            with self._blas.limit(limits=1):  # parts are the threads
+                for part in range(1, len(bounds)):
+                    arguments = (sizes, flat, shares[part], tokens, *bounds[part], scratches[part])
+                    self._worker(part).send(part_gradient, *arguments)
+                done = [part_gradient(sizes, flat, shares[0], tokens, *bounds[0], scratches[0])]
+                done += [self._worker(part).receive() for part in range(1, len(bounds))]
+                if any(correct < 0 for _, correct in done):
+                    raise MechinterpError(
+                        "a label of the batch, or a content or position of its table, is out of range"
+                    )
+                update(sizes, flat, shares, gradient, shrinkage, rate, scratches[0].M)
+        except BaseException:
+            # A worker may still be computing: its result, and the memory that it writes to, are left to it.
+            self._workers, self._memory = [], None
+            raise
         return sum(loss for loss, _ in done) / len(batch), sum(correct for _, correct in done) / len(batch)
 
     def _worker(self, part: int) -> "_Worker":
+        if self._workers and self._workers[0].process != os.getpid():
+            self._workers = []  # threads do not survive a fork
         while len(self._workers) < part:
             self._workers.append(_Worker())
         return self._workers[part - 1]
 
     def _tokens(self, batch: Batch) -> Tokens:
-        """The batch's arrays; without a table, every token is a content of its sequence's own."""
-        dtype, table, labels = self._flat.dtype, batch.table, batch.labels.numpy()
+        """The batch's arrays; without a table, every token is a content of its sequence's own.
+
+        All shapes are checked, as the kernels do not.
+        """
+        dtype, table, labels, d_model = self._flat.dtype, batch.table, batch.labels.numpy(), self._sizes.d_model
         if table is not None:
             shared, own = table.shared.numpy(), table.own.numpy()
-            content, positions = table.content.numpy(), table.positions.numpy()
+            content, positions, width = table.content.numpy(), table.positions.numpy(), table.position_dim
         else:
-            own = batch.inputs.numpy()
-            shared, content = np.empty((0, own.shape[2]), dtype), np.tile(np.arange(own.shape[1]), (len(own), 1))
+            own, width = batch.inputs.numpy(), 0
+            shared, content = np.empty((0, own.shape[-1]), dtype), np.tile(np.arange(own.shape[1]), (len(own), 1))
             positions = content
+        size = len(labels)
+        if (own.ndim, shared.ndim, len(own), own.shape[-1], shared.shape[-1]) != (
+            3,
+            2,
+            size,
+            d_model - width,
+            d_model - width,
+        ):
+            raise MechinterpError(
+                f"the batch's contents are {own.shape} and {shared.shape} (shared), expected"
+                f" ({size}, …, {d_model - width}) and (…, {d_model - width}) for {size} labels and d_model = {d_model}"
+            )
+        if labels.ndim != 1 or content.ndim != 2 or content.shape != positions.shape or len(content) != size:
+            raise MechinterpError(
+                f"the batch's labels are {labels.shape}, its contents and positions point to {content.shape} and"
+                f" {positions.shape} tokens; expected (batch,), (batch, pos) and (batch, pos)"
+            )
         return Tokens(
             *(np.ascontiguousarray(array, dtype) for array in (shared, own)),
             *(np.ascontiguousarray(array, np.int64) for array in (content, positions, labels)),
@@ -135,6 +165,7 @@ class _Worker:
     """A thread that computes what it is sent; an executor's futures would cost a tenth of a step."""
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self._jobs: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
         Thread(target=_work, args=(self._jobs, self._results), name="fused", daemon=True).start()

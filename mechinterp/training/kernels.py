@@ -217,7 +217,7 @@ def _mean(weights, c, positions, padded, P, out):
 def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
     """Summed loss and number of correct answers of sequences start … stop; their share of the gradient.
 
-    The number is −1, and nothing was done, if a label, content or position is out of range.
+    The number is −1, and the gradient is not touched, if a label, content or position is out of range.
     `gradient` has the layout of the parameters, except that in place of W_Q¹'s stands that of M.
     """
     d, depth, width, n_labels = sizes
@@ -244,6 +244,7 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
     _transpose(_matrix(flat, at, inner, n_labels), turned, at - 2 * square)
     M, by_shared = memory.M, memory.by_shared
     padded = memory.y[P:]
+    _set(memory.y, memory.y.shape[0], 0)  # what pads the content must be finite: it is multiplied by 0
     np.dot(Q1, K1.T, M)
     if n_shared:
         np.dot(shared, M[P:], by_shared)

@@ -2,7 +2,7 @@
 
 With a core to spare they are drawn on another thread while the current step runs. Where the step's threads already
 fill the cores, one more would only delay them (measured: slower than no overlap), so a few batches at a time are drawn
-on all cores between steps.
+between steps: on all cores those of the built-in task, one after another those of a task that may not be thread-safe.
 """
 
 import os
@@ -14,6 +14,7 @@ from itertools import repeat
 import torch
 
 from mechinterp.tasks.base import Batch, Task
+from mechinterp.tasks.item_label import ItemLabelTask
 
 AHEAD = 16
 """How many batches are prepared before they are needed."""
@@ -27,7 +28,8 @@ def batches(task: Task, steps: range, size: int) -> Iterator[Batch]:
 
 
 def _in_bursts(task: Task, steps: range, size: int) -> Iterator[Batch]:
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads(), thread_name_prefix="sampler") as samplers:
+    n_threads = torch.get_num_threads() if isinstance(task, ItemLabelTask) else 1
+    with ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="sampler") as samplers:
         for start in range(0, len(steps), AHEAD):
             yield from list(samplers.map(task.train_batch, steps[start : start + AHEAD], repeat(size)))
 

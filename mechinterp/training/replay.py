@@ -138,7 +138,18 @@ def environment_changes(recorded: Mapping[str, str]) -> tuple[str, ...]:
     now = environment(usable_device(recorded))
     return tuple(
         f"{name} was {recorded.get(name)}, is {now[name]}"
-        for name in ("torch", "numpy", "numba", "scipy", "machine", "cpu", "cpu_capability", "device")
+        for name in (
+            "mechinterp",
+            "torch",
+            "numpy",
+            "numba",
+            "scipy",
+            "libc",
+            "machine",
+            "cpu",
+            "cpu_capability",
+            "device",
+        )
         if recorded.get(name) != now[name]
     )
 

@@ -116,8 +116,9 @@ def _check_batch(task: Task) -> None:
     if tuple(batch.inputs.shape) != expected or batch.inputs.dtype != torch.float32:
         found = f"{tuple(batch.inputs.shape)} {batch.inputs.dtype}"
         raise ConfigError(f"task {name}: inputs are {found}, expected {expected} torch.float32")
-    if batch.labels.dtype != torch.int64 or not bool(((batch.labels >= 0) & (batch.labels < task.n_labels)).all()):
-        raise ConfigError(f"task {name}: labels must be int64 from 0 to {task.n_labels - 1}, got {batch.labels}")
+    right = batch.labels.shape == (2,) and batch.labels.dtype == torch.int64
+    if not right or not bool(((batch.labels >= 0) & (batch.labels < task.n_labels)).all()):
+        raise ConfigError(f"task {name}: labels must be 2 int64 from 0 to {task.n_labels - 1}, got {batch.labels}")
 
 
 def _config_for(task: Task, config: RunConfig) -> RunConfig:

@@ -145,6 +145,63 @@ def test_tables_out_of_range_are_refused(field):
         FusedEngine(config, random_parameters(config, torch.float32)).step(batch)
 
 
+def test_after_a_refused_batch_the_next_one_is_computed_right():
+    config = config_of({"task.n_labels": 5})
+    task, parameters = config.build_task(), random_parameters(config, torch.float32)
+    engine, expected = (
+        FusedEngine(config, parameters),
+        FusedEngine(config, parameters).gradients(task.train_batch(1, 40)),
+    )
+    bad = task.train_batch(0, 40)
+    bad.labels[0] = 5
+    with pytest.raises(MechinterpError):
+        engine.step(bad)
+    assert engine.gradients(task.train_batch(1, 40))[:2] == expected[:2]
+
+
+def test_parameters_that_overflow_once_leave_nothing_behind():
+    config = config_of({"task.n_labels": 5})
+    task, parameters = config.build_task(), random_parameters(config, torch.float32)
+    engine = FusedEngine(config, parameters)
+    expected = engine.gradients(task.train_batch(1, 40))[0]
+    for value in engine.parameters.values():
+        value.fill_(1e30)
+    assert not np.isfinite(engine.gradients(task.train_batch(0, 40))[0])
+    for name, value in engine.parameters.items():
+        value.copy_(parameters[name])
+    assert engine.gradients(task.train_batch(1, 40))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"own": torch.zeros(40, 9, 62)}, "contents are"),
+        ({"own": torch.zeros(39, 9, 63)}, "contents are"),
+        ({"shared": torch.zeros(0, 0)}, "contents are"),
+        ({"position_dim": 64}, "contents are"),
+        ({"positions": torch.zeros(40, 16, dtype=torch.int64)}, r"\(40, 17\) and \(40, 16\)"),
+    ],
+)
+def test_tables_of_other_shapes_are_refused(changes, match):
+    config = mi.RunConfig()
+    batch = config.build_task().train_batch(0, 40)
+    for name, value in changes.items():
+        object.__setattr__(batch.table, name, value)  # as a user's table can be, who has no type checker
+    with pytest.raises(MechinterpError, match=match):
+        FusedEngine(config, random_parameters(config, torch.float32)).step(batch)
+
+
+def test_inputs_of_another_shape_are_refused():
+    config = mi.RunConfig()
+    batch = config.build_task().train_batch(0, 40)
+    engine = FusedEngine(config, random_parameters(config, torch.float32))
+    with pytest.raises(MechinterpError, match="contents are"):
+        engine.step(Batch(batch.inputs[:, :, :100], batch.labels))
+    batch.labels = batch.labels[:39]
+    with pytest.raises(MechinterpError, match="contents are"):
+        engine.step(batch)
+
+
 @pytest.mark.parametrize("changes", [{"model.n_layers": 1}, {"model.n_layers": 3}, {"model.n_heads": 2}])
 def test_other_networks_are_left_to_the_hooked_model(changes):
     config = mi.RunConfig().updated(changes)

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mechinterp.circuits.trajectory import analyse as analyse
     from mechinterp.config import RunConfig as RunConfig
     from mechinterp.emergence import compare_emergence as compare_emergence
     from mechinterp.emergence import locate_emergence as locate_emergence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mechinterp.training import train as train
 
 _HOME = {
+    "analyse": "circuits.trajectory",
     "RunConfig": "config",
     "compare_emergence": "emergence",
     "locate_emergence": "emergence",

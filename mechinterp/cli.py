@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -245,6 +245,76 @@ class Report:
         print(f"report: {write_report(open_run(self.run), table, self.out or self.run.with_suffix('.html'))}")
 
 
+@dataclass
+class _Analysis:
+    """An analysis of the circuit at one step, by default the last, or at all saved ones."""
+
+    run: RunPath
+    step: int | None = None
+    """Which saved step; by default the last."""
+    all: bool = False
+    """Every saved step."""
+    csv: bool = False
+    """Print comma-separated values."""
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.circuits.trajectory import analyse
+        from mechinterp.store import open_run
+
+        if self.all and self.step is not None:
+            raise MechinterpError("--step and --all exclude each other; give one of them")
+        run = open_run(self.run)
+        if not run.steps:
+            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+        steps = run.steps if self.all else [run.steps[-1] if self.step is None else self.step]
+        own = {field.name for field in fields(_Analysis)}
+        arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        table = analyse(run, type(self).__name__.lower(), steps=steps, progress=True, **arguments)
+        result = {"run": str(run.path), "arguments": arguments, "rows": table.to_dict("records")}
+        text = table.to_csv(index=False).strip() if self.csv else table.round(4).to_string(index=False)
+        _print(result, self.json, text)
+
+
+@dataclass
+class Patch(_Analysis):
+    """Activation patching at every hook and role: which activation carries the answer?"""
+
+    corruption: str = "replace_target"
+    """swap_label, replace_target, break_pairing or shuffle_positions."""
+    metric: str = "logit_difference"
+    """logit_difference, probability, accuracy or loss."""
+    direction: str = "denoise"
+    """denoise (clean into corrupt) or noise (corrupt into clean)."""
+    n_pairs: int = 256
+    """Clean–corrupt pairs of sequences."""
+
+
+@dataclass
+class Paths(Patch):
+    """Path patching: which edge between components carries the answer?"""
+
+    corruption: str = "shuffle_positions"
+
+
+@dataclass
+class Ablate(_Analysis):
+    """Ablate every layer's pattern, values and output, in every way: what is lost?"""
+
+    metric: str = "accuracy"
+    """logit_difference, probability, accuracy or loss."""
+    n_sequences: int = 500
+    """Sequences of the first evaluation set."""
+
+
+@dataclass
+class Qkov(_Analysis):
+    """QK and OV circuits: strengths of the query–key interactions, composition and copying scores."""
+
+    n_sequences: int = 200
+    """Sequences of the first evaluation set."""
+
+
 def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":
     from mechinterp.measures import measure
     from mechinterp.store import open_run
@@ -283,6 +353,10 @@ _COMMANDS: dict[str, type] = {
     "info": Info,
     "measure": Measure,
     "emergence": Emergence,
+    "patch": Patch,
+    "paths": Paths,
+    "ablate": Ablate,
+    "qkov": Qkov,
     "report": Report,
 }
 

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     TASK = 1
     TRAIN = 2
     BOOTSTRAP = 3
+    CORRUPTION = 4
     EVALUATION = 16
 
 

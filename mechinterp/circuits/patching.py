@@ -1,0 +1,128 @@
+"""Activation patching: put an activation of one run into another, and see how far the answer follows.
+
+Two runs of the same network differ in one thing (`tasks/corruption.py`). Denoising puts the clean activation into the
+corrupt run: what restores the answer is sufficient. Noising puts the corrupt activation into the clean run: what
+destroys it is necessary. A site is a hook, the positions of a role, and a head.
+
+    effect = (m(patched) − m(corrupt)) / (m(clean) − m(corrupt))
+
+is 0 where the patched run answers as the corrupt one and 1 where as the clean one; it may leave [0, 1].
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mechinterp.circuits.metrics import Metric
+from mechinterp.circuits.rerun import Activations, activations, rerun
+from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.tasks.corruption import Pairs
+
+
+class Direction(Enum):
+    """Which run is patched with which."""
+
+    denoise = "the corrupt run with the clean activation"
+    noise = "the clean run with the corrupt activation"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an activation is replaced."""
+
+    hook: str
+    """A hook name of TransformerLens, or of the classifier."""
+    role: str | None = None
+    """The positions, by role; None for all. For patterns and scores these are the queries. Of the classifier's
+    hooks, which exist at the target only, the role must be ``target`` or None."""
+    head: int | None = None
+    """The head; None for all."""
+
+
+HOOKS_PER_LAYER = (
+    "hook_resid_pre",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "hook_attn_out",
+)
+
+
+def sites(base: Activations, roles: Iterable[str]) -> list[Site]:
+    """Every hook × role: `HOOKS_PER_LAYER` of each layer, and the classifier's at the target."""
+    blocks = [f"blocks.{layer}.{hook}" for layer in range(base.n_layers) for hook in HOOKS_PER_LAYER]
+    classifier = [hook for hook in base.values if hook.startswith("classifier.") and not hook.endswith("pre")]
+    return [Site(hook, role) for hook in blocks for role in roles] + [Site(hook, "target") for hook in classifier]
+
+
+def replaced(base: Tensor, source: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> Tensor:
+    """The activation `base` with `source` put in at a site."""
+    mask = site_mask(base, site, roles)
+    return torch.where(mask, source, base)
+
+
+def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> Bool[Tensor, "..."]:
+    """Which entries of the activation at its hook a site covers, as a mask that broadcasts to it.
+
+    A role, head or hook that does not exist, or does not go together, raises.
+    """
+    if site.role is not None and site.role not in roles:
+        raise unknown_name("role", site.role, roles)
+    at_target = site.hook.startswith("classifier.")
+    if at_target and site.role not in (None, "target"):
+        raise MechinterpError(f"{site.hook} exists at the target only; use role 'target', not {site.role!r}")
+    by_query = site.hook.endswith(("hook_pattern", "hook_attn_scores"))  # [batch, head, query, key]
+    by_head = by_query or site.hook.endswith(("hook_q", "hook_k", "hook_v", "hook_z"))  # [batch, pos, head, …]
+    mask = torch.ones(activation.ndim * (1,), dtype=torch.bool)
+    if site.role is not None and not at_target:
+        positions = roles[site.role]
+        mask = (
+            positions[:, None, :, None] if by_query else positions.view(*positions.shape, *(activation.ndim - 2) * (1,))
+        )
+    if site.head is not None:
+        axis = 1 if by_query else 2
+        if not by_head:
+            raise MechinterpError(f"{site.hook} is a sum over heads; leave the head out")
+        if not 0 <= site.head < activation.shape[axis]:
+            raise unknown_name("head", site.head, range(activation.shape[axis]))
+        heads = torch.arange(activation.shape[axis]) == site.head
+        mask = mask & heads.view(*(-1 if i == axis else 1 for i in range(activation.ndim)))
+    return mask
+
+
+def patch(
+    parameters: Mapping[str, Tensor],
+    pairs: Pairs,
+    where: Sequence[Site] | None = None,
+    *,
+    metric: Metric = Metric.logit_difference,
+    direction: Direction = Direction.denoise,
+) -> pd.DataFrame:
+    """Patch every site in turn: one row per site with the metric's ``value`` and the normalised ``effect``.
+
+    `parameters` are a checkpoint's weights (`run.weights(step)`, or `parameters_of(model)`). Without `where`, all
+    `sites`. The effect is not a number where clean and corrupt run do not differ in the metric.
+    """
+    with torch.no_grad():
+        clean, corrupt = (activations(parameters, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
+        base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
+        low, high = (float(metric.of(run.logits, pairs.answers, pairs.foils)) for run in (corrupt, clean))
+        span, rows = high - low or float("nan"), []
+        for site in sites(base, pairs.roles) if where is None else where:
+            value = replaced(base[site.hook], source[site.hook], site, pairs.roles)
+            number = float(metric.of(rerun(base, site.hook, value), pairs.answers, pairs.foils))
+            rows.append({**vars(site), "value": number, "effect": (number - low) / span})
+    return pd.DataFrame(rows)
+
+
+def parameters_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The trained parameters of a hooked model, by name."""
+    own = dict(model.named_parameters())
+    return {name: own[name].detach() for name in getattr(model, "trained", own)}

@@ -1,0 +1,217 @@
+"""Circuit analyses over a whole run: one tidy table, step × site × value, computed once and kept beside the run.
+
+    table = mi.analyse(run, "patch", corruption="replace_target")
+
+An analysis is a function of a model's weights, the task and keyword arguments to a table; `ANALYSES` lists them.
+Results are kept in ``RUN.cache/``, by the digest of the weights, the analysis and its arguments: a checkpoint is never
+analysed twice, and one whose weights differ is never mistaken for it.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from tqdm import tqdm
+
+from mechinterp.circuits.ablation import ablate
+from mechinterp.circuits.metrics import Metric
+from mechinterp.circuits.order_parameters import order_parameters
+from mechinterp.circuits.patching import Direction, patch
+from mechinterp.circuits.paths import patch_paths
+from mechinterp.circuits.qk_ov import composition_scores, copying_score, qk_strengths
+from mechinterp.config import RunConfig
+from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.models.transformer import build_model
+from mechinterp.store import Run
+from mechinterp.tasks.base import Task
+from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+
+Weights = Mapping[str, Tensor]
+
+
+def _patch(
+    config: RunConfig,
+    weights: Weights,
+    task: Task,
+    *,
+    corruption: Corruption = Corruption.replace_target,
+    metric: Metric = Metric.logit_difference,
+    direction: Direction = Direction.denoise,
+    n_pairs: int = 256,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Activation patching at every hook × role: hook, role, head, value, effect."""
+    pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
+    return patch(weights, pairs, metric=metric, direction=direction).drop(columns="head")
+
+
+def _paths(
+    config: RunConfig,
+    weights: Weights,
+    task: Task,
+    *,
+    corruption: Corruption = Corruption.shuffle_positions,
+    metric: Metric = Metric.logit_difference,
+    direction: Direction = Direction.denoise,
+    n_pairs: int = 256,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Path patching of every edge: sender, receiver, value, effect, attribution."""
+    return patch_paths(
+        weights, corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed), metric=metric, direction=direction
+    )
+
+
+def _ablate(
+    config: RunConfig,
+    weights: Weights,
+    task: Task,
+    *,
+    metric: Metric = Metric.accuracy,
+    n_sequences: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ablation of every layer's pattern, values and output: hook, ablation, intact, value."""
+    table = ablate(weights, task.sample(task.evaluations[0], n_sequences, seed), metric=metric, seed=seed)
+    return table.drop(columns=["role", *(["head"] if config.model.n_heads == 1 else [])])
+
+
+def _qkov(config: RunConfig, weights: Weights, task: Task, *, n_sequences: int = 200, seed: int = 0) -> pd.DataFrame:
+    """QK and OV circuits: quantity, part, value. Strengths of interactions, composition and copying scores."""
+    model, batch = build_model(config, weights), task.sample(task.evaluations[0], n_sequences, seed)
+    rows = [
+        {
+            "quantity": f"qk {each['layer']}.{each['head']}",
+            "part": f"{each['query']}–{each['key']}",
+            "value": each["strength"],
+        }
+        for each in qk_strengths(model, batch, task).to_dict("records")
+    ]
+    rows += [
+        {"quantity": "composition", "part": f"{each['from']}→{each['to']}.{each['through']}", "value": each["score"]}
+        for each in composition_scores(model).to_dict("records")
+    ]
+    for layer in range(1, config.model.n_layers):
+        for head in range(config.model.n_heads):
+            score = copying_score(model, task, batch, layer, head)
+            rows.append({"quantity": "copying", "part": f"{layer}.{head}", "value": score})
+    return pd.DataFrame(rows)
+
+
+def _order_parameters(
+    config: RunConfig, weights: Weights, task: Task, *, n_sequences: int = 500, seed: int = 0
+) -> pd.DataFrame:
+    """β₁, α, β₂, ξ of the minimal induction head and what they explain: parameter, value."""
+    found = order_parameters(build_model(config, weights), task, n_sequences=n_sequences, seed=seed)
+    return pd.DataFrame({"parameter": list(found), "value": list(found.values())})
+
+
+ANALYSES: dict[str, Callable[..., pd.DataFrame]] = {
+    "patch": _patch,
+    "paths": _paths,
+    "ablate": _ablate,
+    "qkov": _qkov,
+    "order_parameters": _order_parameters,
+}
+"""Every analysis by name: (config, weights, task, **arguments) → table."""
+
+
+def analyse(
+    run: Run,
+    analysis: str,
+    *,
+    steps: Iterable[int] | None = None,
+    progress: bool = False,
+    cache: bool = True,
+    **arguments: Any,
+) -> pd.DataFrame:
+    """An analysis at every saved step of a run, or at the given ones: its table, with ``step`` as the first column.
+
+    `arguments` are those of the analysis; members of an enum may be given by name. An unknown analysis, argument,
+    member or step raises before anything is computed. With `cache`, results are read from and kept in the folder
+    ``RUN.cache`` beside the run file.
+    """
+    if analysis not in ANALYSES:
+        raise unknown_name("analysis", analysis, ANALYSES)
+    chosen = _arguments(analysis, arguments)
+    wanted = run.steps if steps is None else list(steps)
+    digests = [run.digest(step) for step in wanted]
+    task = run.task
+    held = _Cache(run.path, analysis, chosen if cache and run.config.task.kind != "custom" else None)
+    tables = []
+    try:
+        for step, digest in tqdm(
+            list(zip(wanted, digests, strict=True)), unit="checkpoint", disable=None if progress else True
+        ):
+            if digest not in held.rows:
+                table = ANALYSES[analysis](run.config, run.weights(step), task, **chosen)
+                held.add(digest, table.to_dict("list"))
+            table = pd.DataFrame(held.rows[digest])
+            table.insert(0, "step", step)
+            tables.append(table)
+    finally:
+        held.save()
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _arguments(analysis: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All keyword arguments of an analysis: its defaults, and what is given instead."""
+    known = {
+        name: each.default
+        for name, each in inspect.signature(ANALYSES[analysis]).parameters.items()
+        if each.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    chosen = dict(known)
+    for name, value in given.items():
+        if name not in known:
+            raise unknown_name(f"argument of {analysis}", name, known)
+        kind = type(known[name])
+        if issubclass(kind, Enum) and isinstance(value, str):
+            if value not in kind.__members__:
+                raise unknown_name(name, value, kind.__members__)
+            value = kind[value]
+        if not isinstance(value, kind):
+            raise MechinterpError(f"{name} is {value!r}; expected {kind.__name__}")
+        chosen[name] = value
+    return chosen
+
+
+class _Cache:
+    """Tables by the digest of the weights, for one analysis with certain arguments; a JSON file beside the run."""
+
+    def __init__(self, run: Path, analysis: str, arguments: Mapping[str, Any] | None):
+        """Without `arguments`, nothing is kept."""
+        self.rows: dict[str, dict[str, list[Any]]] = {}
+        self._path, self._changed = None, False
+        if arguments is None:
+            return
+        named = {name: value.name if isinstance(value, Enum) else value for name, value in arguments.items()}
+        self._about = {"mechinterp": version("mechinterp"), "analysis": analysis, "arguments": named}
+        key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:12]
+        self._path = run.with_name(run.name + ".cache") / f"{analysis}-{key}.json"
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            if content["about"] == self._about and isinstance(content["tables"], dict):
+                self.rows = content["tables"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing there, or damaged: it is computed again and replaced
+
+    def add(self, digest: str, table: dict[str, list[Any]]) -> None:
+        self.rows[digest], self._changed = table, True
+
+    def save(self) -> None:
+        """Replace the file at once, so that no reader ever sees half of it."""
+        if self._path is None or not self._changed:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        temporary.write_text(json.dumps({"about": self._about, "tables": self.rows}), encoding="utf-8")
+        os.replace(temporary, self._path)

@@ -1,0 +1,245 @@
+"""Patching, path patching and ablation find the planted operations, and predicted effects are measured ones."""
+
+import numpy as np
+import pytest
+import torch
+
+import mechinterp as mi
+from mechinterp.circuits.ablation import Ablation, ablate, substitute
+from mechinterp.circuits.metrics import Metric
+from mechinterp.circuits.patching import Direction, Site, parameters_of, patch, sites
+from mechinterp.circuits.paths import patch_paths, receivers, senders
+from mechinterp.circuits.rerun import activations, rerun
+from mechinterp.circuits.subspaces import subspaces
+from mechinterp.errors import MechinterpError, UnknownNameError
+from mechinterp.models.parameters import parameter_shapes
+from mechinterp.models.planted import Operation, induction_head, random_label_decoy
+from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+
+
+@pytest.fixture(scope="module")
+def full():
+    return mi.RunConfig.preset("reddy2023")
+
+
+@pytest.fixture(scope="module")
+def head(full):
+    return parameters_of(induction_head(full))
+
+
+@pytest.fixture(scope="module")
+def random_weights(tiny_config):
+    config = tiny_config.updated({"model.n_heads": 2})
+    rng = np.random.default_rng(3)
+    return {n: torch.from_numpy(rng.normal(size=s) / s[-1] ** 0.5) for n, s in parameter_shapes(config).items()}
+
+
+def effects(table, *index):
+    return table.set_index(list(index))["effect"]
+
+
+# Corruptions
+
+
+@pytest.mark.parametrize("corruption", Corruption)
+@pytest.mark.parametrize("burstiness", [1, 2])
+def test_corruptions_change_what_they_say(corruption, burstiness):
+    task = mi.RunConfig().updated({"task.burstiness": burstiness}).build_task()
+    pairs = corrupted_pairs(task, corruption, n_pairs=40)
+    clean, corrupt = pairs.clean, pairs.corrupt
+    assert (pairs.answers != pairs.foils).all()
+    assert torch.equal(clean.inputs, corrupted_pairs(task, corruption, n_pairs=40).clean.inputs)
+    changed = (clean.inputs != corrupt.inputs).any(dim=-1)
+    labels = corrupt.token_labels
+    at_correct = clean.roles["correct_label"]
+    if corruption is Corruption.replace_target:
+        assert torch.equal(changed, clean.roles["target"])
+        items = (corrupt.inputs[:, 0:-1:2, 65:] == corrupt.inputs[:, -1:, 65:]).all(dim=-1)
+        assert (labels[:, 1::2][items] == pairs.foils).all()
+    elif corruption is Corruption.shuffle_positions:
+        assert torch.equal(clean.inputs[:, :, 65:], corrupt.inputs[:, :, 65:])
+        assert torch.equal(clean.inputs[:, :, :65].sum(dim=1), corrupt.inputs[:, :, :65].sum(dim=1))
+    else:
+        assert not (changed & ~clean.roles["label"]).any()
+        assert torch.equal(labels.sort(dim=1).values, clean.token_labels.sort(dim=1).values)
+        first = at_correct.int().argmax(dim=1)
+        assert torch.equal(labels[torch.arange(40), first], pairs.foils)
+    if corruption is Corruption.swap_label:
+        assert (labels[at_correct].view(40, burstiness) == pairs.foils[:, None]).all()
+        assert torch.equal(changed.sum(dim=1), torch.full((40,), 2 * burstiness))
+    assert torch.equal(pairs.roles["other_label"] | at_correct, clean.roles["label"])
+
+
+def test_a_context_with_one_label_has_no_foil():
+    task = mi.RunConfig().updated({"task.burstiness": 8}).build_task()
+    with pytest.raises(MechinterpError, match="one label only"):
+        corrupted_pairs(task)
+
+
+# Patching
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_patching_everything_is_the_other_run_and_nothing_is_no_change(random_weights, tiny_config, direction):
+    pairs = corrupted_pairs(tiny_config.build_task(), n_pairs=20)
+    other, own = (1, 0) if direction is Direction.denoise else (0, 1)
+    everything = patch(random_weights, pairs, [Site("hook_embed"), Site("classifier.hook_logits")], direction=direction)
+    assert everything["effect"].tolist() == pytest.approx([other] * 2, abs=1e-9)
+    base = activations(random_weights, pairs.corrupt.inputs)
+    unchanged = patch(
+        random_weights, pairs, [Site("hook_embed", "item"), Site("hook_embed", "target")], direction=direction
+    )
+    assert unchanged["effect"].tolist() == pytest.approx([own] * 2, abs=1e-9)  # only labels were swapped
+    assert len(patch(random_weights, pairs)) == len(sites(base, pairs.roles))
+
+
+def test_the_target_is_found_through_the_query_of_layer_2(full, head):
+    pairs = corrupted_pairs(full.build_task(), Corruption.replace_target, n_pairs=100)
+    found = effects(patch(head, pairs), "hook", "role")
+    for hook in ("hook_resid_pre", "attn.hook_q", "attn.hook_pattern", "attn.hook_z"):
+        assert found[f"blocks.1.{hook}", "target"] == pytest.approx(1, abs=1e-3), hook
+    for hook in ("attn.hook_k", "attn.hook_v"):
+        assert found[f"blocks.1.{hook}", "label"] == pytest.approx(0, abs=1e-9), hook
+    for hook in ("attn.hook_q", "attn.hook_k", "attn.hook_pattern"):
+        assert found[f"blocks.0.{hook}", "target"] == pytest.approx(0, abs=1e-6), hook
+
+
+def test_labels_are_found_in_values_and_the_pairing_in_keys(full, head):
+    pairs = corrupted_pairs(full.build_task(), Corruption.swap_label, n_pairs=100)
+    found = effects(patch(head, pairs), "hook", "role")
+    assert found["blocks.1.attn.hook_v", "label"] == pytest.approx(1, abs=1e-3)
+    assert found["blocks.1.attn.hook_v", "correct_label"] == pytest.approx(1, abs=1e-3)
+    assert found["blocks.1.attn.hook_v", "other_label"] == pytest.approx(0, abs=1e-3)  # nobody looks there
+    assert found["blocks.1.attn.hook_k", "label"] == pytest.approx(0, abs=1e-3)
+    positions = corrupted_pairs(full.build_task(), Corruption.shuffle_positions, n_pairs=100)
+    hooks = ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_k", "blocks.0.attn.hook_z", "blocks.1.attn.hook_q"]
+    found = patch(head, positions, [Site(hook) for hook in hooks]).set_index("hook")["effect"]
+    assert found.tolist() == pytest.approx([1, 1, 1, 0], abs=1e-9)  # layer 2 itself has no use for positions
+
+
+def test_heads_are_patched_one_by_one(random_weights, tiny_config):
+    pairs = corrupted_pairs(tiny_config.build_task(), n_pairs=20)
+    base, source = (activations(random_weights, each.inputs) for each in (pairs.corrupt, pairs.clean))
+    hook = "blocks.1.attn.hook_z"
+    value = base[hook].clone()
+    value[:, -1, 1] = source[hook][:, -1, 1]
+    expected = float(Metric.logit_difference.of(rerun(base, hook, value), pairs.answers, pairs.foils))
+    assert patch(random_weights, pairs, [Site(hook, "target", 1)])["value"].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("site", "match"),
+    [
+        (Site("blocks.1.attn.hook_patern"), "did you mean 'blocks.1.attn.hook_pattern'"),
+        (Site("hook_embed", "lable"), "did you mean 'label'"),
+        (Site("blocks.1.attn.hook_z", "label", 7), "unknown head '7'"),
+        (Site("hook_embed", "label", 0), "is a sum over heads"),
+        (Site("classifier.hook_in", "label"), "exists at the target only"),
+    ],
+)
+def test_misspelt_sites_are_refused(random_weights, tiny_config, site, match):
+    pairs = corrupted_pairs(tiny_config.build_task(), n_pairs=5)
+    with pytest.raises(MechinterpError, match=match):
+        patch(random_weights, pairs, [site])
+
+
+# Paths
+
+
+def test_senders_add_up_to_what_receivers_read(random_weights, tiny_config):
+    run = activations(random_weights, tiny_config.build_task().sample("icl", 5).inputs)
+    for receiver in receivers(run):
+        total = receiver.reads(random_weights, sum(senders(run, receiver.layer).values()))
+        expected = run[receiver.hook].clone()
+        if receiver.through != "classifier":
+            others = torch.arange(2) != receiver.head
+            expected[:, :, others] = 0
+        assert torch.allclose(total, expected, atol=1e-10), receiver
+
+
+def test_a_single_edge_equals_patching_its_receiver(random_weights, tiny_config):
+    """Layer 1 reads the embedding only, so an edge into it is the whole of what it reads."""
+    pairs = corrupted_pairs(tiny_config.build_task(), n_pairs=20)
+    edges = effects(patch_paths(random_weights, pairs), "sender", "receiver")
+    for head, through in [(0, "q"), (1, "k"), (0, "v")]:
+        whole = patch(random_weights, pairs, [Site(f"blocks.0.attn.hook_{through}", None, head)])["effect"].item()
+        assert edges["embed", f"0.{head}.{through}"] == pytest.approx(whole, abs=1e-9)
+
+
+def test_attribution_is_exact_where_the_path_is_linear(tiny_config):
+    config = tiny_config.updated({"model.classifier_depth": 0})
+    pairs = corrupted_pairs(config.build_task(), n_pairs=20)
+    table = patch_paths(parameters_of(induction_head(config, beta1=1.0, alpha=2.0)), pairs).set_index(
+        ["sender", "receiver"]
+    )
+    for edge in [("embed", "1.0.v"), ("0.0", "1.0.v"), ("1.0", "classifier"), ("embed", "classifier")]:
+        assert table["attribution"][edge] == pytest.approx(table["effect"][edge], abs=1e-9), edge
+
+
+def test_the_pairing_travels_from_layer_1_to_the_key_of_layer_2(full, head):
+    pairs = corrupted_pairs(full.build_task(), Corruption.shuffle_positions, n_pairs=100)
+    found = effects(patch_paths(head, pairs), "sender", "receiver")
+    assert found["0.0", "1.0.k"] == pytest.approx(1, abs=1e-2)
+    for edge in [("0.0", "1.0.q"), ("0.0", "1.0.v"), ("0.0", "classifier"), ("embed", "1.0.k")]:
+        assert found[edge] == pytest.approx(0, abs=1e-2), edge
+
+
+# Ablation
+
+
+def test_ablating_an_operation_gives_its_twin(full, head):
+    batch = full.build_task().sample("icl", 300)
+
+    def accuracy(weights, hook, how):
+        return ablate(weights, batch, [Site(hook)], [how])["value"].item()
+
+    def intact(model):
+        return float(
+            Metric.accuracy.of(activations(parameters_of(model), batch.inputs).logits, batch.labels, batch.labels)
+        )
+
+    assert accuracy(head, "blocks.0.attn.hook_pattern", Ablation.uniform) == intact(
+        induction_head(full, without=Operation.previous_token)
+    )
+    assert accuracy(head, "blocks.0.attn.hook_z", Ablation.zero) == intact(
+        induction_head(full, without=Operation.write)
+    )
+    assert accuracy(head, "blocks.1.attn.hook_z", Ablation.zero) == intact(induction_head(full, without=Operation.copy))
+    assert accuracy(head, "blocks.0.attn.hook_pattern", Ablation.previous_token) == pytest.approx(
+        intact(induction_head(full))
+    )
+    assert accuracy(head, "blocks.0.attn.hook_pattern", Ablation.not_previous_token) < 0.2
+    decoy = parameters_of(random_label_decoy(full))
+    assert accuracy(decoy, "blocks.0.attn.hook_pattern", Ablation.uniform) == intact(random_label_decoy(full))
+    assert accuracy(decoy, "blocks.1.attn.hook_pattern", Ablation.correct_label) == pytest.approx(1)
+
+
+def test_projecting_out_the_buffer_leaves_nothing_to_match(full):
+    model, batch = induction_head(full), full.build_task().sample("icl", 300)
+    parts = subspaces(model, full.build_task())
+    where = [Site("blocks.1.hook_resid_pre")]
+    table = ablate(parameters_of(model), batch, where, [parts["buffer"], parts["position"], parts["content"]])
+    found = table.set_index("ablation")["value"]
+    assert found["buffer"] < 0.3
+    assert found["position"] == table["intact"].iloc[0]  # layer 2 needs no positions
+    assert found["content"] < 0.1
+
+
+def test_substitutes(random_weights, tiny_config):
+    batch = tiny_config.build_task().sample("icl", 6)
+    base = activations(random_weights, batch.inputs)
+    hook = "blocks.0.attn.hook_pattern"
+    for how in (*(each for each in Ablation if each.of_patterns), Ablation.mean):
+        pattern = substitute(base, hook, how, batch)
+        assert torch.allclose(pattern.sum(dim=-1), torch.ones(6, 2, 7).double()), how
+        assert not pattern.triu(1).any(), how
+    without = substitute(base, hook, Ablation.not_previous_token, batch)
+    assert not without.diagonal(-1, 2, 3).any()
+    assert torch.allclose(without[0, 0, 2, [0, 2]], base[hook][0, 0, 2, [0, 2]] / (1 - base[hook][0, 0, 2, 1]))
+    other = substitute(base, hook, Ablation.resample, batch)
+    assert not any(torch.equal(other[b], base[hook][b]) for b in range(6))
+    assert all(any(torch.equal(other[b], base[hook][c]) for c in range(6)) for b in range(6))
+    with pytest.raises(MechinterpError, match="is for attention patterns"):
+        ablate(random_weights, batch, [Site("blocks.0.attn.hook_z")], [Ablation.uniform])
+    assert set(ablate(random_weights, batch)["ablation"]) == {each.name for each in Ablation}
+    assert issubclass(UnknownNameError, MechinterpError)

@@ -15,7 +15,7 @@ from enum import Enum
 
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechinterp.circuits.metrics import Metric
@@ -44,6 +44,9 @@ class Site:
     """The head; None for all."""
 
 
+_PART = 64
+"""Pairs that go through together: their activations stay in cache."""
+_BY_QUERY = ("hook_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_attn_out", "hook_resid_post")
 HOOKS_PER_LAYER = (
     "hook_resid_pre",
     "attn.hook_q",
@@ -110,16 +113,48 @@ def patch(
     `parameters` are a checkpoint's weights (`run.weights(step)`, or `parameters_of(model)`). Without `where`, all
     `sites`. The effect is not a number where clean and corrupt run do not differ in the metric.
     """
+    chosen: Sequence[Site] = () if where is None else where
+    logits: dict[Site, list[Tensor]] = {}
+    totals: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
     with torch.no_grad():
-        clean, corrupt = (activations(parameters, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
-        base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
-        low, high = (float(metric.of(run.logits, pairs.answers, pairs.foils)) for run in (corrupt, clean))
+        for start in range(0, len(pairs.clean), _PART):
+            part = slice(start, start + _PART)
+            runs = {
+                name: activations(parameters, batch.inputs[part])
+                for name, batch in (("clean", pairs.clean), ("corrupt", pairs.corrupt))
+            }
+            names = ("corrupt", "clean") if direction is Direction.denoise else ("clean", "corrupt")
+            base, source = (runs[name] for name in names)
+            roles = {name: mask[part] for name, mask in pairs.roles.items()}
+            chosen = sites(base, roles) if where is None else where
+            for name, found in runs.items():
+                totals[name].append(found.logits)
+            for site in chosen:
+                logits.setdefault(site, []).append(patched(base, source, site, roles))
+        low, high = (float(metric.of(torch.cat(totals[n]), pairs.answers, pairs.foils)) for n in ("corrupt", "clean"))
         span, rows = high - low or float("nan"), []
-        for site in sites(base, pairs.roles) if where is None else where:
-            value = replaced(base[site.hook], source[site.hook], site, pairs.roles)
-            number = float(metric.of(rerun(base, site.hook, value), pairs.answers, pairs.foils))
+        for site in chosen:
+            number = float(metric.of(torch.cat(logits[site]), pairs.answers, pairs.foils))
             rows.append({**vars(site), "value": number, "effect": (number - low) / span})
     return pd.DataFrame(rows)
+
+
+def patched(
+    base: Activations, source: Activations, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]
+) -> Float[Tensor, "batch n_labels"]:
+    """Logits of the run `base` with the activation of `source` put in at a site."""
+    mask = site_mask(base[site.hook], site, roles)
+    last = f"blocks.{base.n_layers - 1}."
+    if site.hook.startswith(last) and site.hook.endswith(_BY_QUERY) and site.role and not roles[site.role][:, -1].any():
+        return base.logits  # of the last layer, only the target's row is read
+    value = torch.where(mask, source[site.hook], base[site.hook])
+    if not site.hook.endswith(("hook_embed", "hook_resid_pre")):
+        return rerun(base, site.hook, value)
+    # Where the residual stream is the source's, so are the query, key and value.
+    attn = "blocks.0.attn" if site.hook == "hook_embed" else site.hook.replace("hook_resid_pre", "attn")
+    mask, names = mask[..., None], {each: f"{attn}.hook_{each}" for each in "qkv"}
+    also = {each: torch.where(mask, source[name], base[name]) for each, name in names.items()}
+    return rerun(base, site.hook, value, also)
 
 
 def parameters_of(model: torch.nn.Module) -> dict[str, Tensor]:

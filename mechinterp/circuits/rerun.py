@@ -68,8 +68,14 @@ def activations(parameters: Parameters, inputs: Float[Tensor, "batch pos d_token
     return found
 
 
-def rerun(base: Activations, hook: str, value: Tensor) -> Float[Tensor, "batch n_labels"]:
-    """Logits of the network on the batch of `base`, with the activation at `hook` replaced by `value`."""
+def rerun(
+    base: Activations, hook: str, value: Tensor, also: Mapping[str, Tensor] | None = None
+) -> Float[Tensor, "batch n_labels"]:
+    """Logits of the network on the batch of `base`, with the activation at `hook` replaced by `value`.
+
+    `also` gives activations of the same layer that are known to follow from it, by short name (``q``, ``k``, ``v``),
+    which are then not computed.
+    """
     if base[hook].shape != value.shape:
         raise ValueError(f"{hook} has shape {tuple(base[hook].shape)}, the replacement {tuple(value.shape)}")
     if hook == "classifier.hook_logits":
@@ -84,7 +90,7 @@ def rerun(base: Activations, hook: str, value: Tensor) -> Float[Tensor, "batch n
         known |= {each: base[f"blocks.{layer}.attn.hook_{each}"] for each in "qkv"}
     elif name in ("attn_scores", "pattern"):
         known["v"] = base[f"blocks.{layer}.attn.hook_v"]
-    known[name] = value
+    known |= {name: value, **(also or {})}
     residual = _finish(base, layer, known)
     for later in range(layer + 1, base.n_layers):
         residual = _finish(base, later, {"resid_pre": residual})

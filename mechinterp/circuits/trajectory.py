@@ -3,8 +3,8 @@
     table = mi.analyse(run, "patch", corruption="replace_target")
 
 An analysis is a function of a model's weights, the task and keyword arguments to a table; `ANALYSES` lists them.
-Results are kept in ``RUN.cache/``, by the digest of the weights, the analysis and its arguments: a checkpoint is never
-analysed twice, and one whose weights differ is never mistaken for it.
+Results are kept in ``RUN.cache/``, by the digest of the weights, the analysis with its code, and its arguments: a
+checkpoint is never analysed twice, and one whose weights differ is never mistaken for it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +130,13 @@ def analyse(
     *,
     steps: Iterable[int] | None = None,
     progress: bool = False,
-    cache: bool = True,
+    keep: bool = True,
     **arguments: Any,
 ) -> pd.DataFrame:
     """An analysis at every saved step of a run, or at the given ones: its table, with ``step`` as the first column.
 
     `arguments` are those of the analysis; members of an enum may be given by name. An unknown analysis, argument,
-    member or step raises before anything is computed. With `cache`, results are read from and kept in the folder
+    member or step raises before anything is computed. With `keep`, results are read from and kept in the folder
     ``RUN.cache`` beside the run file.
     """
     if analysis not in ANALYSES:
@@ -145,7 +145,7 @@ def analyse(
     wanted = run.steps if steps is None else list(steps)
     digests = [run.digest(step) for step in wanted]
     task = run.task
-    held = _Cache(run.path, analysis, chosen if cache and run.config.task.kind != "custom" else None)
+    held = _Cache(run.path, analysis, chosen if keep and run.config.task.kind != "custom" else None)
     tables = []
     try:
         for step, digest in tqdm(
@@ -184,6 +184,16 @@ def _arguments(analysis: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
+@cache
+def _code() -> str:
+    """A digest of the code that results depend on: a changed analysis must not find what the old one left."""
+    package, sha = Path(__file__).parents[1], hashlib.sha256()
+    for folder in ("circuits", "models", "tasks"):
+        for module in sorted((package / folder).glob("*.py")):
+            sha.update(module.read_bytes())
+    return sha.hexdigest()[:16]
+
+
 class _Cache:
     """Tables by the digest of the weights, for one analysis with certain arguments; a JSON file beside the run."""
 
@@ -194,7 +204,7 @@ class _Cache:
         if arguments is None:
             return
         named = {name: value.name if isinstance(value, Enum) else value for name, value in arguments.items()}
-        self._about = {"mechinterp": version("mechinterp"), "analysis": analysis, "arguments": named}
+        self._about = {"code": _code(), "analysis": analysis, "arguments": named}
         key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:12]
         self._path = run.with_name(run.name + ".cache") / f"{analysis}-{key}.json"
         try:

@@ -11,7 +11,7 @@ from mechinterp.circuits.patching import Direction, Site, parameters_of, patch, 
 from mechinterp.circuits.paths import patch_paths, receivers, senders
 from mechinterp.circuits.rerun import activations, rerun
 from mechinterp.circuits.subspaces import subspaces
-from mechinterp.errors import MechinterpError, UnknownNameError
+from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.models.planted import Operation, induction_head, random_label_decoy
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
@@ -242,4 +242,3 @@ def test_substitutes(random_weights, tiny_config):
     with pytest.raises(MechinterpError, match="is for attention patterns"):
         ablate(random_weights, batch, [Site("blocks.0.attn.hook_z")], [Ablation.uniform])
     assert set(ablate(random_weights, batch)["ablation"]) == {each.name for each in Ablation}
-    assert issubclass(UnknownNameError, MechinterpError)

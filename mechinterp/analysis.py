@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import pandas as pd
 import plotly.graph_objects as go
 
+from mechinterp.circuits.trajectory import analyse
 from mechinterp.cli import run_command
 from mechinterp.errors import MechinterpError
 from mechinterp.store import Run, open_run
@@ -41,6 +43,22 @@ def make_folder(path: Path) -> Path:
         raise MechinterpError(f"{path}: is a file; give a folder with --out")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def analyse_runs(paths: Sequence[Path], analysis: str, out: Path, **arguments: Any) -> dict[str, pd.DataFrame]:
+    """A circuit analysis at every saved step of every run; the tables are written to ``{out}/{run}.csv``."""
+    tables = {}
+    for name, run in open_runs(paths).items():
+        make_folder(out)
+        tables[name] = analyse(run, analysis, progress=True, **arguments)
+        tables[name].to_csv(out / f"{name}.csv", index=False)
+    return tables
+
+
+def ends(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows of every run's first and last step, with the run's name: before and after."""
+    rows = [table[table["step"].isin([table["step"].min(), table["step"].max()])] for table in tables.values()]
+    return pd.concat(rows, keys=list(tables), names=["run"]).reset_index(level=0)
 
 
 def write_figure(figure: go.Figure, path: Path) -> Path:

@@ -1,11 +1,14 @@
 """Figures, each drawn from a table or from patterns; nothing is computed here but what is drawn."""
 
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+_PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 COLOURS = {
     "icl_accuracy": "#000000",
     "iwl_accuracy": "#56B4E9",
@@ -50,6 +53,46 @@ def attention_maps(patterns: dict[int, tuple[NDArray, NDArray]], token_names: li
         figure.add_heatmap(z=target_row[None], y=["target"], row=2, col=column, **{**shared, "showscale": False})
         figure.update_yaxes(autorange="reversed", row=1, col=column)
     return _styled(figure, title, None, None).update_layout(height=620)
+
+
+def trajectories(tables: dict[str, pd.DataFrame], label: str, value: str, shown: list[str], title: str) -> go.Figure:
+    """`value` over training steps, a line for each of the `shown` labels; several runs share a label's colour."""
+    figure = go.Figure()
+    for number, (run, table) in enumerate(tables.items()):
+        for each, colour in zip(shown, cycle(_PALETTE), strict=False):
+            rows = table[table[label] == each]
+            figure.add_scatter(
+                x=rows["step"].to_numpy(),
+                y=rows[value].to_numpy(),
+                name=each,
+                legendgroup=each,
+                showlegend=number == 0,
+                line={"color": colour, "width": 1.5},
+                hovertext=f"{run}: {each}",
+            )
+    return _styled(figure, title, "step (updates)", value)
+
+
+def site_maps(table: pd.DataFrame, rows: str, columns: str, value: str, steps: list[int], title: str) -> go.Figure:
+    """A heat map of `value` over rows × columns at each of several steps; blue is negative, red positive."""
+    figure = make_subplots(
+        rows=1, cols=len(steps), shared_yaxes=True, subplot_titles=[f"step {step:,}" for step in steps]
+    )
+    for number, step in enumerate(steps, start=1):
+        here = table[table["step"] == step].pivot_table(index=rows, columns=columns, values=value, sort=False)
+        figure.add_heatmap(
+            x=list(here.columns),
+            y=list(here.index),
+            z=here.to_numpy(),
+            row=1,
+            col=number,
+            zmin=-1,
+            zmax=1,
+            colorscale="RdBu_r",
+            showscale=number == len(steps),
+        )
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, title, None, None).update_layout(height=520)
 
 
 def _styled(figure: go.Figure, title: str, x: str | None, y: str | None) -> go.Figure:

@@ -1,6 +1,7 @@
 """Every module of analyses/ runs on a run file and leaves a table and a figure."""
 
 import importlib
+import shutil
 
 import pandas as pd
 import pytest
@@ -21,6 +22,28 @@ def test_an_analysis_writes_a_table_and_a_figure(module, command, table, tiny_ru
     assert "icl_accuracy" in (tmp_path / table).read_text()
     assert len(pd.read_csv(tmp_path / table)) >= 7
     assert list(tmp_path.glob("*.html"))
+    assert "figure: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "small"),
+    [
+        ("activation_patching", "ActivationPatching", ["--n-pairs", "8"]),
+        ("path_patching", "PathPatching", ["--n-pairs", "8"]),
+        ("component_ablation", "ComponentAblation", ["--n-sequences", "8"]),
+        ("qk_ov_circuits", "QkOvCircuits", ["--n-sequences", "8"]),
+    ],
+)
+def test_a_circuit_analysis_writes_tables_over_all_steps_and_figures(
+    module, command, small, tiny_run, tmp_path, capsys
+):
+    path = shutil.copy(tiny_run.path, tmp_path / "tiny.h5")
+    analysis = getattr(importlib.import_module(f"analyses.{module}"), command)
+    out = tmp_path / "out"
+    assert run_command(analysis, [str(path), "--out", str(out), *small]) == 0
+    assert pd.read_csv(out / "tiny.csv")["step"].nunique() == 11
+    assert set(pd.read_csv(out / "summary.csv")["step"]) == {0, 20}
+    assert (out / f"{module}.html").exists()
     assert "figure: " in capsys.readouterr().out
 
 

@@ -1,0 +1,59 @@
+"""QK and OV circuits over training: what each head looks for, and whether it copies.
+
+    python -m analyses.qk_ov_circuits RUN [RUN …] [--out FOLDER]
+
+Writes ``{run}.csv`` (step × quantity × part: value), ``summary.csv`` (the first and last step of every run),
+``null.csv`` (the strengths in untrained networks: mean and 95 % band), ``order_parameters-{run}.csv`` (β₁, α, β₂, ξ of
+the minimal induction head), and a figure of the strengths over training.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mechinterp.analysis import analyse_runs, ends, open_runs, run_analysis, write_figure
+from mechinterp.circuits.qk_ov import null_band
+from mechinterp.circuits.trajectory import analyse
+from mechinterp.report.figures import trajectories
+
+
+@dataclass
+class QkOvCircuits:
+    """QK and OV circuits over training: what each head looks for, and whether it copies."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run files."""
+    n_sequences: int = 200
+    """In-context sequences."""
+    out: Path = Path("results/qk_ov_circuits")
+    """Folder of the tables and figures."""
+
+    def execute(self) -> None:
+        tables = analyse_runs(self.runs, "qkov", self.out, n_sequences=self.n_sequences)
+        summary = ends(tables)
+        summary.to_csv(self.out / "summary.csv", index=False)
+        runs = open_runs(self.runs)
+        first = next(iter(runs.values()))
+        batch = first.task.sample(first.task.evaluations[0], self.n_sequences)
+        null_band(first.config, batch, first.task).to_csv(self.out / "null.csv", index=False)
+        for name, run in runs.items():
+            parameters = analyse(run, "order_parameters", progress=True)
+            wide = parameters.pivot_table(index="step", columns="parameter", values="value", sort=False)
+            wide.to_csv(self.out / f"order_parameters-{name}.csv")
+            print(name)
+            print(wide.iloc[[0, -1]].round(3).T.to_string())
+        for table in tables.values():
+            table["circuit"] = table["quantity"] + ": " + table["part"]
+        last = summary[summary["step"] == summary["step"].max()]
+        print(
+            last.pivot_table(index=["quantity", "part"], columns="run", values="value", sort=False).round(3).to_string()
+        )
+        shown = [each for each in next(iter(tables.values()))["circuit"].unique() if each.startswith("qk")]
+        figure = trajectories(tables, "circuit", "value", shown, "Strength of query–key interactions over training")
+        print(f"figure: {write_figure(figure, self.out / 'qk_ov_circuits.html')}")
+
+
+if __name__ == "__main__":
+    run_analysis(QkOvCircuits)

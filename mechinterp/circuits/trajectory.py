@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -221,7 +222,8 @@ class _Cache:
         """Replace the file at once, so that no reader ever sees half of it."""
         if self._path is None or not self._changed:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
-        temporary.write_text(json.dumps({"about": self._about, "tables": self.rows}), encoding="utf-8")
-        os.replace(temporary, self._path)
+        with suppress(OSError):  # beside a run that may only be read, nothing is kept
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps({"about": self._about, "tables": self.rows}), encoding="utf-8")
+            os.replace(temporary, self._path)

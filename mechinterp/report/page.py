@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that works offline, with plotly.js inside it, once."""
 
 import html
+import os
 from pathlib import Path
 from string import Template
 
@@ -54,12 +55,14 @@ def write_report(run: Run, table: pd.DataFrame, path: str | Path, *, measure: st
 
     `measure` is the column whose transition is the headline, by default the first.
 
-    It shows what was run, the curves with their located transitions, attention maps before and after, and the
-    emergence table. An existing page is replaced; a run file never is.
+    It shows what was run, the curves with their located transitions, attention maps before and after, what carries the
+    answer over training (item–label task), and the emergence table. An existing page is replaced; a run file never is.
     """
     path = Path(path)
     if path.is_file() and path.read_bytes()[:4] == b"\x89HDF":
         raise MechinterpError(f"{path}: is a run file, not a page; choose another file for the report")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise MechinterpError(f"{path}: cannot be written; choose another file")
     emergence = emergence_table(table)
     headline = measure or str(table.columns[0])
     page = _PAGE.substitute(
@@ -103,7 +106,60 @@ def _figures(run: Run, table: pd.DataFrame, emergence: pd.DataFrame, headline: s
         made.append((figures.curves(table, progress, "Progress measures", emergence), caption))
     if run.config.model.n_layers >= 2:
         made.append(_attention(run, emergence.loc[headline]))
+    if run.config.model.n_layers >= 2 and run.config.task.kind == "item_label":
+        made += _circuit(run)
     return made
+
+
+def _circuit(run: Run) -> list[tuple[go.Figure, str]]:
+    """What carries the answer, over training: query–key interactions, paths, and what ablations cost.
+
+    An analysis that this run does not admit (a context with one label has no other to suggest) is left out.
+    """
+    from mechinterp.circuits.trajectory import analyse  # imports TransformerLens, which takes seconds
+
+    made = []
+    for analysis, columns, value, title, caption in _CIRCUIT:
+        try:
+            table = analyse(run, analysis)
+        except MechinterpError:
+            continue
+        label = table[columns[0]].str.cat([table[column] for column in columns[1:]], sep=" ")
+        table = table.assign(label=label)
+        if analysis == "qkov":
+            table = table[table["quantity"].str.startswith("qk")]
+        if analysis == "ablate":
+            table["cost"] = table["intact"] - table["value"]
+        end = table[table["step"] == table["step"].max()]
+        shown = list(end.assign(size=end[value].abs()).nlargest(8, "size")["label"])
+        made.append((figures.trajectories({run.path.stem: table}, "label", value, shown, title), caption))
+    return made
+
+
+_CIRCUIT = (
+    (
+        "qkov",
+        ("quantity", "part"),
+        "value",
+        "Query–key interactions",
+        "How strongly each interaction (query part–key part) of each head moves attention, in score units; buffer is"
+        " what earlier layers wrote. The eight strongest at the end.",
+    ),
+    (
+        "paths",
+        ("sender", "receiver"),
+        "effect",
+        "Paths that carry the pairing",
+        "Path patching with shuffled positions: the share of the answer that one edge (sender, receiver) restores.",
+    ),
+    (
+        "ablate",
+        ("hook", "ablation"),
+        "cost",
+        "What an ablation costs",
+        "Accuracy on the first evaluation set that is lost when a component is taken out in one way.",
+    ),
+)
 
 
 def _attention(run: Run, found: pd.Series) -> tuple[go.Figure, str]:

@@ -31,6 +31,8 @@ class ActivationPatching:
 
     def execute(self) -> None:
         tables = analyse_runs(self.runs, "patch", self.out, corruption=self.corruption, n_pairs=self.n_pairs)
+        if any("head" in table for table in tables.values()):
+            tables = {name: table[table["head"].isna()].copy() for name, table in tables.items()}  # all heads together
         summary = ends(tables)
         summary.to_csv(self.out / "summary.csv", index=False)
         for name, table in tables.items():
@@ -38,7 +40,7 @@ class ActivationPatching:
             steps = [int(table["step"].min()), int(table["step"].max())]
             maps = site_maps(table, "hook", "role", "effect", steps, f"{self.corruption}: effect of patching, {name}")
             write_figure(maps, self.out / f"{name}.html")
-        last = summary[summary["step"] == summary["step"].max()]
+        last = summary[summary["step"] == summary.groupby("run")["step"].transform("max")]
         means = last.assign(site=last["hook"] + " at " + last["role"]).pivot_table(index="site", values="effect")
         strongest = means.nlargest(8, "effect")
         print(strongest.round(3).to_string())

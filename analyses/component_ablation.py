@@ -38,6 +38,8 @@ class ComponentAblation:
         ends(tables).to_csv(self.out / "summary.csv", index=False)
         located = []
         for (name, table), run in zip(tables.items(), open_runs(self.runs).values(), strict=True):
+            if "head" in table:
+                table = tables[name] = table[table["head"].isna()].copy()  # all heads of a layer together
             table["component"] = table["hook"] + ": " + table["ablation"]
             table["cost"] = table["intact"] - table["value"]
             measured = mi.measure(run, ["icl_accuracy", "ila1"], progress=True)

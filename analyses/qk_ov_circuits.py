@@ -39,6 +39,9 @@ class QkOvCircuits:
         batch = first.task.sample(first.task.evaluations[0], self.n_sequences)
         null_band(first.config, batch, first.task).to_csv(self.out / "null.csv", index=False)
         for name, run in runs.items():
+            if run.config.model.n_layers != 2 or run.config.model.n_heads != 1:
+                print(f"{name}: order parameters are those of two layers with one head each; left out")
+                continue
             parameters = analyse(run, "order_parameters", progress=True)
             wide = parameters.pivot_table(index="step", columns="parameter", values="value", sort=False)
             wide.to_csv(self.out / f"order_parameters-{name}.csv")
@@ -46,7 +49,7 @@ class QkOvCircuits:
             print(wide.iloc[[0, -1]].round(3).T.to_string())
         for table in tables.values():
             table["circuit"] = table["quantity"] + ": " + table["part"]
-        last = summary[summary["step"] == summary["step"].max()]
+        last = summary[summary["step"] == summary.groupby("run")["step"].transform("max")]
         print(
             last.pivot_table(index=["quantity", "part"], columns="run", values="value", sort=False).round(3).to_string()
         )

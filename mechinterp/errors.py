@@ -6,6 +6,10 @@ The command line prints such an error without a traceback and exits with code 2.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import Enum
+from typing import TypeVar
+
+Member = TypeVar("Member", bound=Enum)
 
 
 class MechinterpError(Exception):
@@ -37,3 +41,12 @@ def unknown_name(kind: str, name: object, known: Iterable[object]) -> UnknownNam
     near = get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
     return UnknownNameError(f"unknown {kind} {str(name)!r}; {hint}")
+
+
+def member(kind: type[Member], value: Member | str) -> Member:
+    """A member of an enum, given as itself or by its name; a misspelt name raises with the nearest one."""
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str) or value not in kind.__members__:
+        raise unknown_name(kind.__name__.lower(), value, kind.__members__)
+    return kind[value]

@@ -16,9 +16,20 @@ from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, replaced
 from mechinterp.circuits.rerun import Activations, activations, rerun
 from mechinterp.circuits.subspaces import Subspace
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, member
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch
+
+_RESIDUAL = (
+    "hook_embed",
+    "hook_resid_pre",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_v",
+    "hook_z",
+    "classifier.hook_in",
+)
+"""Hooks in the coordinates of the residual stream; values are, as W_O is the identity."""
 
 
 class Ablation(Enum):
@@ -42,13 +53,13 @@ def substitute(base: Activations, hook: str, how: "Ablation | Subspace", batch: 
     """What an ablation puts in the place of an activation."""
     old = base[hook]
     if isinstance(how, Subspace):
-        if old.shape[-1] != how.basis.shape[1]:
+        if not hook.endswith(_RESIDUAL) or old.shape[-1] != how.basis.shape[1]:
             raise MechinterpError(f"{hook} is no residual stream of {how.basis.shape[1]} dimensions to project in")
         return old - old @ how.projector.to(old.dtype)
     if how.of_patterns and not hook.endswith("hook_pattern"):
         raise MechinterpError(f"ablation {how.name} is for attention patterns; {hook} is none")
     if how is Ablation.zero:
-        return torch.zeros_like(old)
+        return torch.zeros_like(old).masked_fill(old == -torch.inf, -torch.inf)  # the causal mask stays
     if how is Ablation.mean:
         return old.mean(dim=0, keepdim=True).expand_as(old)
     if how is Ablation.resample:
@@ -74,8 +85,8 @@ def substitute(base: Activations, hook: str, how: "Ablation | Subspace", batch: 
     if "correct_label" not in batch.roles:
         raise MechinterpError("ablation correct_label needs the role 'correct_label', which this task does not have")
     correct = batch.roles["correct_label"].to(old.dtype)
-    changed = old.clone()
-    changed[:, :, -1] = (correct / correct.sum(dim=-1, keepdim=True))[:, None]
+    changed, shown = old.clone(), correct.sum(dim=-1) > 0  # a sequence without a correct label stays as it is
+    changed[shown, :, -1] = (correct / correct.sum(dim=-1, keepdim=True))[shown, None]
     return changed
 
 
@@ -83,9 +94,9 @@ def ablate(
     parameters: Mapping[str, Tensor],
     batch: Batch,
     where: Sequence[Site] | None = None,
-    how: "Iterable[Ablation | Subspace]" = tuple(Ablation),
+    how: "Ablation | Subspace | str | Iterable[Ablation | Subspace | str]" = tuple(Ablation),
     *,
-    metric: Metric = Metric.accuracy,
+    metric: Metric | str = Metric.accuracy,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Ablate every site in every way that fits it: one row each, with the metric before (``intact``) and after.
@@ -94,14 +105,16 @@ def ablate(
     ablations are left out at other hooks, unless no other way was asked for, which raises. Foils are the labels
     after the answers, mod L.
     """
-    ways = list(how)
+    metric = member(Metric, metric)
+    several = [how] if isinstance(how, Ablation | Subspace | str) else how
+    ways = [each if isinstance(each, Subspace) else member(Ablation, each) for each in several]
     with torch.no_grad():
         base = activations(parameters, batch.inputs)
         foils = (batch.labels + 1) % base.logits.shape[-1]
         intact = float(metric.of(base.logits, batch.labels, foils))
         rows = []
         for site in component_sites(base) if where is None else where:
-            fitting = [each for each in ways if _fits(each, site.hook)] or ways
+            fitting = [each for each in ways if _fits(each, site.hook, batch)] or ways
             for each in fitting:
                 value = replaced(base[site.hook], substitute(base, site.hook, each, batch, seed), site, batch.roles)
                 number = float(metric.of(rerun(base, site.hook, value), batch.labels, foils))
@@ -119,5 +132,7 @@ def component_sites(base: Activations) -> list[Site]:
     ]
 
 
-def _fits(how: "Ablation | Subspace", hook: str) -> bool:
+def _fits(how: "Ablation | Subspace", hook: str, batch: Batch) -> bool:
+    if how is Ablation.correct_label and "correct_label" not in batch.roles:
+        return False
     return isinstance(how, Subspace) or hook.endswith("hook_pattern") or not how.of_patterns

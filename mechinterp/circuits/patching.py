@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.rerun import Activations, activations, rerun
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.errors import MechinterpError, member, unknown_name
 from mechinterp.tasks.corruption import Pairs
 
 
@@ -59,10 +59,17 @@ HOOKS_PER_LAYER = (
 
 
 def sites(base: Activations, roles: Iterable[str]) -> list[Site]:
-    """Every hook × role: `HOOKS_PER_LAYER` of each layer, and the classifier's at the target."""
+    """Every hook × role: `HOOKS_PER_LAYER` of each layer, and the classifier's at the target.
+
+    Where layers have several heads, what belongs to a head is also listed for each head alone.
+    """
+    n_heads = base.parameters["blocks.0.attn.W_Q"].shape[0]
+    heads: list[int | None] = [None, *(range(n_heads) if n_heads > 1 else ())]
     blocks = [f"blocks.{layer}.{hook}" for layer in range(base.n_layers) for hook in HOOKS_PER_LAYER]
     classifier = [hook for hook in base.values if hook.startswith("classifier.") and not hook.endswith("pre")]
-    return [Site(hook, role) for hook in blocks for role in roles] + [Site(hook, "target") for hook in classifier]
+    return [
+        Site(hook, role, head) for hook in blocks for head in (heads if ".attn." in hook else [None]) for role in roles
+    ] + [Site(hook, "target") for hook in classifier]
 
 
 def replaced(base: Tensor, source: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> Tensor:
@@ -105,14 +112,16 @@ def patch(
     pairs: Pairs,
     where: Sequence[Site] | None = None,
     *,
-    metric: Metric = Metric.logit_difference,
-    direction: Direction = Direction.denoise,
+    metric: Metric | str = Metric.logit_difference,
+    direction: Direction | str = Direction.denoise,
 ) -> pd.DataFrame:
     """Patch every site in turn: one row per site with the metric's ``value`` and the normalised ``effect``.
 
     `parameters` are a checkpoint's weights (`run.weights(step)`, or `parameters_of(model)`). Without `where`, all
-    `sites`. The effect is not a number where clean and corrupt run do not differ in the metric.
+    `sites`. ``span`` is m(clean) − m(corrupt): where it is small, as in an untrained network, effects are ratios of
+    noise; where it is 0 they are not numbers.
     """
+    metric, direction = member(Metric, metric), member(Direction, direction)
     chosen: Sequence[Site] = () if where is None else where
     logits: dict[Site, list[Tensor]] = {}
     totals: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
@@ -126,7 +135,7 @@ def patch(
             names = ("corrupt", "clean") if direction is Direction.denoise else ("clean", "corrupt")
             base, source = (runs[name] for name in names)
             roles = {name: mask[part] for name, mask in pairs.roles.items()}
-            chosen = sites(base, roles) if where is None else where
+            chosen = list(dict.fromkeys(sites(base, roles) if where is None else where))
             for name, found in runs.items():
                 totals[name].append(found.logits)
             for site in chosen:
@@ -135,7 +144,7 @@ def patch(
         span, rows = high - low or float("nan"), []
         for site in chosen:
             number = float(metric.of(torch.cat(logits[site]), pairs.answers, pairs.foils))
-            rows.append({**vars(site), "value": number, "effect": (number - low) / span})
+            rows.append({**vars(site), "value": number, "effect": (number - low) / span, "span": high - low})
     return pd.DataFrame(rows)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Direction
 from mechinterp.circuits.rerun import Activations, activations, rerun
+from mechinterp.errors import member
 from mechinterp.tasks.corruption import Pairs
 
 
@@ -72,14 +73,15 @@ def patch_paths(
     parameters: Mapping[str, Tensor],
     pairs: Pairs,
     *,
-    metric: Metric = Metric.logit_difference,
-    direction: Direction = Direction.denoise,
+    metric: Metric | str = Metric.logit_difference,
+    direction: Direction | str = Direction.denoise,
 ) -> pd.DataFrame:
     """Every edge: the metric's ``value``, the normalised ``effect`` (see `patching`), and its ``attribution``.
 
     The attribution is the linear approximation of the effect's distance from the unpatched run, added to it, so that
-    both columns can be compared. A metric without gradient (accuracy) has no attribution.
+    both columns can be compared. A metric without gradient (accuracy) has no attribution. ``span`` as in `patch`.
     """
+    metric, direction = member(Metric, metric), member(Direction, direction)
     with torch.no_grad():
         clean, corrupt = (activations(parameters, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
     base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
@@ -102,6 +104,7 @@ def patch_paths(
                     "value": value,
                     "effect": (value - low) / span,
                     "attribution": (guess - low) / span,
+                    "span": high - low,
                 }
             )
     return pd.DataFrame(rows)

@@ -56,10 +56,14 @@ def subspaces(model: VectorTransformer, task: Task, *, layer: int = 0, head: int
     labels[:, content] = torch.from_numpy(item_label.label_vectors).to(model.cfg.dtype)
     eye = torch.eye(model.cfg.d_model, dtype=model.cfg.dtype)
     span = _span(labels)
-    rest = eye[content] - eye[content] @ span.T @ span
     with torch.no_grad():
         image = eye[content] @ model.W_V[layer, head] @ model.W_O[layer, head]
-    spanned = {"position": eye[position], "content": eye[content], "labels": span, "content_rest": _span(rest)}
+    spanned = {
+        "position": eye[position],
+        "content": eye[content],
+        "labels": span,
+        "content_rest": _orthogonal(span, eye[content]),
+    }
     return {name: Subspace(name, basis) for name, basis in {**spanned, "buffer": _span(image)}.items()}
 
 
@@ -104,3 +108,11 @@ def _span(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "dim d_model"]:
     """An orthonormal basis of the rows' span; directions below 10⁻⁶ of the largest do not count."""
     _, size, basis = torch.linalg.svd(rows, full_matrices=False)
     return basis[size > 1e-6 * size.max().clamp(min=torch.finfo(rows.dtype).tiny)]
+
+
+def _orthogonal(
+    basis: Float[Tensor, "dim d_model"], within: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "rest d_model"]:
+    """An orthonormal basis of what is left of the span of orthonormal rows without a subspace of it."""
+    _, _, turned = torch.linalg.svd(basis @ within.T, full_matrices=True)
+    return turned[len(basis) :] @ within

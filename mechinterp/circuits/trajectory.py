@@ -27,9 +27,9 @@ from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.order_parameters import order_parameters
 from mechinterp.circuits.patching import Direction, patch
 from mechinterp.circuits.paths import patch_paths
-from mechinterp.circuits.qk_ov import composition_scores, copying_score, qk_strengths
+from mechinterp.circuits.qk_ov import composition_scores, copying_score, position_profile, qk_strengths
 from mechinterp.config import RunConfig
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.errors import MechinterpError, member, unknown_name
 from mechinterp.models.transformer import build_model
 from mechinterp.store import Run
 from mechinterp.tasks.base import Task
@@ -51,7 +51,8 @@ def _patch(
 ) -> pd.DataFrame:
     """Activation patching at every hook × role: hook, role, head, value, effect."""
     pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
-    return patch(weights, pairs, metric=metric, direction=direction).drop(columns="head")
+    table = patch(weights, pairs, metric=metric, direction=direction)
+    return table if config.model.n_heads > 1 else table.drop(columns="head")
 
 
 def _paths(
@@ -86,7 +87,8 @@ def _ablate(
 
 
 def _qkov(config: RunConfig, weights: Weights, task: Task, *, n_sequences: int = 200, seed: int = 0) -> pd.DataFrame:
-    """QK and OV circuits: quantity, part, value. Strengths of interactions, composition and copying scores."""
+    """QK and OV circuits: quantity, part, value. Strengths of interactions, composition and copying scores, and
+    the position–position block by offset."""
     model, batch = build_model(config, weights), task.sample(task.evaluations[0], n_sequences, seed)
     rows = [
         {
@@ -100,6 +102,13 @@ def _qkov(config: RunConfig, weights: Weights, task: Task, *, n_sequences: int =
         {"quantity": "composition", "part": f"{each['from']}→{each['to']}.{each['through']}", "value": each["score"]}
         for each in composition_scores(model).to_dict("records")
     ]
+    for layer in range(config.model.n_layers):
+        for head in range(config.model.n_heads):
+            profile = position_profile(model, task, layer, head)
+            rows += [
+                {"quantity": f"position profile {layer}.{head}", "part": f"offset {offset}", "value": float(value)}
+                for offset, value in enumerate(profile)
+            ]
     for layer in range(1, config.model.n_layers):
         for head in range(config.model.n_heads):
             score = copying_score(model, task, batch, layer, head)
@@ -129,7 +138,7 @@ def analyse(
     run: Run,
     analysis: str,
     *,
-    steps: Iterable[int] | None = None,
+    steps: int | Iterable[int] | None = None,
     progress: bool = False,
     keep: bool = True,
     **arguments: Any,
@@ -143,10 +152,10 @@ def analyse(
     if analysis not in ANALYSES:
         raise unknown_name("analysis", analysis, ANALYSES)
     chosen = _arguments(analysis, arguments)
-    wanted = run.steps if steps is None else list(steps)
+    wanted = run.steps if steps is None else [steps] if isinstance(steps, int) else list(steps)
     digests = [run.digest(step) for step in wanted]
     task = run.task
-    held = _Cache(run.path, analysis, chosen if keep and run.config.task.kind != "custom" else None)
+    held = _Cache(run.path, run.config, analysis, chosen if keep and run.config.task.kind != "custom" else None)
     tables = []
     try:
         for step, digest in tqdm(
@@ -175,12 +184,12 @@ def _arguments(analysis: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise unknown_name(f"argument of {analysis}", name, known)
         kind = type(known[name])
-        if issubclass(kind, Enum) and isinstance(value, str):
-            if value not in kind.__members__:
-                raise unknown_name(name, value, kind.__members__)
-            value = kind[value]
-        if not isinstance(value, kind):
+        if issubclass(kind, Enum):
+            value = member(kind, value)
+        elif not isinstance(value, int) or isinstance(value, bool):
             raise MechinterpError(f"{name} is {value!r}; expected {kind.__name__}")
+        elif value < (least := 0 if name == "seed" else 1):
+            raise MechinterpError(f"{name} is {value}; expected {least} or more")
         chosen[name] = value
     return chosen
 
@@ -192,20 +201,22 @@ def _code() -> str:
     for folder in ("circuits", "models", "tasks"):
         for module in sorted((package / folder).glob("*.py")):
             sha.update(module.read_bytes())
+    sha.update((package / "randomness.py").read_bytes())
     return sha.hexdigest()[:16]
 
 
 class _Cache:
     """Tables by the digest of the weights, for one analysis with certain arguments; a JSON file beside the run."""
 
-    def __init__(self, run: Path, analysis: str, arguments: Mapping[str, Any] | None):
+    def __init__(self, run: Path, config: RunConfig, analysis: str, arguments: Mapping[str, Any] | None):
         """Without `arguments`, nothing is kept."""
         self.rows: dict[str, dict[str, list[Any]]] = {}
         self._path, self._changed = None, False
         if arguments is None:
             return
         named = {name: value.name if isinstance(value, Enum) else value for name, value in arguments.items()}
-        self._about = {"code": _code(), "analysis": analysis, "arguments": named}
+        made_for = hashlib.sha256(config.canonical_json().encode()).hexdigest()
+        self._about = {"code": _code(), "config": made_for, "analysis": analysis, "arguments": named}
         key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:12]
         self._path = run.with_name(run.name + ".cache") / f"{analysis}-{key}.json"
         try:

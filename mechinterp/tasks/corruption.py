@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, member
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.tasks.item_label import ItemLabelTask
@@ -46,7 +46,7 @@ class Pairs:
 
 
 def corrupted_pairs(
-    task: Task, corruption: Corruption = Corruption.swap_label, *, n_pairs: int = 256, seed: int = 0
+    task: Task, corruption: Corruption | str = Corruption.swap_label, *, n_pairs: int = 256, seed: int = 0
 ) -> Pairs:
     """In-context sequences and their corrupt twins; a pure function of its arguments.
 
@@ -55,6 +55,13 @@ def corrupted_pairs(
     if not isinstance(task, ItemLabelTask):
         raise MechinterpError(
             f"task {type(task).__qualname__}: corruptions are known for the item–label task; build Pairs of your own"
+        )
+    corruption = member(Corruption, corruption)
+    if n_pairs < 1:
+        raise MechinterpError(f"n_pairs is {n_pairs}; at least one pair is needed")
+    if corruption is Corruption.break_pairing and task.config.copies > 1:
+        raise MechinterpError(
+            f"break_pairing needs labels that stand once (burstiness is {task.config.burstiness}); use swap_label"
         )
     clean, rng = task.sample("icl", n_pairs, seed), generator(task.seed, Stream.CORRUPTION, seed)
     assert clean.table is not None
@@ -74,7 +81,7 @@ def corrupted_pairs(
     elif corruption is Corruption.replace_target:
         content[:, -1] = content[rows, 2 * foil_pair]
     elif corruption is Corruption.break_pairing:
-        # the shift that brings the foil's label to the (first) correct item
+        # the shift that brings the foil's label to the correct item
         shift = (foil_pair - (~other).argmax(axis=1))[:, None]
         content[:, 1::2] = np.take_along_axis(labels, (np.arange(labels.shape[1]) + shift) % labels.shape[1], axis=1)
     else:

@@ -61,6 +61,14 @@ def test_a_checkpoint_is_analysed_once(run, monkeypatch):
     assert len(calls) == 7
 
 
+def test_another_task_is_not_answered_from_what_was_kept(run, tiny_config):
+    first = analyse(run, "patch", steps=0, n_pairs=8)
+    config = tiny_config.updated({"task.epsilon": 3.0, "training.steps": 2})
+    other = mi.train(config, run.path, overwrite=True, progress=False)
+    assert other.digest(0) == run.digest(0)
+    assert not first.equals(analyse(other, "patch", steps=0, n_pairs=8))
+
+
 @pytest.mark.parametrize(
     ("analysis", "arguments", "match"),
     [
@@ -69,6 +77,8 @@ def test_a_checkpoint_is_analysed_once(run, monkeypatch):
         ("patch", {"metric": "los"}, "unknown metric 'los'; did you mean 'loss'"),
         ("patch", {"corruption": "swap_lable"}, "did you mean 'swap_label'"),
         ("patch", {"n_pairs": "many"}, "n_pairs is 'many'; expected int"),
+        ("patch", {"n_pairs": 0}, "n_pairs is 0; expected 1 or more"),
+        ("ablate", {"n_sequences": -1}, "n_sequences is -1; expected 1 or more"),
         ("patch", {"steps": [3]}, "step"),
     ],
 )

@@ -48,6 +48,12 @@ def test_subspaces_of_the_planted_head(tiny_config):
     assert torch.allclose(found["position"].energy(tokens) + found["content"].energy(tokens), torch.ones(3, 7).double())
 
 
+def test_labels_that_span_the_content_leave_nothing_of_it(tiny_config):
+    config = tiny_config.updated({"task.content_dim": 3})
+    found = subspaces(build_model(config), config.build_task())
+    assert (found["labels"].dim, found["content_rest"].dim) == (3, 0)
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_blocks_rebuild_the_scores(tiny_config, random_model, layer):
     batch, task = tiny_config.build_task().sample("icl", 5), tiny_config.build_task()

@@ -119,9 +119,9 @@ def _circuit(run: Run) -> list[tuple[go.Figure, str]]:
     from mechinterp.circuits.trajectory import analyse  # imports TransformerLens, which takes seconds
 
     made = []
-    for analysis, columns, value, title, caption in _CIRCUIT:
+    for analysis, size, columns, value, title, caption in _CIRCUIT:
         try:
-            table = analyse(run, analysis)
+            table = analyse(run, analysis, **size)
         except MechinterpError:
             continue
         label = table[columns[0]].str.cat([table[column] for column in columns[1:]], sep=" ")
@@ -136,9 +136,10 @@ def _circuit(run: Run) -> list[tuple[go.Figure, str]]:
     return made
 
 
-_CIRCUIT = (
+_CIRCUIT: tuple[tuple[str, dict[str, int], tuple[str, ...], str, str, str], ...] = (
     (
         "qkov",
+        {"n_sequences": 50},
         ("quantity", "part"),
         "value",
         "Query–key interactions",
@@ -147,6 +148,7 @@ _CIRCUIT = (
     ),
     (
         "paths",
+        {"n_pairs": 64},
         ("sender", "receiver"),
         "effect",
         "Paths that carry the pairing",
@@ -154,6 +156,7 @@ _CIRCUIT = (
     ),
     (
         "ablate",
+        {"n_sequences": 100},
         ("hook", "ablation"),
         "cost",
         "What an ablation costs",

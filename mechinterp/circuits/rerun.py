@@ -48,7 +48,7 @@ class Activations:
 def activations(parameters: Parameters, inputs: Float[Tensor, "batch pos d_token"]) -> Activations:
     """All activations on a batch; inputs are padded with zeros to the width of the network."""
     kind = parameters["classifier.readout.W"]
-    width = parameters["blocks.0.attn.W_Q"].shape[1] if "blocks.0.attn.W_Q" in parameters else inputs.shape[-1]
+    width = parameters["blocks.0.attn.W_Q"].shape[1]
     residual = functional.pad(inputs.to(kind.dtype), (0, width - inputs.shape[-1]))
     found = Activations(parameters, {"hook_embed": residual})
     for layer in range(found.n_layers):

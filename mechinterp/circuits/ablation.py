@@ -124,8 +124,7 @@ def ablate(
 
 def component_sites(base: Activations) -> list[Site]:
     """Pattern, value and output of every layer, and of every head where a layer has several."""
-    n_heads = base.parameters["blocks.0.attn.W_Q"].shape[0]
-    heads: list[int | None] = [None, *range(n_heads)] if n_heads > 1 else [None]
+    heads: list[int | None] = [None, *range(base.n_heads)] if base.n_heads > 1 else [None]
     hooks = ("attn.hook_pattern", "attn.hook_v", "attn.hook_z")
     return [
         Site(f"blocks.{layer}.{hook}", None, head) for layer in range(base.n_layers) for hook in hooks for head in heads

@@ -63,8 +63,7 @@ def sites(base: Activations, roles: Iterable[str]) -> list[Site]:
 
     Where layers have several heads, what belongs to a head is also listed for each head alone.
     """
-    n_heads = base.parameters["blocks.0.attn.W_Q"].shape[0]
-    heads: list[int | None] = [None, *(range(n_heads) if n_heads > 1 else ())]
+    heads: list[int | None] = [None, *(range(base.n_heads) if base.n_heads > 1 else ())]
     blocks = [f"blocks.{layer}.{hook}" for layer in range(base.n_layers) for hook in HOOKS_PER_LAYER]
     classifier = [hook for hook in base.values if hook.startswith("classifier.") and not hook.endswith("pre")]
     return [

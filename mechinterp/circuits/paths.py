@@ -64,8 +64,7 @@ def senders(run: Activations, before: int) -> dict[str, Float[Tensor, "batch pos
 
 def receivers(run: Activations) -> list[Receiver]:
     """Query, key and value of every head, and the classifier."""
-    n_heads = run.parameters["blocks.0.attn.W_Q"].shape[0]
-    heads = [(layer, head) for layer in range(run.n_layers) for head in range(n_heads)]
+    heads = [(layer, head) for layer in range(run.n_layers) for head in range(run.n_heads)]
     return [Receiver(layer, head, through) for layer, head in heads for through in "qkv"] + [Receiver(run.n_layers)]
 
 

@@ -39,6 +39,11 @@ class Activations:
         """Attention layers."""
         return sum(name.endswith("attn.W_Q") for name in self.parameters)
 
+    @property
+    def n_heads(self) -> int:
+        """Heads in each layer."""
+        return self.parameters["blocks.0.attn.W_Q"].shape[0]
+
     def __getitem__(self, hook: str) -> Tensor:
         if hook not in self.values:
             raise unknown_name("hook", hook, self.values)

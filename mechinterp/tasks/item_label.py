@@ -18,7 +18,7 @@ from numba import njit
 
 from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import unknown_name
-from mechinterp.randomness import Stream, generator
+from mechinterp.randomness import Stream, draw_normal, generator
 from mechinterp.tasks.base import Batch, TokenTable
 
 
@@ -57,6 +57,7 @@ class ItemLabelTask:
             config.copies,
             config.distinct_labels,
             config.position_dim - config.n_pos + 1,
+            float(config.epsilon),
         )
         frequencies = np.arange(1, config.n_classes + 1, dtype=np.float64) ** -config.zipf_exponent
         self._cumulative = np.cumsum(frequencies / frequencies.sum())
@@ -86,36 +87,38 @@ class ItemLabelTask:
             "train": (config.p_in_context, config.p_bursty if config.burstiness else 0.0),
         }[evaluation]
         classes, starts = np.empty((size, N + 1), np.int64), np.empty(size, np.int64)
-        _draw_classes(rng, self._numbers, self._cumulative, p_novel, p_repeated, classes, starts)
         exemplars = np.empty((size, N + 1, D), np.float32)
         novel_means = np.empty((config.n_novel_classes if p_novel else 0, D), np.float32)
-        _draw_exemplars(rng, self.class_means, novel_means, classes, config.epsilon, exemplars)
-
-        labels = (classes + (evaluation == "swap")) % config.n_labels
-        content = np.empty((size, T), np.int64)
-        content[:, 0::2] = config.n_labels + np.arange(N + 1)
-        content[:, 1::2] = labels[:, :-1]
-        token_labels = np.full((size, T), -1, np.int64)
-        token_labels[:, 1::2] = labels[:, :-1]
-        correct = np.zeros((2, size, T), bool)
-        correct[0, :, 0:-1:2] = correct[1, :, 1::2] = classes[:, :-1] == classes[:, -1:]
+        labels, tokens = np.empty(size, np.int64), np.empty((3, size, T), np.int64)
+        correct = np.empty((2, size, T), np.bool_)
+        _draw_sequences(
+            rng,
+            self._numbers,
+            self._cumulative,
+            (p_novel, p_repeated, int(evaluation == "swap")),
+            (self.class_means, novel_means),
+            (classes, starts, exemplars),
+            (labels, tokens, correct),
+        )
+        content, positions, token_labels = torch.from_numpy(tokens)
+        correct_item, correct_label = torch.from_numpy(correct)
         return Batch(
             inputs=None,
-            labels=torch.from_numpy(labels[:, -1].copy()),
+            labels=torch.from_numpy(labels),
             roles={
                 "item": self._item_slots.expand(size, T),
                 "label": self._label_slots.expand(size, T),
                 "target": self._target_slot.expand(size, T),
-                "correct_item": torch.from_numpy(correct[0]),
-                "correct_label": torch.from_numpy(correct[1]),
+                "correct_item": correct_item,
+                "correct_label": correct_label,
             },
-            token_labels=torch.from_numpy(token_labels),
+            token_labels=token_labels,
             table=TokenTable(
                 position_dim=config.position_dim,
                 shared=self._shared,
                 own=torch.from_numpy(exemplars),
-                content=torch.from_numpy(content),
-                positions=torch.from_numpy(starts[:, None] + np.arange(T)),
+                content=content,
+                positions=positions,
             ),
         )
 
@@ -132,6 +135,18 @@ class _Numbers(NamedTuple):
     copies: int
     distinct_labels: bool
     n_windows: int
+    epsilon: float
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _draw_sequences(rng, numbers, cumulative, kind, means, drawn, laid_out):
+    """All in one call: calling compiled code takes as long as drawing the classes."""
+    p_novel, p_repeated, shift = kind
+    classes, starts, exemplars = drawn
+    _draw_classes(rng, numbers, cumulative, p_novel, p_repeated, classes, starts)
+    _draw_exemplars(rng, means[0], means[1], classes, numbers.epsilon, exemplars)
+    _lay_out(numbers.n_labels, shift, classes, starts, laid_out[0], laid_out[1], laid_out[2])
 
 
 @njit(nogil=True, cache=True)
@@ -150,7 +165,7 @@ def _draw_classes(rng, numbers, cumulative, p_novel, p_repeated, classes, starts
     labels are k mod L too. Novel classes, and trained ones with probability p_repeated, stand B times each, and the
     target's is one of them. Otherwise all N + 1 classes are i.i.d. from f.
     """
-    K, n_novel, L, B, distinct, n_windows = numbers
+    K, n_novel, L, B, distinct, n_windows, _ = numbers
     N, labels = classes.shape[1] - 1, np.arange(L)
     for b in range(classes.shape[0]):
         row, novel = classes[b], rng.random() < p_novel
@@ -178,12 +193,36 @@ def _draw_classes(rng, numbers, cumulative, p_novel, p_repeated, classes, starts
 
 @njit(nogil=True, cache=True)
 @no_type_check
+def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
+    """Tokens x₁ ℓ₁ … x_N ℓ_N x_q from the classes, whose labels are (k + shift) mod L.
+
+    `tokens` takes, for every token, its content's index in the `TokenTable`, its position, and the label it shows or
+    −1; `correct` whether it is an item of the target's class, or such an item's label.
+    """
+    content, positions, token_labels = tokens
+    size, N = classes.shape[0], classes.shape[1] - 1
+    correct[:] = False
+    for b in range(size):
+        target = classes[b, N]
+        labels[b] = (target + shift) % n_labels
+        for i in range(N + 1):
+            content[b, 2 * i], token_labels[b, 2 * i] = n_labels + i, -1
+        for i in range(N):
+            label = (classes[b, i] + shift) % n_labels
+            content[b, 2 * i + 1], token_labels[b, 2 * i + 1] = label, label
+            correct[0, b, 2 * i] = correct[1, b, 2 * i + 1] = classes[b, i] == target
+        for t in range(2 * N + 1):
+            positions[b, t] = starts[b] + t
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
 def _draw_exemplars(rng, means, novel_means, classes, epsilon, exemplars):
     """New μ for the novel classes, then (μ + ε η)/√(1 + ε²) for every item, with μ and η ~ N(0, 1/D)."""
     K, std = means.shape[0], means.shape[1] ** -0.5
-    _draw_normal(rng, std, novel_means)
+    draw_normal(rng, std, novel_means)
     if epsilon > 0:
-        _draw_normal(rng, epsilon * std, exemplars)
+        draw_normal(rng, epsilon * std, exemplars)
     else:
         exemplars[:] = 0
     scale = np.float32((1 + epsilon**2) ** -0.5)
@@ -191,14 +230,6 @@ def _draw_exemplars(rng, means, novel_means, classes, epsilon, exemplars):
         for i in range(classes.shape[1]):
             k = classes[b, i]
             mean, exemplar = means[k] if k < K else novel_means[k - K], exemplars[b, i]
-            for x in range(mean.shape[0]):
-                exemplar[x] = scale * (mean[x] + exemplar[x])
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _draw_normal(rng, std, result):
-    """Fills an array with N(0, std²), one double-precision draw an entry."""
-    flat = result.reshape(result.size)
-    for i in range(flat.size):
-        flat[i] = std * rng.standard_normal()
+            for first in range(0, mean.shape[0], 16):  # loops of 16 at most are compiled without a long remainder
+                for x in range(first, min(first + 16, mean.shape[0])):
+                    exemplar[x] = scale * (mean[x] + exemplar[x])

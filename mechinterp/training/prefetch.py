@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import chain
 
 import torch
 
@@ -31,7 +31,10 @@ def _in_bursts(task: Task, steps: range, size: int) -> Iterator[Batch]:
     n_threads = torch.get_num_threads() if isinstance(task, ItemLabelTask) else 1
     with ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="sampler") as samplers:
         for start in range(0, len(steps), AHEAD):
-            yield from list(samplers.map(task.train_batch, steps[start : start + AHEAD], repeat(size)))
+            burst = steps[start : start + AHEAD]
+            shares = [burst[len(burst) * k // n_threads : len(burst) * (k + 1) // n_threads] for k in range(n_threads)]
+            drawn = samplers.map(lambda share: [task.train_batch(step, size) for step in share], shares)
+            yield from chain.from_iterable(list(drawn))
 
 
 def _overlapped(task: Task, steps: range, size: int) -> Iterator[Batch]:

@@ -44,7 +44,7 @@ from mechinterp.training.kernels import (
     Tokens,
     part_gradient,
     scratch,
-    update,
+    update_part,
 )
 
 _Memory = tuple[list[tuple[int, int]], list[Scratch], NDArray]
@@ -75,33 +75,47 @@ class FusedEngine:
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
-        return self._run(batch, self._training.shrinkage, self._training.learning_rate)
+        return self._run(batch, (True, self._training.shrinkage, self._training.learning_rate))
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
-        loss, accuracy = self._run(batch, 0.0, 0.0)
+        loss, accuracy = self._run(batch, (False, 0.0, 0.0))
         return loss, accuracy, self._gradients
 
-    def _run(self, batch: Batch, shrinkage: float, rate: float) -> tuple[float, float]:
+    def _run(self, batch: Batch, update: tuple[bool, float, float]) -> tuple[float, float]:
         tokens, sizes, flat, gradient = self._tokens(batch), self._sizes, self._flat, self._flat_gradient
         bounds, scratches, shares = self._memory_for(tokens)
         try:
             with self._blas.limit(limits=1):  # parts are the threads
-                for part in range(1, len(bounds)):
-                    arguments = (sizes, flat, shares[part], tokens, *bounds[part], scratches[part])
-                    self._worker(part).send(part_gradient, *arguments)
-                done = [part_gradient(sizes, flat, shares[0], tokens, *bounds[0], scratches[0])]
-                done += [self._worker(part).receive() for part in range(1, len(bounds))]
+                done = self._in_parts(
+                    part_gradient,
+                    [
+                        (sizes, flat, share, tokens, *bound, memory)
+                        for share, bound, memory in zip(shares, bounds, scratches, strict=True)
+                    ],
+                )
                 if any(correct < 0 for _, correct in done):
                     raise MechinterpError(
                         "a label of the batch, or a content or position of its table, is out of range"
                     )
-                update(sizes, flat, shares, gradient, shrinkage, rate, scratches[0].M)
+                self._in_parts(
+                    update_part,
+                    [
+                        (sizes, sizes.d_model - tokens.shared.shape[1], flat, shares, gradient, update, part, memory)
+                        for part, memory in enumerate(scratches)
+                    ],
+                )
         except BaseException:
             # A worker may still be computing: its result, and the memory that it writes to, are left to it.
             self._workers, self._memory = [], None
             raise
         return sum(loss for loss, _ in done) / len(batch), sum(correct for _, correct in done) / len(batch)
+
+    def _in_parts(self, function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
+        """The function's results for the arguments of every part: the first here, the others on their threads."""
+        for part in range(1, len(arguments)):
+            self._worker(part).send(function, *arguments[part])
+        return [function(*arguments[0])] + [self._worker(part).receive() for part in range(1, len(arguments))]
 
     def _worker(self, part: int) -> "_Worker":
         if self._workers and self._workers[0].process != os.getpid():

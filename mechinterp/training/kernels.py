@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 
 CHUNK = 16
 """Sequences that go through the network together."""
-_BLOCK = 72
-"""Contents that are multiplied together: BLAS is fastest where the product takes less than 10⁶ multiplications."""
+_BLOCK = 48
+"""Rows that are multiplied together: BLAS is fastest where the product takes less than 10⁶ multiplications."""
 _LANES = 16
 """Contents are padded to a multiple of this, so that loops over them have no remainder."""
+_TOGETHER = 4
+"""Tokens are padded to a multiple of this: so many are added up at once, while the sum is in registers."""
+_PIECE = 1024
+"""Parameters that are updated together: what is added up stays in the innermost cache."""
+_TILE = 16
+"""Side of the squares in which a matrix is transposed: the lines of a column of 16 fit in the innermost cache."""
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
@@ -46,14 +52,17 @@ class Scratch(NamedTuple):
     """One part's memory, allocated once: fresh pages cost more than the arithmetic on them."""
 
     M: NDArray
+    old: NDArray
     by_shared: NDArray
     by_own: NDArray
     dby_shared: NDArray
     dby_own: NDArray
     dM: NDArray
     c: NDArray
+    seek: NDArray
     y: NDArray
     A: NDArray
+    dA: NDArray
     a: NDArray
     ds: NDArray
     seen: NDArray
@@ -82,24 +91,28 @@ def classifier_size(sizes: Sizes) -> int:
 def scratch(sizes: Sizes, n: int, n_pos: int, n_shared: int, n_own: int, content_dim: int, dtype: np.dtype) -> Scratch:
     """Memory for a part of n sequences."""
     d, padded = sizes.d_model, -(-content_dim // _LANES) * _LANES
+    n_tokens = -(-n_pos // _TOGETHER) * _TOGETHER
 
     def of(*shape: int) -> NDArray:
         return np.zeros(shape, dtype)
 
     return Scratch(
         M=of(d, d),
+        old=of(2 * d * d),
         by_shared=of(n_shared, d),
         by_own=of(CHUNK * n_own, d),
         dby_shared=of(n_shared, d),
         dby_own=of(CHUNK * n_own, d),
         dM=of(content_dim, d),
-        c=of(CHUNK, n_pos, padded),
-        y=of(d - content_dim + padded),
-        A=of(CHUNK, n_pos, n_pos),
-        a=of(CHUNK, n_pos),
-        ds=of(CHUNK, n_pos),
-        seen=of(CHUNK, 2, n_pos),
-        dseen=of(CHUNK, 2, n_pos),
+        c=of(CHUNK, n_tokens, padded),
+        seek=of(padded),
+        y=of(n_pos, padded),
+        A=of(CHUNK, n_pos, n_tokens),
+        dA=of(n_pos, n_tokens),
+        a=of(CHUNK, n_tokens),
+        ds=of(CHUNK, n_tokens),
+        seen=of(CHUNK, 2, n_tokens),
+        dseen=of(CHUNK, 2, n_tokens),
         rows=of(4, CHUNK, d),
         left=of(3, n, d),
         right=of(3, n, d),
@@ -128,7 +141,11 @@ def _transpose(matrix, into, at):
     """The transpose, kept at `at`: BLAS takes a few rows times a matrix twice as fast as times a transposed one."""
     rows, columns = matrix.shape
     result = _matrix(into, at, columns, rows)
-    result[:] = matrix.T
+    for top in range(0, rows, _TILE):
+        for left in range(0, columns, _TILE):
+            for j in range(left, min(left + _TILE, columns)):
+                for i in range(top, min(top + _TILE, rows)):
+                    result[j, i] = matrix[i, j]
     return result
 
 
@@ -144,9 +161,16 @@ def _set(x, n, value):
 @_compiled
 @no_type_check
 def _copy(x, n, to):
-    """to[:n] = x[:n]."""
-    for k in range(n):
-        to[k] = x[k]
+    """to[:n] = x[:n], sixteen at a time; the last sixteen may overlap those before."""
+    if n < 16:
+        for k in range(n):
+            to[k] = x[k]
+        return
+    for block in range(0, n - 15, 16):
+        for k in range(16):
+            to[block + k] = x[block + k]
+    for k in range(16):
+        to[n - 16 + k] = x[n - 16 + k]
 
 
 @_compiled
@@ -159,18 +183,67 @@ def _add(matrix, to):
 
 @_compiled
 @no_type_check
-def _softmax(row, n):
-    """In place, of the first n entries; the others become 0."""
+def _outer(left, right, room, out):
+    """out = leftᵀ right; `room` takes the products of blocks of rows."""
+    np.dot(left[:_BLOCK].T, right[:_BLOCK], out)
+    temporary = _matrix(room, 0, *out.shape)
+    for block in range(_BLOCK, left.shape[0], _BLOCK):
+        np.dot(left[block : block + _BLOCK].T, right[block : block + _BLOCK], temporary)
+        _add(temporary, out)
+
+
+@_compiled
+@no_type_check
+def _exp(x):
+    """eˣ for x ≤ 0, to 1e-15: 2ᵏ times the series of a rest r, |r| ≤ ln 2/2. Unlike math.exp, loops of it vectorise."""
+    x = -700.0 if x < -700.0 else x  # a NaN passes
+    k = np.rint(x * 1.4426950408889634)
+    r = x - k * 0.6931471803691238 - k * 1.9082149292705877e-10
+    series = 1 / 6227020800
+    for factorial in (479001600, 39916800, 3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1):
+        series = series * r + 1 / factorial
+    return series * np.int64((np.int64(k) + 1023) << 52).view(np.float64)
+
+
+@_compiled
+@no_type_check
+def _below_largest(row, n):
+    """Subtracts the largest of the first n entries; the others become so small that their exponential is 0."""
     largest = row[0]
     for j in range(1, n):
         largest = max(largest, row[j])
+    for j in range(n):
+        row[j] -= largest
+    _set(row[n:], row.shape[0] - n, -700)
+
+
+@_compiled
+@no_type_check
+def _exponential(x):
+    """In place, of all entries."""
+    flat = x.reshape(x.size)
+    for k in range(flat.shape[0]):
+        flat[k] = _exp(flat[k])
+
+
+@_compiled
+@no_type_check
+def _normalise(row):
     total = row.dtype.type(0)
-    for j in range(n):
-        row[j] = math.exp(row[j] - largest)
+    for j in range(row.shape[0]):
         total += row[j]
-    for j in range(n):
-        row[j] /= total
-    _set(row[n:], row.shape[0] - n, 0)
+    inverse = 1 / total
+    for j in range(row.shape[0]):
+        row[j] *= inverse
+
+
+@_compiled
+@no_type_check
+def _softmax(row, n):
+    """In place, of the first n entries; the others become 0."""
+    _below_largest(row, n)
+    _exponential(row)
+    _normalise(row)
 
 
 @_compiled
@@ -188,28 +261,31 @@ def _read(seek, c, positions, padded, P, out):
     """out_j = u_j · seek for the tokens u_j = one-hot(p_j) ⊕ c_j; `padded` takes seek's content."""
     D = seek.shape[0] - P
     _copy(seek[P:], D, padded)
-    for j in range(c.shape[0]):
+    for j in range(positions.shape[0]):
         out[j] = _dot(c[j], padded, c.shape[1])
     if P:
-        for j in range(c.shape[0]):
+        for j in range(positions.shape[0]):
             out[j] += seek[positions[j]]
 
 
 @_compiled
 @no_type_check
 def _mean(weights, c, positions, padded, P, out):
-    """out = Σ_j weights_j u_j."""
-    D = out.shape[0] - P
-    _set(padded, c.shape[1], 0)
-    for j in range(c.shape[0]):
-        weight = weights[j]
-        for k in range(c.shape[1]):
-            padded[k] += weight * c[j, k]
+    """out = Σ_j weights_j u_j; `weights` is 0 where c is padding, and `padded` takes the sum of contents."""
+    for j in range(0, c.shape[0], 4):
+        a0, a1, a2, a3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+        c0, c1, c2, c3 = c[j], c[j + 1], c[j + 2], c[j + 3]
+        if j:
+            for k in range(c.shape[1]):
+                padded[k] += a0 * c0[k] + a1 * c1[k] + a2 * c2[k] + a3 * c3[k]
+        else:
+            for k in range(c.shape[1]):
+                padded[k] = a0 * c0[k] + a1 * c1[k] + a2 * c2[k] + a3 * c3[k]
     if P:
         _set(out, P, 0)
-        for j in range(c.shape[0]):
+        for j in range(positions.shape[0]):
             out[positions[j]] += weights[j]
-    _copy(padded, D, out[P:])
+    _copy(padded, out.shape[0] - P, out[P:])
 
 
 @_compiled
@@ -232,8 +308,8 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
             if not (0 <= content[b, i] < n_shared + n_own and (P == 0 or 0 <= positions[b, i] < P)):
                 return 0.0, -1
     square = d * d
-    Q1, K1, V1 = _matrix(flat, 0, d, d), _matrix(flat, square, d, d), _matrix(flat, 2 * square, d, d)
-    Q2, K2, V2 = _matrix(flat, 3 * square, d, d), _matrix(flat, 4 * square, d, d), _matrix(flat, 5 * square, d, d)
+    Q1, V1, Q2 = _matrix(flat, 0, d, d), _matrix(flat, 2 * square, d, d), _matrix(flat, 3 * square, d, d)
+    K2, V2 = _matrix(flat, 4 * square, d, d), _matrix(flat, 5 * square, d, d)
     turned = memory.transposed
     V1T, Q2T = _transpose(V1, turned, 0), _transpose(Q2, turned, square)
     K2T, V2T = _transpose(K2, turned, 2 * square), _transpose(V2, turned, 3 * square)
@@ -242,10 +318,15 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
         _transpose(_matrix(flat, at, inner, width), turned, at - 2 * square)
         at, inner = at + inner * width + width, width
     _transpose(_matrix(flat, at, inner, n_labels), turned, at - 2 * square)
-    M, by_shared = memory.M, memory.by_shared
-    padded = memory.y[P:]
-    _set(memory.y, memory.y.shape[0], 0)  # what pads the content must be finite: it is multiplied by 0
-    np.dot(Q1, K1.T, M)
+    wide = min(memory.c.shape[2], d)  # contents, and padding or positions that are multiplied by 0
+    old = memory.old
+    _copy(flat, square, old)
+    _copy(flat[square + P * d :], D * d, old[square:])
+    _copy(flat[square:], P * d, old[square + D * d :])
+    M, by_shared, padded = memory.M, memory.by_shared, memory.seek
+    padded[:] = 0  # what pads contents must be finite: it is multiplied by 0
+    memory.y[:] = 0
+    np.dot(Q1, _matrix(old, square, d, d).T, M)
     if n_shared:
         np.dot(shared, M[P:], by_shared)
         memory.dby_shared[:] = 0
@@ -291,18 +372,26 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
                 index = content[first + b, i]
                 source = by_shared[index] if index < n_shared else by_own[b * n_own + index - n_shared]
                 if P:
-                    of_position = M[where[i]]
-                    for k in range(d):
-                        y[k] = source[k] + of_position[k]
+                    of_position, of_token = M[where[i]], y[i]
+                    for k in range(wide):
+                        of_token[k] = source[k] + of_position[k]
                 else:
-                    _copy(source, d, y)
+                    _copy(source, D, y[i])
+            np.dot(y, c.T, A)
+            for i in range(T):
                 row = A[i]
-                for j in range(i + 1):
-                    row[j] = _dot(c[j], padded, c.shape[1])
                 if P:
+                    index = content[first + b, i]
+                    source = by_shared[index] if index < n_shared else by_own[b * n_own + index - n_shared]
+                    of_position = M[where[i]]
                     for j in range(i + 1):
-                        row[j] += y[where[j]]
-                _softmax(row, i + 1)
+                        row[j] += source[D + where[j]] + of_position[D + where[j]]
+                _below_largest(row, i + 1)
+        _exponential(memory.A[:here])
+        for b in range(here):
+            c, A, where = memory.c[b], memory.A[b], positions[first + b]
+            for i in range(T):
+                _normalise(A[i])
             _mean(A[T - 1], c, where, padded, P, x[b])
         np.dot(x, V1, v)
         for b in range(here):
@@ -416,30 +505,31 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
             c, A, a, ds, where = memory.c[b], memory.A[b], memory.a[b], memory.ds[b], positions[first + b]
             by_m, dby_m, from_x = memory.seen[b, 1], memory.dseen[b, 1], memory.dseen[b, 0]
             _read(dx[b], c, where, padded, P, from_x)
-            y = memory.y
+            y, slopes = memory.y, memory.dA
             for i in range(T):
-                row = memory.seen[b, 0]
+                row, of_row = slopes[i], A[i]
                 for j in range(i + 1):
                     row[j] = a[i] * dby_m[j] + ds[i] * by_m[j]
                 if i == T - 1:
                     for j in range(T):
                         row[j] += from_x[j]
-                mean = _dot(A[i], row, i + 1)
-                _set(y, d, 0)
+                mean = _dot(of_row, row, i + 1)
                 for j in range(i + 1):
-                    slope = A[i, j] * (row[j] - mean)
-                    for k in range(c.shape[1]):
-                        padded[k] += slope * c[j, k]
-                    if P:
-                        y[where[j]] += slope
+                    row[j] = of_row[j] * (row[j] - mean)
+            np.dot(slopes, c, y)
+            for i in range(T):
                 index = content[first + b, i]
                 to = memory.dby_shared[index] if index < n_shared else dby_own[b * n_own + index - n_shared]
-                for k in range(d):
-                    to[k] += y[k]
+                of_token = y[i]
+                for k in range(wide):
+                    to[k] += of_token[k]
                 if P:
-                    to = dM[where[i]]
-                    for k in range(d):
-                        to[k] += y[k]
+                    row, of_position = slopes[i], dM[where[i]]
+                    for k in range(wide):
+                        of_position[k] += of_token[k]
+                    for j in range(i + 1):
+                        to[D + where[j]] += row[j]
+                        of_position[D + where[j]] += row[j]
         for block in range(0, here * n_own, _BLOCK):
             np.dot(contents[block : block + _BLOCK].T, dby_own[block : block + _BLOCK], memory.dM)
             _add(memory.dM, dM[P:])
@@ -449,43 +539,73 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
         np.dot(shared.T, memory.dby_shared, memory.dM)
         _add(memory.dM, dM[P:])
     left, right = memory.left.reshape(3 * n, d), memory.right.reshape(3 * n, d)
-    np.dot(left.T, right, _matrix(gradient, 2 * square, d, d))
-    np.dot(memory.v[:n].T, memory.dq[:n], _matrix(gradient, 3 * square, d, d))
-    np.dot(memory.dkappa[:n].T, memory.q[:n], _matrix(gradient, 4 * square, d, d))
-    np.dot(memory.z[:n].T, memory.dw[:n], _matrix(gradient, 5 * square, d, d))
+    room = memory.transposed
+    _outer(left, right, room, _matrix(gradient, 2 * square, d, d))
+    _outer(memory.v[:n], memory.dq[:n], room, _matrix(gradient, 3 * square, d, d))
+    _outer(memory.dkappa[:n], memory.q[:n], room, _matrix(gradient, 4 * square, d, d))
+    _outer(memory.z[:n], memory.dw[:n], room, _matrix(gradient, 5 * square, d, d))
     at, held, inner = 6 * square, 0, d
     for _ in range(depth):
         hidden = _matrix(memory.hidden, held, n, inner)
         held += n * inner
         dhidden = _matrix(memory.dhidden, held, n, width)
-        np.dot(hidden.T, dhidden, _matrix(gradient, at, inner, width))
+        _outer(hidden, dhidden, room, _matrix(gradient, at, inner, width))
         bias = gradient[at + inner * width : at + inner * width + width]
         bias[:] = 0
         for b in range(n):
             for k in range(width):
                 bias[k] += dhidden[b, k]
         at, inner = at + inner * width + width, width
-    np.dot(_matrix(memory.hidden, held, n, inner).T, memory.logits[:n], _matrix(gradient, at, inner, n_labels))
+    _outer(_matrix(memory.hidden, held, n, inner), memory.logits[:n], room, _matrix(gradient, at, inner, n_labels))
     return loss, correct
 
 
 @_compiled
 @no_type_check
-def update(sizes, flat, shares, gradient, shrinkage, rate, dM):
-    """The gradient, as the sum of the parts' shares, and p ← (1−shrinkage)·p − rate·gradient.
-
-    The shares hold the gradient of M = W_Q¹ W_K¹ᵀ where that of W_Q¹ belongs.
-    """
-    d = sizes.d_model
-    square = d * d
-    gradient[:] = shares[0]
-    for part in range(1, shares.shape[0]):
-        share = shares[part]
-        for k in range(gradient.shape[0]):
-            gradient[k] += share[k]
-    dM[:] = _matrix(gradient, 0, d, d)
-    np.dot(dM, _matrix(flat, square, d, d), _matrix(gradient, 0, d, d))
-    np.dot(dM.T, _matrix(flat, 0, d, d), _matrix(gradient, square, d, d))
+def _descend(flat, at, total, gradient, update):
+    """p ← (1−shrinkage)·p − rate·total for the parameters from `at` on, or only keeps their gradient."""
+    wanted, shrinkage, rate = update
+    if not wanted:
+        _copy(total, total.shape[0], gradient[at:])
+        return
     keep, step = flat.dtype.type(1 - shrinkage), flat.dtype.type(rate)
-    for k in range(flat.shape[0]):
-        flat[k] = keep * flat[k] - step * gradient[k]
+    for k in range(total.shape[0]):
+        flat[at + k] = keep * flat[at + k] - step * total[k]
+
+
+@_compiled
+@no_type_check
+def update_part(sizes, P, flat, shares, gradient, update, part, memory):
+    """The gradient, as the sum of the parts' shares, and what `_descend` does with it, for a part of the parameters.
+
+    The shares hold the gradient of M = W_Q¹ W_K¹ᵀ where that of W_Q¹ belongs: ∂W_Q¹ = ∂M W_K¹ and ∂W_K¹ = ∂Mᵀ W_Q¹, of
+    which this part takes its rows, from the weights that `part_gradient` has kept.
+    """
+    d, n_parts = sizes.d_model, shares.shape[0]
+    D, square = d - P, d * d
+    first, stop = d * part // n_parts, d * (part + 1) // n_parts
+    rows, old, room = stop - first, memory.old, memory.transposed
+    of_rows, of_columns = _matrix(room, 0, rows, d), _matrix(room, rows * d, d, rows)
+    total = room[2 * rows * d : 3 * rows * d]
+    of_rows[:] = 0
+    of_columns[:] = 0
+    n_turned = max(0, min(stop, P) - first)  # of these columns, those of positions, which the shares have last
+    for share in range(n_parts):
+        dM = _matrix(shares[share], 0, d, d)
+        _add(dM[first:stop], of_rows)
+        _add(dM[:, D + first : D + first + n_turned], of_columns[:, :n_turned])
+        _add(dM[:, first + n_turned - P : stop - P], of_columns[:, n_turned:])
+    np.dot(of_rows, _matrix(old, square, d, d), total.reshape(rows, d))
+    _descend(flat, first * d, total, gradient, update)
+    np.dot(of_columns.T, _matrix(old, 0, d, d), total.reshape(rows, d))
+    _descend(flat, square + first * d, total, gradient, update)
+    others = flat.shape[0] - 2 * square
+    first, stop = 2 * square + others * part // n_parts, 2 * square + others * (part + 1) // n_parts
+    for at in range(first, stop, _PIECE):
+        total = room[: min(_PIECE, stop - at)]
+        _copy(shares[0, at:], total.shape[0], total)
+        for share in range(1, n_parts):
+            of_share = shares[share, at:]
+            for k in range(total.shape[0]):
+                total[k] += of_share[k]
+        _descend(flat, at, total, gradient, update)

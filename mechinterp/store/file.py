@@ -5,7 +5,9 @@ types and shapes, no external or virtual storage, known filters. Every read open
 that /step covers.
 """
 
+import ctypes
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,10 @@ from mechinterp.errors import ConfigError, MechinterpError, RunFileError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
 
-_ATTEMPTS = 50
+_PATIENCE = 0.25
+"""Seconds for which a read that fails is repeated while the file has a writer."""
+_METADATA_ATTEMPTS = 28
+"""HDF5's own repetitions; its pauses, from 1 ns on, double each time, and add up to a quarter of a second."""
 _MAX_TEXT = 1 << 20
 """Bytes of the longest text that a run file may carry."""
 
@@ -52,7 +57,7 @@ class RunFile:
             what = "is a folder" if self.path.is_dir() else "does not exist"
             raise RunFileError(f"{self.path}: {what}; give the path of a run file")
         try:
-            file = h5py.File(self.path, "r", libver=("v110", "v110"), swmr=_has_writer(self.path))
+            file = _open_read_only(self.path)
         except (OSError, RuntimeError, ValueError):
             raise RunFileError(f"{self.path}: is no HDF5 file, or is damaged; give the path of a run file") from None
         try:
@@ -102,11 +107,23 @@ class RunFile:
             return _read(file, "digest", _committed(file).index(step)).tobytes().hex()
 
 
-def _has_writer(path: Path) -> bool:
-    """Whether the superblock says that a writer has the file open in SWMR mode (or was killed there).
+def _open_read_only(path: Path) -> h5py.File:
+    """The file, in SWMR mode if it has a writer, or had one that was killed; HDF5 refuses it otherwise.
 
-    Such a file must be read in SWMR mode, any other must not: HDF5 then retries whatever is damaged for minutes.
+    In that mode HDF5 repeats a read of metadata whose checksum fails, as a writer may be changing it; by default 100
+    times with pauses of 1, 2, 4, … ns, which in a damaged file is forever.
     """
+    flags, access = h5py.h5f.ACC_RDONLY, h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    if _has_writer(path):
+        flags |= h5py.h5f.ACC_SWMR_READ
+        set_attempts = ctypes.CDLL(h5py.h5p.__file__).H5Pset_metadata_read_attempts  # h5py does not offer it
+        set_attempts(ctypes.c_int64(access.id), ctypes.c_uint(_METADATA_ATTEMPTS))
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, fapl=access))
+
+
+def _has_writer(path: Path) -> bool:
+    """Whether the superblock says that a writer has the file open in SWMR mode (or was killed there)."""
     with path.open("rb") as file:
         superblock = file.read(12)
     return superblock[:8] == b"\x89HDF\r\n\x1a\n" and len(superblock) == 12 and bool(superblock[11] & 0x04)
@@ -214,16 +231,16 @@ def _read(file: h5py.File, name: str, rows: int | slice = slice(None)) -> np.nda
     """Rows of a dataset.
 
     A writer may be rewriting the chunk that they lie in: its checksum then fails, and soon no longer. HDF5 repeats
-    that for metadata only, so it is repeated here, for a twentieth of a second, in files that have a writer.
+    that for metadata only, so it is repeated here, for a while, in files that have a writer.
     """
-    for attempt in reversed(range(_ATTEMPTS)):
+    end = time.monotonic() + _PATIENCE
+    while True:
         try:
             return np.asarray(cast(h5py.Dataset, file[name])[rows])
         except OSError:
-            if not (file.swmr_mode and attempt):
+            if not file.swmr_mode or time.monotonic() > end:
                 raise
             time.sleep(0.001)
-    raise AssertionError
 
 
 def _committed(file: h5py.File) -> list[int]:

@@ -266,6 +266,8 @@ DAMAGE = 150
 
 def test_fuzzed_files_are_refused_in_one_line_or_read_correctly(tiny_run, tmp_path):
     """Flipped bits and truncation anywhere: never a crash, never other weights than were written."""
+    from tests.store.survival_children import read_all
+
     good = tiny_run.path.read_bytes()
     expected = digests(tiny_run)
     rng = np.random.default_rng(0)
@@ -278,7 +280,7 @@ def test_fuzzed_files_are_refused_in_one_line_or_read_correctly(tiny_run, tmp_pa
         if kind == "flip":
             damaged[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
-        found = verify(path, interval=0) if kind == "cut" else _read_all(path)
+        found = verify(path, interval=0) if kind == "cut" else read_all(path)
         if isinstance(found, dict):
             assert found.items() <= expected.items(), (kind, at)
         else:
@@ -287,10 +289,22 @@ def test_fuzzed_files_are_refused_in_one_line_or_read_correctly(tiny_run, tmp_pa
     assert refused > len(cases) / 3
 
 
-def _read_all(path) -> dict[int, str] | MechinterpError:
-    """The digests of what the file gives as weights, or the error it is refused with."""
-    try:
-        run = mi.open_run(path)
-        return {step: digest(run.weights(step)).hex() for step in run.steps}
-    except MechinterpError as error:
-        return error
+def test_a_damaged_file_of_a_killed_writer_is_no_trap(spawn, survivor_config, tmp_path):
+    """HDF5 by itself repeats a read of such a file's damaged metadata forever."""
+    from tests.store.survival_children import read_damaged, train_or_resume
+
+    path = tmp_path / "run.h5"
+    endless = survivor_config.updated({"training.steps": 1_000_000})
+    writer = spawn.Process(target=train_or_resume, args=(str(path), endless.canonical_json()))
+    writer.start()
+    while not path.exists() or len(mi.open_run(path).steps) < 40:
+        time.sleep(0.005)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    reader = spawn.Process(target=read_damaged, args=(str(path), 0, 40))
+    reader.start()
+    reader.join(300)
+    stuck = reader.is_alive()
+    reader.kill()
+    assert not stuck
+    assert reader.exitcode == 0

@@ -1,8 +1,11 @@
 """All randomness is a pure function of (seed, stream, step).
 
-A counter-based generator (Philox 4x64) is keyed with (seed, stream), and its counter starts at step · 2^192. Two
-streams never overlap, so adding an evaluation set cannot change training, and any step can be drawn without the
-the steps before it. The bits do not depend on the number of threads or on the CPU's vector width.
+A counter-based generator (Philox) is keyed with (seed, stream), and counts from the step on. Two streams never
+overlap, so adding an evaluation set cannot change training, and any step can be drawn without the steps before it. The
+bits do not depend on the number of threads or on the CPU's vector width.
+
+`generator` is NumPy's, for whatever is drawn once. `draw_uniform` and `draw_normal` are for compiled code that draws
+in every step: they make many numbers at once, several times as fast.
 """
 
 import math
@@ -25,7 +28,10 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: int, step: int = 0) -> np.random.Generator:
-    """The generator of one (seed, stream, step); each of them an integer in [0, 2^64)."""
+    """The generator of one (seed, stream, step); each of them an integer in [0, 2^64).
+
+    Philox 4x64 with the key (seed, stream); its counter starts at step · 2^192.
+    """
     key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([0, 0, 0, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -41,19 +47,44 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 @_compiled
 @no_type_check
-def draw_normal(rng, std, result):
-    """Fills an array with N(0, std²): Box and Muller's transform of the words of a Philox 4x32-10 keyed by `rng`.
+def stream_key(seed, stream, step):
+    """Key of `draw_uniform` and `draw_normal` for one (seed, stream, step): four words of Philox, from these.
 
-    NumPy draws one number at a time, from a table with rejections; this draws many at once, five times as fast.
-    Computed in double precision; |η| ≤ 6.7 std, as a uniform number has 32 bits.
+    Two of the 2^128 keys are alike with a probability that is of no concern.
     """
-    key = np.empty(4, np.uint64)
-    for k in range(4):
-        key[k] = np.uint64(rng.random() * 4294967296.0)
+    shift, words = np.uint64(32), np.empty((4, 1), np.uint32)
+    seed, stream = np.uint64(seed), np.uint64(stream)
+    philox(np.array([seed & _WORD, seed >> shift, stream & _WORD, stream >> shift]), step, words)
+    return words[:, 0].astype(np.uint64)
+
+
+@_compiled
+@no_type_check
+def draw_uniform(key, first, result):
+    """Fills an array with uniform numbers of [0, 1), multiples of 2⁻⁵³; counts Philox's blocks from `first` on."""
+    words, flat = np.empty((4, _BLOCKS), np.uint32), result.reshape(result.size)
+    for start in range(0, flat.size, 2 * _BLOCKS):
+        philox(key, first + start // 2, words)
+        into = flat[start : start + 2 * _BLOCKS]
+        for k in range(into.size):
+            row, column = 2 * (k // _BLOCKS), k % _BLOCKS
+            bits = (np.uint64(words[row, column]) << np.uint64(21)) ^ (
+                np.uint64(words[row + 1, column]) >> np.uint64(11)
+            )
+            into[k] = np.float64(np.int64(bits)) * 2.0**-53
+
+
+@_compiled
+@no_type_check
+def draw_normal(key, first, std, result):
+    """Fills an array with N(0, std²), by Box and Muller's transform; counts Philox's blocks from `first` on.
+
+    Computed in double precision; |η| ≤ 6.7 std, as the uniform numbers behind it have 32 bits.
+    """
     words, normal, flat = np.empty((4, _BLOCKS), np.uint32), np.empty((4, _BLOCKS)), result.reshape(result.size)
     drawn = normal.reshape(normal.size)
     for start in range(0, flat.size, drawn.size):
-        philox(key, start // 4, words)
+        philox(key, first + start // 4, words)
         box_muller(words[0], words[1], normal[0], normal[1])
         box_muller(words[2], words[3], normal[2], normal[3])
         into = flat[start : start + drawn.size]

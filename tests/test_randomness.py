@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechinterp.randomness import Stream, box_muller, draw_normal, generator, philox
+from mechinterp.randomness import Stream, box_muller, draw_normal, draw_uniform, philox, stream_key
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_transform_is_that_of_box_and_muller():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_drawn_numbers_are_normal_and_independent(dtype):
     drawn = np.empty((777, 1001), dtype)
-    draw_normal(generator(1, Stream.TRAIN, 7), 0.25, drawn)
+    draw_normal(stream_key(1, Stream.TRAIN, 7), 1 << 32, 0.25, drawn)
     values = drawn.ravel().astype(np.float64) / 0.25
     assert stats.kstest(values, "norm").pvalue > 0.01
     assert stats.kstest((values.reshape(-1, 777) ** 2).sum(axis=1), stats.chi2(777).cdf).pvalue > 0.01
@@ -47,13 +47,23 @@ def test_drawn_numbers_are_normal_and_independent(dtype):
         assert abs(np.mean(values[lag:] ** 2 * values[:-lag] ** 2) - 1) < 4 * np.sqrt(8 / len(values))
 
 
-def test_numbers_are_a_function_of_the_generator_alone():
-    def drawn(*key: int, size: int = 3000) -> np.ndarray:
+def test_uniform_numbers_are_uniform():
+    drawn = np.empty((777, 1001))
+    draw_uniform(stream_key(1, Stream.TRAIN, 7), 0, drawn)
+    assert stats.kstest(drawn.ravel(), "uniform").pvalue > 0.01
+    assert 0 <= drawn.min() < drawn.max() < 1
+    low_bits = (drawn.ravel() * 2**53).astype(np.uint64) % 1024
+    assert stats.chisquare(np.bincount(low_bits.astype(int), minlength=1024)).pvalue > 0.01
+
+
+def test_numbers_are_a_function_of_key_and_place_alone():
+    def drawn(*key: int, size: int = 3000, first: int = 0) -> np.ndarray:
         result = np.empty(size)
-        draw_normal(generator(*key), 1.0, result)
+        draw_normal(stream_key(*key), first, 1.0, result)
         return result
 
     assert (drawn(0, 2, 5) == drawn(0, 2, 5)).all()
     assert (drawn(0, 2, 5)[:100] == drawn(0, 2, 5, size=100)).all()
-    for other in ((1, 2, 5), (0, 3, 5), (0, 2, 6)):
+    for other in ((1, 2, 5), (0, 3, 5), (0, 2, 6), (2**40, 2, 5), (0, 2, 2**40 + 5)):
         assert not np.isin(drawn(0, 2, 5), drawn(*other)).any()
+    assert not np.isin(drawn(0, 2, 5), drawn(0, 2, 5, first=1 << 32)).any()

@@ -10,6 +10,7 @@ Three kinds of sequence make up training and the evaluation sets:
 * **i.i.d.**: N items and the target drawn independently from the trained classes' frequencies f(k) ∝ k^−α.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -18,7 +19,7 @@ from numba import njit
 
 from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import unknown_name
-from mechinterp.randomness import Stream, draw_normal, generator
+from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, stream_key
 from mechinterp.tasks.base import Batch, TokenTable
 
 
@@ -68,17 +69,21 @@ class ItemLabelTask:
 
     def train_batch(self, step: int, size: int) -> Batch:
         """The training batch of update `step`: p_C in-context, the rest bursty with probability p_B, else i.i.d."""
-        return self._draw(generator(self.seed, Stream.TRAIN, step), "train", size)
+        return self._draw(Stream.TRAIN, [step], "train", size)[0]
+
+    def train_batches(self, steps: Sequence[int], size: int) -> list[Batch]:
+        """`train_batch` of several steps: in one compiled call, which leaves other threads the interpreter."""
+        return self._draw(Stream.TRAIN, steps, "train", size)
 
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of ``icl``, ``iwl``, ``swap`` or ``train``; a pure function of its arguments."""
         if evaluation not in self.evaluations:
             raise unknown_name("evaluation set", evaluation, self.evaluations)
         stream = Stream.EVALUATION + self.evaluations.index(evaluation)
-        return self._draw(generator(self.seed, stream, seed), evaluation, size)
+        return self._draw(stream, [seed], evaluation, size)[0]
 
-    def _draw(self, rng: np.random.Generator, evaluation: str, size: int) -> Batch:
-        """Token vectors, labels and roles of new sequences."""
+    def _draw(self, stream: int, steps: Sequence[int], evaluation: str, size: int) -> list[Batch]:
+        """Tokens, labels and roles of new sequences, a batch for each step of the stream."""
         config, (N, T, D) = self.config, (self.config.n_pairs, self.config.n_pos, self.config.content_dim)
         p_novel, p_repeated = {
             "icl": (1.0, 1.0),
@@ -86,41 +91,46 @@ class ItemLabelTask:
             "swap": (0.0, 1.0),
             "train": (config.p_in_context, config.p_bursty if config.burstiness else 0.0),
         }[evaluation]
-        classes, starts = np.empty((size, N + 1), np.int64), np.empty(size, np.int64)
-        exemplars = np.empty((size, N + 1, D), np.float32)
-        novel_means = np.empty((config.n_novel_classes if p_novel else 0, D), np.float32)
-        labels, tokens = np.empty(size, np.int64), np.empty((3, size, T), np.int64)
-        correct = np.empty((2, size, T), np.bool_)
-        _draw_sequences(
-            rng,
+        n, n_novel = len(steps), config.n_novel_classes if p_novel else 0
+        own = np.empty((n, size, N + 1, D), np.float32)
+        labels, tokens, correct = (
+            np.empty((n, size), np.int64),
+            np.empty((n, 3, size, T), np.int64),
+            np.empty((n, 2, size, T), np.bool_),
+        )
+        _draw_batches(
+            (np.uint64(self.seed), np.uint64(stream), np.array(steps, np.uint64)),
             self._numbers,
             self._cumulative,
             (p_novel, p_repeated, int(evaluation == "swap")),
-            (self.class_means, novel_means),
-            (classes, starts, exemplars),
-            (labels, tokens, correct),
+            (self.class_means, np.empty((n_novel, D), np.float32)),
+            (own, labels, tokens, correct),
         )
-        content, positions, token_labels = torch.from_numpy(tokens)
-        correct_item, correct_label = torch.from_numpy(correct)
-        return Batch(
-            inputs=None,
-            labels=torch.from_numpy(labels),
-            roles={
-                "item": self._item_slots.expand(size, T),
-                "label": self._label_slots.expand(size, T),
-                "target": self._target_slot.expand(size, T),
-                "correct_item": correct_item,
-                "correct_label": correct_label,
-            },
-            token_labels=token_labels,
-            table=TokenTable(
-                position_dim=config.position_dim,
-                shared=self._shared,
-                own=torch.from_numpy(exemplars),
-                content=content,
-                positions=positions,
-            ),
-        )
+        always = {
+            "item": self._item_slots.expand(size, T),
+            "label": self._label_slots.expand(size, T),
+            "target": self._target_slot.expand(size, T),
+        }
+        batches = []
+        for own_of, labels_of, tokens_of, correct_of in zip(
+            torch.from_numpy(own),
+            torch.from_numpy(labels),
+            torch.from_numpy(tokens),
+            torch.from_numpy(correct),
+            strict=True,
+        ):
+            content, positions, token_labels = tokens_of.unbind()
+            correct_item, correct_label = correct_of.unbind()
+            batches.append(
+                Batch(
+                    inputs=None,
+                    labels=labels_of,
+                    roles=always | {"correct_item": correct_item, "correct_label": correct_label},
+                    token_labels=token_labels,
+                    table=TokenTable(config.position_dim, self._shared, own_of, content, positions),
+                )
+            )
+        return batches
 
 
 # Compiled, because drawing is most of the sampler's time, and leaves other threads the interpreter meanwhile.
@@ -140,55 +150,54 @@ class _Numbers(NamedTuple):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _draw_sequences(rng, numbers, cumulative, kind, means, drawn, laid_out):
-    """All in one call: calling compiled code takes as long as drawing the classes."""
-    p_novel, p_repeated, shift = kind
-    classes, starts, exemplars = drawn
-    _draw_classes(rng, numbers, cumulative, p_novel, p_repeated, classes, starts)
-    _draw_exemplars(rng, means[0], means[1], classes, numbers.epsilon, exemplars)
-    _lay_out(numbers.n_labels, shift, classes, starts, laid_out[0], laid_out[1], laid_out[2])
+def _draw_batches(streams, numbers, cumulative, kind, means, drawn):
+    """Batches, each from the numbers of its own step; `drawn` takes them."""
+    (seed, stream, steps), (p_novel, p_repeated, shift), (own, labels, tokens, correct) = streams, kind, drawn
+    size, N = own.shape[1], own.shape[2] - 1
+    uniform, classes, starts = np.empty((size, 3 * N + 3)), np.empty((size, N + 1), np.int64), np.empty(size, np.int64)
+    for n in range(steps.shape[0]):
+        key = stream_key(seed, stream, steps[n])
+        draw_uniform(key, 0, uniform)
+        _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, starts)
+        _draw_exemplars(key, means[0], means[1], classes, numbers.epsilon, own[n])
+        _lay_out(numbers.n_labels, shift, classes, starts, labels[n], tokens[n], correct[n])
 
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _below(rng, n):
-    """An integer in [0, n), uniform."""
-    return int(rng.random() * n)
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _draw_classes(rng, numbers, cumulative, p_novel, p_repeated, classes, starts):
+def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, starts):
     """Classes of the items and of the target (last column) of every sequence, and where its window starts.
 
     With probability p_novel the classes are novel ones, which are numbered from K on; K is a multiple of L, so their
     labels are k mod L too. Novel classes, and trained ones with probability p_repeated, stand B times each, and the
-    target's is one of them. Otherwise all N + 1 classes are i.i.d. from f.
+    target's is one of them. Otherwise all N + 1 classes are i.i.d. from f. Every sequence has a row of uniform numbers.
     """
     K, n_novel, L, B, distinct, n_windows, _ = numbers
     N, labels = classes.shape[1] - 1, np.arange(L)
     for b in range(classes.shape[0]):
-        row, novel = classes[b], rng.random() < p_novel
-        if novel or rng.random() < p_repeated:
+        row, u = classes[b], uniform[b]
+        of_class, of_label, of_order = u[3 : N + 4], u[N + 4 : 2 * N + 4], u[2 * N + 4 :]
+        novel = u[0] < p_novel
+        if novel or u[1] < p_repeated:
             first, n_known = (K, n_novel) if novel else (0, K)
             for i in range(N // B):
                 if distinct:  # the next entry of a random permutation of the labels
-                    other = i + _below(rng, L - i)
+                    other = i + int(of_label[i] * (L - i))
                     labels[i], labels[other] = labels[other], labels[i]
-                    drawn = first + _below(rng, n_known // L) * L + labels[i]
+                    drawn = first + int(of_class[i] * (n_known // L)) * L + labels[i]
                 elif novel:
-                    drawn = first + _below(rng, n_novel)
+                    drawn = first + int(of_class[i] * n_novel)
                 else:
-                    drawn = min(np.searchsorted(cumulative, rng.random(), side="right"), K - 1)
+                    drawn = min(np.searchsorted(cumulative, of_class[i], side="right"), K - 1)
                 row[i * B : (i + 1) * B] = drawn
             for i in range(N - 1):
-                other = i + _below(rng, N - i)
+                other = i + int(of_order[i] * (N - i))
                 row[i], row[other] = row[other], row[i]
-            row[N] = row[_below(rng, N)]
+            row[N] = row[int(of_class[N] * N)]
         else:
             for i in range(N + 1):
-                row[i] = min(np.searchsorted(cumulative, rng.random(), side="right"), K - 1)
-        starts[b] = _below(rng, n_windows)
+                row[i] = min(np.searchsorted(cumulative, of_class[i], side="right"), K - 1)
+        starts[b] = int(u[2] * n_windows)
 
 
 @njit(nogil=True, cache=True)
@@ -217,12 +226,12 @@ def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _draw_exemplars(rng, means, novel_means, classes, epsilon, exemplars):
-    """New μ for the novel classes, then (μ + ε η)/√(1 + ε²) for every item, with μ and η ~ N(0, 1/D)."""
+def _draw_exemplars(key, means, novel_means, classes, epsilon, exemplars):
+    """New μ for the novel classes, and (μ + ε η)/√(1 + ε²) for every item, with μ and η ~ N(0, 1/D)."""
     K, std = means.shape[0], means.shape[1] ** -0.5
-    draw_normal(rng, std, novel_means)
+    draw_normal(key, 1 << 32, std, novel_means)
     if epsilon > 0:
-        draw_normal(rng, epsilon * std, exemplars)
+        draw_normal(key, 2 << 32, epsilon * std, exemplars)
     else:
         exemplars[:] = 0
     scale = np.float32((1 + epsilon**2) ** -0.5)

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, repeat
 
 import torch
 
@@ -28,13 +28,17 @@ def batches(task: Task, steps: range, size: int) -> Iterator[Batch]:
 
 
 def _in_bursts(task: Task, steps: range, size: int) -> Iterator[Batch]:
-    n_threads = torch.get_num_threads() if isinstance(task, ItemLabelTask) else 1
+    def one_by_one(share: range, size: int) -> list[Batch]:
+        return [task.train_batch(step, size) for step in share]
+
+    n_threads, draw = 1, one_by_one
+    if type(task) is ItemLabelTask:  # and not a user's, derived from it
+        n_threads, draw = torch.get_num_threads(), task.train_batches
     with ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="sampler") as samplers:
         for start in range(0, len(steps), AHEAD):
             burst = steps[start : start + AHEAD]
             shares = [burst[len(burst) * k // n_threads : len(burst) * (k + 1) // n_threads] for k in range(n_threads)]
-            drawn = samplers.map(lambda share: [task.train_batch(step, size) for step in share], shares)
-            yield from chain.from_iterable(list(drawn))
+            yield from chain.from_iterable(list(samplers.map(draw, shares, repeat(size))))
 
 
 def _overlapped(task: Task, steps: range, size: int) -> Iterator[Batch]:

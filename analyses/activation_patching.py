@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from mechinterp.analysis import analyse_runs, ends, run_analysis, write_figure
+from mechinterp.circuits.patching import resolved
 from mechinterp.report.figures import site_maps, trajectories
 
 
@@ -38,13 +39,16 @@ class ActivationPatching:
         for name, table in tables.items():
             table["site"] = table["hook"] + " at " + table["role"]
             steps = [int(table["step"].min()), int(table["step"].max())]
-            maps = site_maps(table, "hook", "role", "effect", steps, f"{self.corruption}: effect of patching, {name}")
+            maps = site_maps(
+                resolved(table), "hook", "role", "effect", steps, f"{self.corruption}: effect of patching, {name}"
+            )
             write_figure(maps, self.out / f"{name}.html")
         last = summary[summary["step"] == summary.groupby("run")["step"].transform("max")]
         means = last.assign(site=last["hook"] + " at " + last["role"]).pivot_table(index="site", values="effect")
         strongest = means.nlargest(8, "effect")
         print(strongest.round(3).to_string())
         shown = list(strongest.index)
+        tables = {name: resolved(table) for name, table in tables.items()}
         figure = trajectories(tables, "site", "effect", shown, f"Effect of patching over training ({self.corruption})")
         print(f"figure: {write_figure(figure, self.out / 'activation_patching.html')}")
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from mechinterp.analysis import analyse_runs, ends, run_analysis, write_figure
+from mechinterp.circuits.patching import resolved
 from mechinterp.report.figures import trajectories
 
 
@@ -41,6 +42,7 @@ class PathPatching:
             print(last[["edge", "effect", "attribution"]].round(3).to_string(index=False))
             print(f"correlation of attribution and effect: {last['effect'].corr(last['attribution']):.3f}")
         shown = list(dict.fromkeys(edge for table in tables.values() for edge in table["edge"]))
+        tables = {name: resolved(table) for name, table in tables.items()}
         figure = trajectories(
             tables, "edge", "effect", shown, f"Effect of every path over training ({self.corruption})"
         )

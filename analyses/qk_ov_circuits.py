@@ -4,7 +4,7 @@
 
 Writes ``{run}.csv`` (step × quantity × part: value), ``summary.csv`` (the first and last step of every run),
 ``null.csv`` (the strengths in untrained networks: mean and 95 % band), ``order_parameters-{run}.csv`` (β₁, α, β₂, ξ of
-the minimal induction head), and a figure of the strengths over training.
+the minimal induction head), and figures of the strengths over training.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ from typing import Annotated
 import tyro
 
 from mechinterp.analysis import analyse_runs, ends, open_runs, run_analysis, write_figure
-from mechinterp.circuits.qk_ov import null_band
-from mechinterp.circuits.trajectory import analyse
+from mechinterp.circuits.trajectory import analyse, null_bands
 from mechinterp.report.figures import trajectories
 
 
@@ -35,9 +34,8 @@ class QkOvCircuits:
         summary = ends(tables)
         summary.to_csv(self.out / "summary.csv", index=False)
         runs = open_runs(self.runs)
-        first = next(iter(runs.values()))
-        batch = first.task.sample(first.task.evaluations[0], self.n_sequences)
-        null_band(first.config, batch, first.task).to_csv(self.out / "null.csv", index=False)
+        untrained = null_bands(next(iter(runs.values())), n_sequences=self.n_sequences)
+        untrained.to_csv(self.out / "null.csv", index=False)
         for name, run in runs.items():
             if run.config.model.n_layers != 2 or run.config.model.n_heads != 1:
                 print(f"{name}: order parameters are those of two layers with one head each; left out")
@@ -53,9 +51,15 @@ class QkOvCircuits:
         print(
             last.pivot_table(index=["quantity", "part"], columns="run", values="value", sort=False).round(3).to_string()
         )
-        shown = [each for each in next(iter(tables.values()))["circuit"].unique() if each.startswith("qk")]
-        figure = trajectories(tables, "circuit", "value", shown, "Strength of query–key interactions over training")
-        print(f"figure: {write_figure(figure, self.out / 'qk_ov_circuits.html')}")
+        bands = {
+            f"{each['quantity']}: {each['part']}": (each["low"], each["high"]) for each in untrained.to_dict("records")
+        }
+        circuits = list(next(iter(tables.values()))["circuit"].unique())
+        for kind, title in (("qk", "Strength of query–key interactions"), ("ov", "Strength of what is written")):
+            shown = [each for each in circuits if each.startswith(f"{kind} ")]
+            title = f"{title} over training; shaded: untrained networks"
+            figure = trajectories(tables, "circuit", "value", shown, title, bands)
+            print(f"figure: {write_figure(figure, self.out / f'{kind}_strengths.html')}")
 
 
 if __name__ == "__main__":

@@ -315,6 +315,14 @@ class Qkov(_Analysis):
     """Sequences of the first evaluation set."""
 
 
+@dataclass
+class Evidence(_Analysis):
+    """Is it an induction head? Four facts that together only an induction head shows."""
+
+    n_pairs: int = 256
+    """Clean–corrupt pairs of sequences."""
+
+
 def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":
     from mechinterp.measures import measure
     from mechinterp.store import open_run
@@ -357,6 +365,7 @@ _COMMANDS: dict[str, type] = {
     "paths": Paths,
     "ablate": Ablate,
     "qkov": Qkov,
+    "evidence": Evidence,
     "report": Report,
 }
 

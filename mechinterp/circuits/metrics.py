@@ -19,12 +19,18 @@ class Metric(Enum):
     def of(
         self, logits: Float[Tensor, "batch n_labels"], answers: Int[Tensor, "batch"], foils: Int[Tensor, "batch"]
     ) -> Float[Tensor, ""]:
-        """The metric's value."""
+        """The metric's value: the mean of `each`."""
+        return self.each(logits, answers, foils).mean()
+
+    def each(
+        self, logits: Float[Tensor, "batch n_labels"], answers: Int[Tensor, "batch"], foils: Int[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
+        """The metric of every sequence."""
         if self is Metric.logit_difference:
             pair = logits.gather(1, torch.stack([answers, foils], dim=1))
-            return (pair[:, 0] - pair[:, 1]).mean()
+            return pair[:, 0] - pair[:, 1]
         if self is Metric.probability:
-            return logits.softmax(dim=-1).gather(1, answers[:, None]).mean()
+            return logits.softmax(dim=-1).gather(1, answers[:, None])[:, 0]
         if self is Metric.accuracy:
-            return (logits.argmax(dim=-1) == answers).to(logits.dtype).mean()
-        return functional.cross_entropy(logits, answers)
+            return (logits.argmax(dim=-1) == answers).to(logits.dtype)
+        return functional.cross_entropy(logits, answers, reduction="none")

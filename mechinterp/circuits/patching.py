@@ -117,8 +117,8 @@ def patch(
     """Patch every site in turn: one row per site with the metric's ``value`` and the normalised ``effect``.
 
     `parameters` are a checkpoint's weights (`run.weights(step)`, or `parameters_of(model)`). Without `where`, all
-    `sites`. ``span`` is m(clean) − m(corrupt): where it is small, as in an untrained network, effects are ratios of
-    noise; where it is 0 they are not numbers.
+    `sites`. ``span`` is m(clean) − m(corrupt) and ``span_error`` its standard error over pairs: a span within two of
+    them, as in an untrained network, is noise, and so are the effects; where it is 0 they are not numbers.
     """
     metric, direction = member(Metric, metric), member(Direction, direction)
     chosen: Sequence[Site] = () if where is None else where
@@ -139,12 +139,29 @@ def patch(
                 totals[name].append(found.logits)
             for site in chosen:
                 logits.setdefault(site, []).append(patched(base, source, site, roles))
-        low, high = (float(metric.of(torch.cat(totals[n]), pairs.answers, pairs.foils)) for n in ("corrupt", "clean"))
-        span, rows = high - low or float("nan"), []
+        low, span, error = measured_span(metric, torch.cat(totals["clean"]), torch.cat(totals["corrupt"]), pairs)
+        rows = []
         for site in chosen:
             number = float(metric.of(torch.cat(logits[site]), pairs.answers, pairs.foils))
-            rows.append({**vars(site), "value": number, "effect": (number - low) / span, "span": high - low})
+            effect = (number - low) / (span or float("nan"))
+            rows.append({**vars(site), "value": number, "effect": effect, "span": span, "span_error": error})
     return pd.DataFrame(rows)
+
+
+def measured_span(
+    metric: Metric, clean: Float[Tensor, "batch n_labels"], corrupt: Float[Tensor, "batch n_labels"], pairs: Pairs
+) -> tuple[float, float, float]:
+    """m(corrupt), m(clean) − m(corrupt), and the standard error of this difference over pairs (one pair has none)."""
+    low = metric.each(corrupt, pairs.answers, pairs.foils)
+    difference = metric.each(clean, pairs.answers, pairs.foils) - low
+    error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
+    return float(low.mean()), float(difference.mean()), error
+
+
+def resolved(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with effects only where the span is beyond two standard errors; elsewhere they are not numbers."""
+    beyond = table["span"].abs() > 2 * table["span_error"]
+    return table.assign(**{name: table[name].where(beyond) for name in ("effect", "attribution") if name in table})
 
 
 def patched(

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Direction
+from mechinterp.circuits.patching import Direction, measured_span
 from mechinterp.circuits.rerun import Activations, activations, rerun
 from mechinterp.errors import member
 from mechinterp.tasks.corruption import Pairs
@@ -78,15 +78,15 @@ def patch_paths(
     """Every edge: the metric's ``value``, the normalised ``effect`` (see `patching`), and its ``attribution``.
 
     The attribution is the linear approximation of the effect's distance from the unpatched run, added to it, so that
-    both columns can be compared. A metric without gradient (accuracy) has no attribution. ``span`` as in `patch`.
+    both columns can be compared. A metric without gradient (accuracy) has no attribution. ``span`` and ``span_error``
+    as in `patch`.
     """
     metric, direction = member(Metric, metric), member(Direction, direction)
     with torch.no_grad():
         clean, corrupt = (activations(parameters, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
     base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
-    low, high = (float(metric.of(run.logits, pairs.answers, pairs.foils)) for run in (corrupt, clean))
-    start = float(metric.of(base.logits, pairs.answers, pairs.foils))
-    span, rows = high - low or float("nan"), []
+    low, span, error = measured_span(metric, clean.logits, corrupt.logits, pairs)
+    start, unit, rows = low if base is corrupt else low + span, span or float("nan"), []
     for receiver in receivers(base):
         slope = _slope(base, receiver, metric, pairs)
         ours, theirs = senders(base, receiver.layer), senders(source, receiver.layer)
@@ -101,9 +101,10 @@ def patch_paths(
                     "sender": sender,
                     "receiver": str(receiver),
                     "value": value,
-                    "effect": (value - low) / span,
-                    "attribution": (guess - low) / span,
-                    "span": high - low,
+                    "effect": (value - low) / unit,
+                    "attribution": (guess - low) / unit,
+                    "span": span,
+                    "span_error": error,
                 }
             )
     return pd.DataFrame(rows)

@@ -1,13 +1,22 @@
 """What a head looks for and what it moves: its QK and OV circuits, in terms of position, content and buffer.
 
+    score_blocks, qk_strengths      the query–key interactions, and how much each moves attention
+    written_blocks, ov_strengths    what is read of a seen token, and where it is written
+    singular_directions             the largest singular values of both circuits, and where their vectors lie
+    position_profile, composition_scores, copying_score
+
 With x_i the residual stream before a layer, its scores are S_ij = x_i W_Q W_Kᵀ x_jᵀ. Since x = Σ_a x^a over position,
 content and buffer, they are the sum of 9 (in layer 0 of 4) query–key interactions, exactly:
 
     S_ij = Σ_{a,b} S^{ab}_ij,  S^{ab}_ij = x^a_i W_Q W_Kᵀ x^b_jᵀ.
 
+What token j gives when it is seen is likewise x_j W_V W_O = Σ_{a,b} x^a_j W_V W_O Π_b, with Π_b the projector on the
+coordinates of position, of content, or on what others a planted model has.
+
 Notation of Elhage et al. 2021; scores are not scaled by 1/√d here.
 """
 
+from collections.abc import Callable
 from itertools import product
 from typing import cast
 
@@ -17,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechinterp.circuits.subspaces import require_item_label, terms
+from mechinterp.circuits.subspaces import require_item_label, subspaces, terms
 from mechinterp.config import RunConfig
 from mechinterp.models.transformer import FactoredMatrix, VectorTransformer, build_model
 from mechinterp.tasks.base import Batch, Task
@@ -67,13 +76,74 @@ def qk_strengths(model: VectorTransformer, batch: Batch, task: Task) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def null_band(config: RunConfig, batch: Batch, task: Task, *, n_networks: int = 20) -> pd.DataFrame:
-    """`qk_strengths` of networks as they are before training: mean, 2.5 % and 97.5 % quantile over fresh seeds."""
+def written_blocks(
+    model: VectorTransformer, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int, head: int = 0
+) -> dict[tuple[str, str], Float[Tensor, "batch key d_model"]]:
+    """x^a_j W_V W_O Π_b, by (read part a, written part b). Their sum is what each token gives when it is seen."""
+    circuit, width = _product(ov(model, layer, head)), require_item_label(task).d_model
+    P, d_model = require_item_label(task).config.position_dim, model.cfg.d_model
+    places = {"position": slice(0, P), "content": slice(P, width), "other": slice(width, d_model)}
+    result = {}
+    for a, part in terms(model, task, inputs, layer).items():
+        written = part @ circuit
+        for b, place in places.items():
+            if place.start < place.stop:
+                result[a, b] = torch.zeros_like(written)
+                result[a, b][..., place] = written[..., place]
+    return result
+
+
+def ov_strengths(model: VectorTransformer, batch: Batch, task: Task) -> pd.DataFrame:
+    """How much each OV block writes: one row per layer, head, read part and written part.
+
+    ``strength`` is √⟨|x^a_j W_V W_O Π_b|²⟩ over sequences and tokens, in units of the residual stream, where a token's
+    content and its position have length 1.
+    """
+    rows = []
+    for layer, head in product(range(model.cfg.n_layers), range(model.cfg.n_heads)):
+        for (a, b), block in written_blocks(model, task, batch.inputs, layer, head).items():
+            strength = float(block.square().sum(dim=-1).mean().sqrt())
+            rows.append({"layer": layer, "head": head, "read": a, "written": b, "strength": strength})
+    return pd.DataFrame(rows)
+
+
+def singular_directions(model: VectorTransformer, task: Task, *, n: int = 8) -> pd.DataFrame:
+    """The n largest singular values of every head's QK and OV circuit, and where their singular vectors lie.
+
+    W = U diag(s) Vᵀ. For QK, u asks (query) and v answers (key); for OV, u is read and v written. ``u_position`` and
+    so on are the energies of the vectors in `subspaces`, in [0, 1]: |Π u|² with |u| = 1. The buffer is the image of
+    content under head 0 of layer 0, and for layer 0 itself says nothing new.
+    """
+    spaces = {name: each for name, each in subspaces(model, task).items() if name in PARTS}
+    rows = []
+    for layer, head in product(range(model.cfg.n_layers), range(model.cfg.n_heads)):
+        for name, circuit in (("qk", qk(model, layer, head)), ("ov", ov(model, layer, head))):
+            u, s, v = torch.linalg.svd(_product(circuit), full_matrices=False)
+            for i in range(min(n, len(s))):
+                place = {"layer": layer, "head": head, "circuit": name, "index": i, "value": float(s[i])}
+                energies = {
+                    f"{side}_{part}": float(space.energy(vector))
+                    for side, vector in (("u", u[:, i]), ("v", v[i]))
+                    for part, space in spaces.items()
+                }
+                rows.append(place | energies)
+    return pd.DataFrame(rows)
+
+
+def null_band(
+    config: RunConfig,
+    batch: Batch,
+    task: Task,
+    strengths: Callable[[VectorTransformer, Batch, Task], pd.DataFrame] = qk_strengths,
+    *,
+    n_networks: int = 20,
+) -> pd.DataFrame:
+    """`qk_strengths` or `ov_strengths` of untrained networks: mean, 2.5 % and 97.5 % quantile over fresh seeds."""
     drawn = [
-        qk_strengths(build_model(config.model_copy(update={"seed": config.seed + 1 + i})), batch, task)
+        strengths(build_model(config.model_copy(update={"seed": config.seed + 1 + i})), batch, task)
         for i in range(n_networks)
     ]
-    index = ["layer", "head", "query", "key"]
+    index = [name for name in drawn[0] if name != "strength"]
     groups = pd.concat(drawn).groupby(index, sort=False)["strength"]
     return pd.DataFrame(
         {"null_mean": groups.mean(), "null_low": groups.quantile(0.025), "null_high": groups.quantile(0.975)}

@@ -23,11 +23,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.circuits.ablation import ablate
+from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.order_parameters import order_parameters
 from mechinterp.circuits.patching import Direction, patch
 from mechinterp.circuits.paths import patch_paths
-from mechinterp.circuits.qk_ov import composition_scores, copying_score, position_profile, qk_strengths
+from mechinterp.circuits.qk_ov import (
+    composition_scores,
+    copying_score,
+    null_band,
+    ov_strengths,
+    position_profile,
+    qk_strengths,
+    singular_directions,
+)
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, member, unknown_name
 from mechinterp.models.transformer import build_model
@@ -87,16 +96,17 @@ def _ablate(
 
 
 def _qkov(config: RunConfig, weights: Weights, task: Task, *, n_sequences: int = 200, seed: int = 0) -> pd.DataFrame:
-    """QK and OV circuits: quantity, part, value. Strengths of interactions, composition and copying scores, and
-    the position–position block by offset."""
+    """QK and OV circuits: quantity, part, value. Strengths of the blocks of both, their largest singular values,
+    composition and copying scores, and the position–position block by offset."""
     model, batch = build_model(config, weights), task.sample(task.evaluations[0], n_sequences, seed)
-    rows = [
+    rows = block_rows(qk_strengths(model, batch, task)) + block_rows(ov_strengths(model, batch, task))
+    rows += [
         {
-            "quantity": f"qk {each['layer']}.{each['head']}",
-            "part": f"{each['query']}–{each['key']}",
-            "value": each["strength"],
+            "quantity": f"singular values {each['circuit']} {each['layer']}.{each['head']}",
+            "part": f"#{each['index'] + 1}",
+            "value": each["value"],
         }
-        for each in qk_strengths(model, batch, task).to_dict("records")
+        for each in singular_directions(model, task).to_dict("records")
     ]
     rows += [
         {"quantity": "composition", "part": f"{each['from']}→{each['to']}.{each['through']}", "value": each["score"]}
@@ -116,6 +126,32 @@ def _qkov(config: RunConfig, weights: Weights, task: Task, *, n_sequences: int =
     return pd.DataFrame(rows)
 
 
+def block_rows(strengths: pd.DataFrame, value: str = "strength") -> list[dict[str, Any]]:
+    """`qk_strengths` or `ov_strengths` as rows of quantity, part and value."""
+    circuit, first, second, joint = (
+        ("qk", "query", "key", "–") if "query" in strengths else ("ov", "read", "written", "→")
+    )
+    return [
+        {
+            "quantity": f"{circuit} {each['layer']}.{each['head']}",
+            "part": f"{each[first]}{joint}{each[second]}",
+            "value": each[value],
+        }
+        for each in strengths.to_dict("records")
+    ]
+
+
+def null_bands(run: Run, *, n_sequences: int, seed: int = 0) -> pd.DataFrame:
+    """The strengths of `qkov` in untrained networks: quantity, part, mean, low, high (95 %)."""
+    batch, strengths = run.task.sample(run.task.evaluations[0], n_sequences, seed), (qk_strengths, ov_strengths)
+    tables = []
+    for each in strengths:
+        band = null_band(run.config, batch, run.task, each)
+        named = pd.DataFrame(block_rows(band, "null_mean")).rename(columns={"value": "mean"})
+        tables.append(named.assign(low=band["null_low"], high=band["null_high"]))
+    return pd.concat(tables, ignore_index=True)
+
+
 def _order_parameters(
     config: RunConfig, weights: Weights, task: Task, *, n_sequences: int = 500, seed: int = 0
 ) -> pd.DataFrame:
@@ -124,12 +160,18 @@ def _order_parameters(
     return pd.DataFrame({"parameter": list(found), "value": list(found.values())})
 
 
+def _evidence(config: RunConfig, weights: Weights, task: Task, *, n_pairs: int = 256, seed: int = 0) -> pd.DataFrame:
+    """Whether it is an induction head: fact, value, holds."""
+    return induction_head_evidence(weights, task, n_pairs=n_pairs, seed=seed)
+
+
 ANALYSES: dict[str, Callable[..., pd.DataFrame]] = {
     "patch": _patch,
     "paths": _paths,
     "ablate": _ablate,
     "qkov": _qkov,
     "order_parameters": _order_parameters,
+    "evidence": _evidence,
 }
 """Every analysis by name: (config, weights, task, **arguments) → table."""
 

@@ -55,9 +55,23 @@ def attention_maps(patterns: dict[int, tuple[NDArray, NDArray]], token_names: li
     return _styled(figure, title, None, None).update_layout(height=620)
 
 
-def trajectories(tables: dict[str, pd.DataFrame], label: str, value: str, shown: list[str], title: str) -> go.Figure:
-    """`value` over training steps, a line for each of the `shown` labels; several runs share a label's colour."""
+def trajectories(
+    tables: dict[str, pd.DataFrame],
+    label: str,
+    value: str,
+    shown: list[str],
+    title: str,
+    bands: dict[str, tuple[float, float]] | None = None,
+) -> go.Figure:
+    """`value` over training steps, a line for each of the `shown` labels; several runs share a label's colour.
+
+    `bands` gives labels the range of values that would be nothing remarkable; it is shaded in the label's colour.
+    """
     figure = go.Figure()
+    for each, colour in zip(shown, cycle(_PALETTE), strict=False):
+        if bands and each in bands:
+            low, high = bands[each]
+            figure.add_hrect(y0=low, y1=high, fillcolor=colour, opacity=0.15, line_width=0, layer="below")
     for number, (run, table) in enumerate(tables.items()):
         for each, colour in zip(shown, cycle(_PALETTE), strict=False):
             rows = table[table[label] == each]

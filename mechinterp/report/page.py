@@ -116,7 +116,8 @@ def _circuit(run: Run) -> list[tuple[go.Figure, str]]:
 
     An analysis that this run does not admit (a context with one label has no other to suggest) is left out.
     """
-    from mechinterp.circuits.trajectory import analyse  # imports TransformerLens, which takes seconds
+    from mechinterp.circuits.patching import resolved  # these import TransformerLens, which takes seconds
+    from mechinterp.circuits.trajectory import analyse, null_bands
 
     made = []
     for analysis, size, columns, value, title, caption in _CIRCUIT:
@@ -124,16 +125,24 @@ def _circuit(run: Run) -> list[tuple[go.Figure, str]]:
             table = analyse(run, analysis, **size)
         except MechinterpError:
             continue
-        label = table[columns[0]].str.cat([table[column] for column in columns[1:]], sep=" ")
-        table = table.assign(label=label)
+        table, bands = table.assign(label=_labels(table, columns)), {}
         if analysis == "qkov":
-            table = table[table["quantity"].str.startswith("qk")]
-        if analysis == "ablate":
+            table, untrained = table[table["quantity"].str.startswith("qk ")], null_bands(run, **size)
+            bands = dict(
+                zip(_labels(untrained, columns), zip(untrained["low"], untrained["high"], strict=True), strict=True)
+            )
+        elif analysis == "ablate":
             table["cost"] = table["intact"] - table["value"]
+        else:
+            table = resolved(table)
         end = table[table["step"] == table["step"].max()]
         shown = list(end.assign(size=end[value].abs()).nlargest(8, "size")["label"])
-        made.append((figures.trajectories({run.path.stem: table}, "label", value, shown, title), caption))
+        made.append((figures.trajectories({run.path.stem: table}, "label", value, shown, title, bands), caption))
     return made
+
+
+def _labels(table: pd.DataFrame, columns: tuple[str, ...]) -> pd.Series:
+    return table[columns[0]].str.cat([table[column] for column in columns[1:]], sep=" ")
 
 
 _CIRCUIT: tuple[tuple[str, dict[str, int], tuple[str, ...], str, str, str], ...] = (
@@ -144,7 +153,7 @@ _CIRCUIT: tuple[tuple[str, dict[str, int], tuple[str, ...], str, str, str], ...]
         "value",
         "Query–key interactions",
         "How strongly each interaction (query part–key part) of each head moves attention, in score units; buffer is"
-        " what earlier layers wrote. The eight strongest at the end.",
+        " what earlier layers wrote. The eight strongest at the end; shaded: the same in untrained networks.",
     ),
     (
         "paths",
@@ -152,7 +161,8 @@ _CIRCUIT: tuple[tuple[str, dict[str, int], tuple[str, ...], str, str, str], ...]
         ("sender", "receiver"),
         "effect",
         "Paths that carry the pairing",
-        "Path patching with shuffled positions: the share of the answer that one edge (sender, receiver) restores.",
+        "Path patching with shuffled positions: the share of the answer that one edge (sender, receiver)"
+        " restores, where there is an answer to restore (beyond two standard errors).",
     ),
     (
         "ablate",

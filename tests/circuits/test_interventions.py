@@ -7,13 +7,14 @@ import torch
 import mechinterp as mi
 from mechinterp.circuits.ablation import Ablation, ablate, substitute
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Direction, Site, parameters_of, patch, sites
+from mechinterp.circuits.patching import Direction, Site, parameters_of, patch, resolved, sites
 from mechinterp.circuits.paths import patch_paths, receivers, senders
 from mechinterp.circuits.rerun import activations, rerun
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.models.planted import Operation, induction_head, random_label_decoy
+from mechinterp.models.transformer import build_model
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
 
 
@@ -161,6 +162,22 @@ def test_misspelt_sites_are_refused(random_weights, tiny_config, site, match):
     pairs = corrupted_pairs(tiny_config.build_task(), n_pairs=5)
     with pytest.raises(MechinterpError, match=match):
         patch(random_weights, pairs, [site])
+
+
+def test_an_effect_without_a_span_is_not_shown(full, head, random_weights, tiny_config):
+    pairs = corrupted_pairs(full.build_task(), n_pairs=50)
+    table = patch(head, pairs, [Site("blocks.1.attn.hook_v", "label")])
+    assert resolved(table).equals(table)
+    clean, corrupt = (activations(head, each.inputs).logits for each in (pairs.clean, pairs.corrupt))
+    rows = torch.arange(50)
+    each = [logits[rows, pairs.answers] - logits[rows, pairs.foils] for logits in (clean, corrupt)]
+    assert table["span"].item() == pytest.approx(float((each[0] - each[1]).mean()))
+    assert table["span_error"].item() == pytest.approx(float((each[0] - each[1]).std()) / 50**0.5)
+    untrained = parameters_of(build_model(full))
+    noise = resolved(patch(untrained, pairs, [Site("blocks.1.attn.hook_v", "label")]))
+    assert np.isfinite(noise["value"]).all()
+    assert noise["effect"].isna().all()
+    assert resolved(patch_paths(untrained, pairs))[["effect", "attribution"]].isna().all(axis=None)
 
 
 # Paths

@@ -18,6 +18,7 @@ SMALL = {
     "ablate": {"n_sequences": 8},
     "qkov": {"n_sequences": 8},
     "order_parameters": {"n_sequences": 8},
+    "evidence": {"n_pairs": 8},
 }
 
 
@@ -89,8 +90,8 @@ def test_misspelt_requests_are_refused(run, analysis, arguments, match):
 
 
 def test_the_commands_print_tables_and_json(run, capsys):
-    for command in ("patch", "paths", "ablate", "qkov"):
-        small = ["--n-pairs", "8"] if command in ("patch", "paths") else ["--n-sequences", "8"]
+    for command in ("patch", "paths", "ablate", "qkov", "evidence"):
+        small = ["--n-pairs", "8"] if command in ("patch", "paths", "evidence") else ["--n-sequences", "8"]
         assert main([command, str(run.path), *small, "--json"]) == 0
         printed = json.loads(capsys.readouterr().out)
         assert {row["step"] for row in printed["rows"]} == {20}

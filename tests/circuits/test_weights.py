@@ -9,9 +9,12 @@ from mechinterp.circuits.qk_ov import (
     composition_scores,
     copying_score,
     null_band,
+    ov_strengths,
     position_profile,
     qk_strengths,
     score_blocks,
+    singular_directions,
+    written_blocks,
 )
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
@@ -82,6 +85,44 @@ def test_strengths_beside_untrained_networks(tiny_config):
     assert len(band) == 13
     assert (band["null_low"] < band["null_mean"]).all()
     assert (band["null_mean"] < band["null_high"]).all()
+
+
+def test_written_blocks_rebuild_what_a_token_gives(tiny_config, random_model):
+    batch, task = tiny_config.build_task().sample("icl", 5), tiny_config.build_task()
+    _, cache = random_model.run_with_cache(batch.inputs)
+    for layer in (0, 1):
+        blocks = written_blocks(random_model, task, batch.inputs, layer)
+        assert len(blocks) == (4, 6)[layer]
+        values = cache[f"blocks.{layer}.attn.hook_v"][:, :, 0] @ random_model.W_O[layer, 0]
+        assert (sum(blocks.values()) - values).abs().max() < 1e-10
+
+
+def test_only_the_planted_writing_has_strength(tiny_config):
+    task = tiny_config.build_task()
+    batch = task.sample("icl", 50)
+    table = ov_strengths(induction_head(tiny_config, **STRENGTHS), batch, task)
+    found = table.set_index(["layer", "read", "written"])["strength"]
+    content = batch.inputs[..., 13:].double().square().sum(-1).mean().sqrt()
+    assert set(found[found > 1e-9].index) == {(0, "content", "other"), (1, "content", "other")}
+    assert found[0, "content", "other"] == pytest.approx(float(content))
+    band = null_band(tiny_config, batch, task, ov_strengths, n_networks=5)
+    assert list(band) == ["layer", "head", "read", "written", "null_mean", "null_low", "null_high"]
+    assert len(band) == 4 + 6
+
+
+def test_singular_directions_of_the_planted_head(tiny_config):
+    """QK¹ moves 12 of 13 positions by one, times β₁; QK² is α times an identity of 11, beside two of β₂'s."""
+    table = singular_directions(induction_head(tiny_config, beta1=2.0, alpha=3.0), tiny_config.build_task(), n=13)
+    of = {key: rows.reset_index(drop=True) for key, rows in table.groupby(["circuit", "layer"])}
+    assert of["qk", 0]["value"].tolist() == pytest.approx([2.0] * 12 + [0.0])
+    assert of["qk", 1]["value"].tolist() == pytest.approx([3.0] * 11 + [0.0] * 2, abs=1e-12)
+    assert of["ov", 0]["value"].tolist() == pytest.approx([1.0] * 11 + [0.0] * 2)
+    shift, match, write = of["qk", 0].loc[:11], of["qk", 1].loc[:10], of["ov", 0].loc[:10]
+    for rows, u, v in ((shift, "position", "position"), (match, "content", "buffer"), (write, "content", "buffer")):
+        energies = rows[[name for name in rows if name.startswith(("u_", "v_"))]].round(9)
+        assert (energies[f"u_{u}"] == 1).all()
+        assert (energies[f"v_{v}"] == 1).all()
+        assert (energies.sum(axis=1) == 2).all()
 
 
 def test_position_profile_of_the_planted_head(tiny_config):

@@ -1,0 +1,98 @@
+"""Every twin is told apart by the operation that it lacks, and nothing but an induction head is called one."""
+
+import numpy as np
+import pytest
+import torch
+
+import mechinterp as mi
+from mechinterp.circuits.evidence import induction_head_evidence
+from mechinterp.circuits.order_parameters import order_parameters
+from mechinterp.circuits.patching import parameters_of, resolved
+from mechinterp.circuits.paths import patch_paths
+from mechinterp.circuits.qk_ov import copying_score, ov_strengths, position_profile, qk_strengths
+from mechinterp.models.planted import Operation, induction_head, memorising_decoy, random_label_decoy
+from mechinterp.models.transformer import build_model
+from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+
+STRENGTHS = {"beta1": 8.0, "alpha": 10.0, "beta2": 0.0, "xi": 3.0}
+READINGS = {
+    "layer 1 asks for the token before": 8.0,
+    "layer 1's position–position strength": None,
+    "layer 1 writes": 1.0,
+    "content–buffer strength": None,
+    "alpha": None,
+    "layer 1 → layer 2's key": 1.0,
+    "layer 2 writes": 1.0,
+    "copying score": 1.0,
+    "xi": None,
+}
+"""What every reading of the whole head is; None where it is not 0 and else of no concern."""
+LACKING = {
+    Operation.previous_token: {0, 1, 5},
+    Operation.write: {2, 3, 4, 5},
+    Operation.match: {3, 4, 5},
+    Operation.copy: {5, 6, 7, 8},
+    Operation.readout: {5, 7, 8},
+}
+"""Which of the readings a twin has lost: no two twins the same."""
+
+
+@pytest.fixture(scope="module")
+def full():
+    return mi.RunConfig.preset("reddy2023")
+
+
+def read(model, task) -> list[float]:
+    batch = task.sample("icl", 200)
+    qk = qk_strengths(model, batch, task).set_index(["layer", "query", "key"])["strength"]
+    ov = ov_strengths(model, batch, task).set_index(["layer", "read", "written"])["strength"]
+    pairs = corrupted_pairs(task, Corruption.shuffle_positions, n_pairs=100)
+    edges = resolved(patch_paths(parameters_of(model), pairs)).set_index(["sender", "receiver"])["effect"]
+    found = order_parameters(model, task, n_sequences=200)
+    unit = float(batch.inputs[..., task.config.position_dim :].double().square().sum(-1).mean().sqrt())
+    values = [
+        position_profile(model, task)[1],
+        qk[0, "position", "position"],
+        ov[0, "content", "other"] / unit,
+        qk[1, "content", "buffer"],
+        found["alpha"],
+        edges["0.0", "1.0.k"],
+        ov[1, "content", "other"] / unit,
+        copying_score(model, task, batch),
+        found["xi"],
+    ]
+    return [0.0 if np.isnan(value) else float(value) for value in values]
+
+
+@pytest.mark.parametrize("without", [None, *Operation])
+def test_every_twin_is_told_apart_by_what_it_lacks(full, without):
+    found = read(induction_head(full, **STRENGTHS, without=without), full.build_task())
+    for number, (value, (name, whole)) in enumerate(zip(found, READINGS.items(), strict=True)):
+        if without is not None and number in LACKING[without]:
+            assert value == pytest.approx(0, abs=0.02), name
+        elif whole is not None:
+            assert value == pytest.approx(whole, abs=0.02), name
+        else:
+            assert abs(value) > 0.1, name
+
+
+def evidence(model, task) -> list[bool]:
+    return induction_head_evidence(parameters_of(model), task, n_pairs=100)["holds"].tolist()
+
+
+def test_only_an_induction_head_is_called_one(full):
+    task = full.build_task()
+    assert evidence(induction_head(full), task) == [True] * 4
+    for operation in Operation:
+        assert not all(evidence(induction_head(full, without=operation), task)), operation
+    assert evidence(random_label_decoy(full), task) == [False] * 4  # no corruption changes its answers
+    assert evidence(build_model(full), task) == [False] * 4
+
+
+def test_a_memoriser_is_not_called_one():
+    config = mi.RunConfig().updated({"task.n_classes": 64, "model.classifier_depth": 1, "model.classifier_width": 64})
+    model, task = memorising_decoy(config), config.build_task()
+    iwl = task.sample("iwl", 200)
+    with torch.no_grad():
+        assert (model(iwl.inputs).argmax(-1) == iwl.labels).double().mean() > 0.9
+    assert not any(evidence(model, task))

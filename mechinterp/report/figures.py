@@ -1,6 +1,6 @@
 """Figures, each drawn from a table or from patterns; nothing is computed here but what is drawn."""
 
-from itertools import cycle
+from itertools import cycle, product
 
 import numpy as np
 import pandas as pd
@@ -68,12 +68,13 @@ def trajectories(
     `bands` gives labels the range of values that would be nothing remarkable; it is shaded in the label's colour.
     """
     figure = go.Figure()
-    for each, colour in zip(shown, cycle(_PALETTE), strict=False):
+    styles = list(product(("solid", "dash", "dot", "dashdot"), _PALETTE))  # colours first, then other dashes
+    for each, (_, colour) in zip(shown, cycle(styles), strict=False):
         if bands and each in bands:
             low, high = bands[each]
             figure.add_hrect(y0=low, y1=high, fillcolor=colour, opacity=0.15, line_width=0, layer="below")
     for number, (run, table) in enumerate(tables.items()):
-        for each, colour in zip(shown, cycle(_PALETTE), strict=False):
+        for each, (dash, colour) in zip(shown, cycle(styles), strict=False):
             rows = table[table[label] == each]
             figure.add_scatter(
                 x=rows["step"].to_numpy(),
@@ -81,19 +82,24 @@ def trajectories(
                 name=each,
                 legendgroup=each,
                 showlegend=number == 0,
-                line={"color": colour, "width": 1.5},
+                line={"color": colour, "width": 1.5, "dash": dash},
                 hovertext=f"{run}: {each}",
             )
     return _styled(figure, title, "step (updates)", value)
 
 
 def site_maps(table: pd.DataFrame, rows: str, columns: str, value: str, steps: list[int], title: str) -> go.Figure:
-    """A heat map of `value` over rows × columns at each of several steps; blue is negative, red positive."""
+    """A heat map of `value` over rows × columns at each of several steps; blue is negative, red positive.
+
+    What is not a number, or does not exist, is left white.
+    """
+    places = {axis: list(dict.fromkeys(table[axis])) for axis in (rows, columns)}
     figure = make_subplots(
         rows=1, cols=len(steps), shared_yaxes=True, subplot_titles=[f"step {step:,}" for step in steps]
     )
     for number, step in enumerate(steps, start=1):
         here = table[table["step"] == step].pivot_table(index=rows, columns=columns, values=value, sort=False)
+        here = here.reindex(index=places[rows], columns=places[columns])
         figure.add_heatmap(
             x=list(here.columns),
             y=list(here.index),

@@ -1,0 +1,56 @@
+"""When does the network become an induction head? Four facts over training that together only one shows.
+
+    python -m analyses.induction_head_evidence RUN [RUN …] [--out FOLDER]
+
+Writes ``{run}.csv`` (step × fact: value, holds), ``summary.csv`` (the first saved step at which each fact holds, and
+from which on it holds), and a figure of the facts over training.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from mechinterp.analysis import analyse_runs, run_analysis, write_figure
+from mechinterp.report.figures import trajectories
+
+
+@dataclass
+class InductionHeadEvidence:
+    """When does the network become an induction head? Four facts over training that together only one shows."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run files."""
+    n_pairs: int = 256
+    """Clean–corrupt pairs of sequences."""
+    out: Path = Path("results/induction_head_evidence")
+    """Folder of the tables and figures."""
+
+    def execute(self) -> None:
+        tables = analyse_runs(self.runs, "evidence", self.out, n_pairs=self.n_pairs)
+        summary = pd.concat({name: _since(table) for name, table in tables.items()}, names=["run"]).reset_index()
+        summary.to_csv(self.out / "summary.csv", index=False)
+        print(summary.to_string(index=False))
+        shown = list(next(iter(tables.values()))["fact"].unique())
+        title = "What only an induction head shows, over training (where it is beyond two standard errors)"
+        figure = trajectories(tables, "fact", "value", shown, title)
+        print(f"figure: {write_figure(figure, self.out / 'induction_head_evidence.html')}")
+
+
+def _since(table: pd.DataFrame) -> pd.DataFrame:
+    """For each fact, and for all of them: the first step at which it holds, and since when it does; or nothing."""
+    wide = table.pivot_table(index="step", columns="fact", values="holds", sort=False).astype(bool)
+    wide["all"] = wide.all(axis=1)
+    first = {fact: steps[steps].index.min() for fact, steps in wide.items()}
+    broken = {fact: steps[~steps].index.max() for fact, steps in wide.items()}
+    since = {
+        fact: steps.index[steps.index > broken[fact]].min() if (~steps).any() else first[fact]
+        for fact, steps in wide.items()
+    }
+    return pd.DataFrame({"first_holds": first, "holds_since": since}).rename_axis("fact")
+
+
+if __name__ == "__main__":
+    run_analysis(InductionHeadEvidence)

@@ -39,15 +39,17 @@ from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
 from mechinterp.training.kernels import (
     CHUNK,
+    Common,
     Scratch,
     Sizes,
     Tokens,
-    part_gradient,
+    common,
+    give_up,
     scratch,
-    update_part,
+    step_part,
 )
 
-_Memory = tuple[list[tuple[int, int]], list[Scratch], NDArray]
+_Memory = tuple[list[tuple[int, int]], list[Scratch], NDArray, Common]
 
 
 class FusedEngine:
@@ -71,6 +73,7 @@ class FusedEngine:
         self._gradients = _views(self._flat_gradient, shapes)
         self._memory: tuple[tuple[int, ...], _Memory] | None = None
         self._workers: list[_Worker] = []
+        self._turn = 0
         self._blas = ThreadpoolController().select(user_api="blas")
 
     def step(self, batch: Batch) -> tuple[float, float]:
@@ -83,39 +86,28 @@ class FusedEngine:
         return loss, accuracy, self._gradients
 
     def _run(self, batch: Batch, update: tuple[bool, float, float]) -> tuple[float, float]:
-        tokens, sizes, flat, gradient = self._tokens(batch), self._sizes, self._flat, self._flat_gradient
-        bounds, scratches, shares = self._memory_for(tokens)
+        tokens = self._tokens(batch)
+        bounds, scratches, shares, shared = self._memory_for(tokens)
+        self._turn += 1
+        whole = (self._sizes, self._flat, shares, self._flat_gradient, update, tokens)
+        arguments = [
+            (*whole, bound, part, self._turn, shared, memory)
+            for part, (bound, memory) in enumerate(zip(bounds, scratches, strict=True))
+        ]
         try:
             with self._blas.limit(limits=1):  # parts are the threads
-                done = self._in_parts(
-                    part_gradient,
-                    [
-                        (sizes, flat, share, tokens, *bound, memory)
-                        for share, bound, memory in zip(shares, bounds, scratches, strict=True)
-                    ],
-                )
-                if any(correct < 0 for _, correct in done):
-                    raise MechinterpError(
-                        "a label of the batch, or a content or position of its table, is out of range"
-                    )
-                self._in_parts(
-                    update_part,
-                    [
-                        (sizes, sizes.d_model - tokens.shared.shape[1], flat, shares, gradient, update, part, memory)
-                        for part, memory in enumerate(scratches)
-                    ],
-                )
+                for part in range(1, len(arguments)):
+                    self._worker(part).send(_step_part, *arguments[part])
+                done = [_step_part(*arguments[0])]
+                done += [self._worker(part).receive() for part in range(1, len(arguments))]
         except BaseException:
+            give_up(shared)
             # A worker may still be computing: its result, and the memory that it writes to, are left to it.
             self._workers, self._memory = [], None
             raise
+        if any(correct < 0 for _, correct in done):
+            raise MechinterpError("a label of the batch, or a content or position of its table, is out of range")
         return sum(loss for loss, _ in done) / len(batch), sum(correct for _, correct in done) / len(batch)
-
-    def _in_parts(self, function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
-        """The function's results for the arguments of every part: the first here, the others on their threads."""
-        for part in range(1, len(arguments)):
-            self._worker(part).send(function, *arguments[part])
-        return [function(*arguments[0])] + [self._worker(part).receive() for part in range(1, len(arguments))]
 
     def _worker(self, part: int) -> "_Worker":
         if self._workers and self._workers[0].process != os.getpid():
@@ -171,7 +163,7 @@ class FusedEngine:
             scratches = [
                 scratch(self._sizes, stop - start, n_pos, n_shared, n_own, content_dim, dtype) for start, stop in bounds
             ]
-            self._memory = (key, (bounds, scratches, shares))
+            self._memory = (key, (bounds, scratches, shares, common(self._sizes, n_parts, dtype)))
         return self._memory[1]
 
 
@@ -193,6 +185,15 @@ class _Worker:
         if error is not None:
             raise error
         return result
+
+
+def _step_part(*arguments: Any) -> tuple[float, int]:
+    """`step_part`; should it fail to start, the parts that wait for it go home."""
+    try:
+        return step_part(*arguments)
+    except BaseException:
+        give_up(arguments[-2])
+        raise
 
 
 def _work(jobs: SimpleQueue, results: SimpleQueue) -> None:

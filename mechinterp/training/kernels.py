@@ -2,15 +2,18 @@
 
 `fused.py` gives the equations and names. Sequences go through in chunks small enough that a chunk's activations and the
 weights stay in a core's cache; matrix products are BLAS calls on a chunk's rows, everything of one sequence is a loop.
-No kernel holds Python's interpreter lock or allocates, so parts of a batch run on threads of their own.
+No kernel holds Python's interpreter lock or allocates, so parts of a batch run on threads of their own. They meet twice
+in a step, in `step_part`: waking a thread takes as long as hundreds of products.
 """
 
 import math
+import sys
 from typing import NamedTuple, no_type_check
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  what np.dot calls; loaded here so that its threads can be limited
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 CHUNK = 16
@@ -25,6 +28,12 @@ _PIECE = 1024
 """Parameters that are updated together: what is added up stays in the innermost cache."""
 _TILE = 16
 """Side of the squares in which a matrix is transposed: the lines of a column of 16 fit in the innermost cache."""
+
+_LINE = 8
+"""Integers in a cache line."""
+_LOOKS = 10_000
+"""How often a part looks whether the others have come, before it lets other threads run: some 20 µs."""
+_yield = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
@@ -48,10 +57,21 @@ class Tokens(NamedTuple):
     labels: NDArray
 
 
+class Common(NamedTuple):
+    """What the parts of a step share: each fills its rows of M and of the transposes."""
+
+    M: NDArray
+    transposed: NDArray
+    arrived: NDArray
+    """The last meeting that each part has reached, a cache line apart; the last entry is not 0 if one was given up."""
+    correct: NDArray
+    """Correct answers of each part; −1 where the batch is invalid."""
+
+
 class Scratch(NamedTuple):
     """One part's memory, allocated once: fresh pages cost more than the arithmetic on them."""
 
-    M: NDArray
+    room: NDArray
     old: NDArray
     by_shared: NDArray
     by_own: NDArray
@@ -79,7 +99,6 @@ class Scratch(NamedTuple):
     hidden: NDArray
     dhidden: NDArray
     logits: NDArray
-    transposed: NDArray
 
 
 def classifier_size(sizes: Sizes) -> int:
@@ -97,7 +116,7 @@ def scratch(sizes: Sizes, n: int, n_pos: int, n_shared: int, n_own: int, content
         return np.zeros(shape, dtype)
 
     return Scratch(
-        M=of(d, d),
+        room=of(4 * d * d + classifier_size(sizes)),
         old=of(2 * d * d),
         by_shared=of(n_shared, d),
         by_own=of(CHUNK * n_own, d),
@@ -125,8 +144,23 @@ def scratch(sizes: Sizes, n: int, n_pos: int, n_shared: int, n_own: int, content
         hidden=of((sizes.depth + 1) * n * max(d, sizes.width)),
         dhidden=of((sizes.depth + 1) * n * max(d, sizes.width)),
         logits=of(n, sizes.n_labels),
-        transposed=of(4 * d * d + classifier_size(sizes)),
     )
+
+
+def common(sizes: Sizes, n_parts: int, dtype: np.dtype) -> Common:
+    """Memory that n parts share."""
+    d = sizes.d_model
+    return Common(
+        M=np.zeros((d, d), dtype),
+        transposed=np.zeros(4 * d * d + classifier_size(sizes), dtype),
+        arrived=np.zeros(_LINE * (n_parts + 1), np.int64),
+        correct=np.zeros(n_parts, np.int64),
+    )
+
+
+def give_up(shared: Common) -> None:
+    """Releases the parts that wait for one that will not come."""
+    shared.arrived[-1] = 1
 
 
 @_compiled
@@ -137,16 +171,18 @@ def _matrix(flat, at, rows, columns):
 
 @_compiled
 @no_type_check
-def _transpose(matrix, into, at):
-    """The transpose, kept at `at`: BLAS takes a few rows times a matrix twice as fast as times a transposed one."""
+def _transpose(matrix, part, n_parts, result):
+    """A part's rows of the matrix as columns of its transpose.
+
+    BLAS takes a few rows times a matrix twice as fast as times a transposed one.
+    """
     rows, columns = matrix.shape
-    result = _matrix(into, at, columns, rows)
-    for top in range(0, rows, _TILE):
+    stop = rows * (part + 1) // n_parts
+    for top in range(rows * part // n_parts, stop, _TILE):
         for left in range(0, columns, _TILE):
             for j in range(left, min(left + _TILE, columns)):
-                for i in range(top, min(top + _TILE, rows)):
+                for i in range(top, min(top + _TILE, stop)):
                     result[j, i] = matrix[i, j]
-    return result
 
 
 @_compiled
@@ -288,18 +324,102 @@ def _mean(weights, c, positions, padded, P, out):
     _copy(padded, out.shape[0] - P, out[P:])
 
 
+@intrinsic
+def _load(typing, array, index):
+    """array[index], which another thread may be writing (atomic, acquire)."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.gep(context.make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def _store(typing, array, index, value):
+    """array[index] = value, which other threads may be reading (atomic, release)."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.gep(context.make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
+        builder.store_atomic(arguments[2], pointer, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), generate
+
+
 @_compiled
 @no_type_check
-def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
+def _meet(arrived, part, n_parts, meeting):
+    """Waits until every part has reached a meeting, the number of which grows; False if one was given up.
+
+    It looks again and again, as parts arrive within microseconds of each other; after a while, as the others may have
+    no core to run on, it offers them its own in between.
+    """
+    _store(arrived, _LINE * part, meeting)
+    looked = 0
+    for other in range(n_parts):
+        while _load(arrived, _LINE * other) < meeting:
+            if _load(arrived, arrived.shape[0] - 1) != 0:
+                return False
+            looked += 1
+            if looked > _LOOKS:
+                _yield()
+    return True
+
+
+@_compiled
+@no_type_check
+def step_part(sizes, flat, shares, gradient, update, tokens, bounds, part, turn, shared, memory):
+    """A part's share of a step: of what all parts need, of the batch's gradient, and of the update.
+
+    Returns the summed loss and number of correct answers of the part's sequences. The number is −1, and no part
+    updates anything, if a label, content or position of the batch is out of range.
+    """
+    n_parts = shares.shape[0]
+    P = sizes.d_model - tokens.shared.shape[1]
+    _prepare(sizes, P, flat, part, n_parts, shared, memory)
+    if not _meet(shared.arrived, part, n_parts, 2 * turn - 1):
+        return 0.0, 0
+    loss, correct = part_gradient(sizes, flat, shares[part], tokens, bounds[0], bounds[1], shared, memory)
+    shared.correct[part] = correct
+    if not _meet(shared.arrived, part, n_parts, 2 * turn) or shared.correct.min() < 0:
+        return loss, correct
+    _update(sizes, P, flat, shares, gradient, update, part, memory)
+    return loss, correct
+
+
+@_compiled
+@no_type_check
+def _prepare(sizes, P, flat, part, n_parts, shared, memory):
+    """The part's rows of M and of the transposes; and a copy of W_Q¹ and W_K¹, whose rows are turned: content first."""
+    d, depth, width, n_labels = sizes
+    D, square, turned, old = d - P, d * d, shared.transposed, memory.old
+    _copy(flat, square, old)
+    _copy(flat[square + P * d :], D * d, old[square:])
+    _copy(flat[square:], P * d, old[square + D * d :])
+    first, stop = d * part // n_parts, d * (part + 1) // n_parts
+    np.dot(_matrix(flat, first * d, stop - first, d), _matrix(old, square, d, d).T, shared.M[first:stop])
+    for slot in range(4):  # W_V¹, W_Q², W_K², W_V²
+        _transpose(_matrix(flat, (slot + 2) * square, d, d), part, n_parts, _matrix(turned, slot * square, d, d))
+    at, inner = 6 * square, d
+    for _ in range(depth):
+        _transpose(_matrix(flat, at, inner, width), part, n_parts, _matrix(turned, at - 2 * square, width, inner))
+        at, inner = at + inner * width + width, width
+    into = _matrix(turned, at - 2 * square, n_labels, inner)
+    _transpose(_matrix(flat, at, inner, n_labels), part, n_parts, into)
+
+
+@_compiled
+@no_type_check
+def part_gradient(sizes, flat, gradient, tokens, start, stop, shared, memory):
     """Summed loss and number of correct answers of sequences start … stop; their share of the gradient.
 
-    The number is −1, and the gradient is not touched, if a label, content or position is out of range.
     `gradient` has the layout of the parameters, except that in place of W_Q¹'s stands that of M.
     """
     d, depth, width, n_labels = sizes
-    shared, own, content, positions, labels = tokens
+    known, own, content, positions, labels = tokens
     B, T = content.shape
-    n_shared, n_own, D = shared.shape[0], own.shape[1], own.shape[2]
+    n_shared, n_own, D = known.shape[0], own.shape[1], own.shape[2]
     P, n = d - D, stop - start
     for b in range(start, stop):
         if not 0 <= labels[b] < n_labels:
@@ -308,27 +428,17 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
             if not (0 <= content[b, i] < n_shared + n_own and (P == 0 or 0 <= positions[b, i] < P)):
                 return 0.0, -1
     square = d * d
-    Q1, V1, Q2 = _matrix(flat, 0, d, d), _matrix(flat, 2 * square, d, d), _matrix(flat, 3 * square, d, d)
+    V1, Q2 = _matrix(flat, 2 * square, d, d), _matrix(flat, 3 * square, d, d)
     K2, V2 = _matrix(flat, 4 * square, d, d), _matrix(flat, 5 * square, d, d)
-    turned = memory.transposed
-    V1T, Q2T = _transpose(V1, turned, 0), _transpose(Q2, turned, square)
-    K2T, V2T = _transpose(K2, turned, 2 * square), _transpose(V2, turned, 3 * square)
-    at, inner = 6 * square, d
-    for _ in range(depth):
-        _transpose(_matrix(flat, at, inner, width), turned, at - 2 * square)
-        at, inner = at + inner * width + width, width
-    _transpose(_matrix(flat, at, inner, n_labels), turned, at - 2 * square)
+    turned = shared.transposed
+    V1T, Q2T = _matrix(turned, 0, d, d), _matrix(turned, square, d, d)
+    K2T, V2T = _matrix(turned, 2 * square, d, d), _matrix(turned, 3 * square, d, d)
     wide = min(memory.c.shape[2], d)  # contents, and padding or positions that are multiplied by 0
-    old = memory.old
-    _copy(flat, square, old)
-    _copy(flat[square + P * d :], D * d, old[square:])
-    _copy(flat[square:], P * d, old[square + D * d :])
-    M, by_shared, padded = memory.M, memory.by_shared, memory.seek
+    M, by_shared, padded = shared.M, memory.by_shared, memory.seek
     padded[:] = 0  # what pads contents must be finite: it is multiplied by 0
     memory.y[:] = 0
-    np.dot(Q1, _matrix(old, square, d, d).T, M)
     if n_shared:
-        np.dot(shared, M[P:], by_shared)
+        np.dot(known, M[P:], by_shared)
         memory.dby_shared[:] = 0
     dM = _matrix(gradient, 0, d, d)
     dM[:] = 0
@@ -364,7 +474,7 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
             for i in range(T):
                 index = content[first + b, i]
                 if index < n_shared:
-                    _copy(shared[index], D, c[i])
+                    _copy(known[index], D, c[i])
                 else:
                     _copy(own[first + b, index - n_shared], D, c[i])
             y = memory.y
@@ -536,10 +646,10 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, memory):
 
     # Gradients of the weights, over all sequences of the part.
     if n_shared:
-        np.dot(shared.T, memory.dby_shared, memory.dM)
+        np.dot(known.T, memory.dby_shared, memory.dM)
         _add(memory.dM, dM[P:])
     left, right = memory.left.reshape(3 * n, d), memory.right.reshape(3 * n, d)
-    room = memory.transposed
+    room = memory.room
     _outer(left, right, room, _matrix(gradient, 2 * square, d, d))
     _outer(memory.v[:n], memory.dq[:n], room, _matrix(gradient, 3 * square, d, d))
     _outer(memory.dkappa[:n], memory.q[:n], room, _matrix(gradient, 4 * square, d, d))
@@ -575,16 +685,16 @@ def _descend(flat, at, total, gradient, update):
 
 @_compiled
 @no_type_check
-def update_part(sizes, P, flat, shares, gradient, update, part, memory):
+def _update(sizes, P, flat, shares, gradient, update, part, memory):
     """The gradient, as the sum of the parts' shares, and what `_descend` does with it, for a part of the parameters.
 
     The shares hold the gradient of M = W_Q¹ W_K¹ᵀ where that of W_Q¹ belongs: ∂W_Q¹ = ∂M W_K¹ and ∂W_K¹ = ∂Mᵀ W_Q¹, of
-    which this part takes its rows, from the weights that `part_gradient` has kept.
+    which this part takes its rows, from the weights that `_prepare` has kept.
     """
     d, n_parts = sizes.d_model, shares.shape[0]
     D, square = d - P, d * d
     first, stop = d * part // n_parts, d * (part + 1) // n_parts
-    rows, old, room = stop - first, memory.old, memory.transposed
+    rows, old, room = stop - first, memory.old, memory.room
     of_rows, of_columns = _matrix(room, 0, rows, d), _matrix(room, rows * d, d, rows)
     total = room[2 * rows * d : 3 * rows * d]
     of_rows[:] = 0

@@ -12,6 +12,7 @@ import mechinterp as mi
 from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks import Batch
+from mechinterp.training import fused
 from mechinterp.training.captured import CapturedEngine
 from mechinterp.training.engine import build_engine
 from mechinterp.training.fused import FusedEngine
@@ -157,6 +158,30 @@ def test_after_a_refused_batch_the_next_one_is_computed_right():
     with pytest.raises(MechinterpError):
         engine.step(bad)
     assert engine.gradients(task.train_batch(1, 40))[:2] == expected[:2]
+
+
+def test_a_part_that_cannot_start_lets_the_others_go(monkeypatch):
+    config = config_of({"task.n_labels": 5})
+    task, parameters = config.build_task(), random_parameters(config, torch.float32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = FusedEngine(config, parameters)
+        expected = engine.gradients(task.train_batch(1, 40))[:2]
+        kernel = fused.step_part
+
+        def broken(*arguments):
+            if arguments[-4] == 1:  # the second part
+                raise MemoryError("no memory for a thread")
+            return kernel(*arguments)
+
+        monkeypatch.setattr(fused, "step_part", broken)
+        with pytest.raises(MemoryError, match="no memory"):
+            engine.step(task.train_batch(0, 40))
+        monkeypatch.undo()
+        assert engine.gradients(task.train_batch(1, 40))[:2] == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_parameters_that_overflow_once_leave_nothing_behind():

@@ -34,6 +34,8 @@ class QkOvCircuits:
         summary = ends(tables)
         summary.to_csv(self.out / "summary.csv", index=False)
         runs = open_runs(self.runs)
+        if len({run.config.updated({"seed": 0}).canonical_json() for run in runs.values()}) > 1:
+            print("the configs differ in more than the seed; the band of untrained networks is that of the first run")
         untrained = null_bands(next(iter(runs.values())), n_sequences=self.n_sequences)
         untrained.to_csv(self.out / "null.csv", index=False)
         for name, run in runs.items():

@@ -262,6 +262,8 @@ class _Analysis:
         from mechinterp.circuits.trajectory import analyse
         from mechinterp.store import open_run
 
+        if self.csv and self.json:
+            raise MechinterpError("--csv and --json exclude each other; give one of them")
         if self.all and self.step is not None:
             raise MechinterpError("--step and --all exclude each other; give one of them")
         run = open_run(self.run)
@@ -446,3 +448,7 @@ def _one_line(box: str) -> str:
     text = re.sub(r"Perhaps you meant: (\S+).*", r"is unknown; did you mean \1?", text)
     text = re.sub(r" (For full helptext|Argument helptext|Arguments similar to|See ).*", "", text)
     return text.replace("Value error, ", "").replace("Error parsing ", "").strip()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -6,8 +6,8 @@ The command line prints such an error without a traceback and exits with code 2.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from enum import Enum
-from typing import TypeVar
+from enum import Enum, EnumMeta
+from typing import Any, TypeVar
 
 Member = TypeVar("Member", bound=Enum)
 
@@ -31,8 +31,30 @@ class UnknownNameError(MechinterpError, KeyError):
         return str(self.args[0])
 
 
+class UnknownMemberError(UnknownNameError, AttributeError):
+    """A member of an enum that does not exist."""
+
+
 class DivergedError(MechinterpError):
     """Training met a loss or weight that is not finite."""
+
+
+class _Named(EnumMeta):
+    """What `Kind.name` and `Kind["name"]` do where there is no such member."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in cls.__members__:
+            return cls.__members__[name]
+        raise UnknownMemberError(str(unknown_name(cls.__name__.lower(), name, cls.__members__)))
+
+    def __getitem__(cls, name: str) -> Any:
+        return getattr(cls, name)
+
+
+class NamedEnum(Enum, metaclass=_Named):
+    """An enum whose misspelt members raise with the nearest one."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[object]) -> UnknownNameError:

@@ -79,7 +79,7 @@ def draw_uniform(key, first, result):
 def draw_normal(key, first, std, result):
     """Fills an array with N(0, std²), by Box and Muller's transform; counts Philox's blocks from `first` on.
 
-    Computed in double precision; |η| ≤ 6.7 std, as the uniform numbers behind it have 32 bits.
+    Computed in double precision; |η| < 6.8 std, as the uniform numbers behind it have 32 bits.
     """
     words, normal, flat = np.empty((4, _BLOCKS), np.uint32), np.empty((4, _BLOCKS)), result.reshape(result.size)
     drawn = normal.reshape(normal.size)

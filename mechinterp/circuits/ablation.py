@@ -5,18 +5,17 @@ circuit does is left by ablating ``hook_pattern`` with the mean; what only the Q
 with the mean. A `Subspace` instead of an ablation projects it out of the residual stream.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, replaced
-from mechinterp.circuits.rerun import Activations, activations, rerun
+from mechinterp.circuits.rerun import Activations, Parameters, activations, rerun
 from mechinterp.circuits.subspaces import Subspace
-from mechinterp.errors import MechinterpError, member
+from mechinterp.errors import MechinterpError, NamedEnum, member
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch
 
@@ -32,7 +31,7 @@ _RESIDUAL = (
 """Hooks in the coordinates of the residual stream; values are, as W_O is the identity."""
 
 
-class Ablation(Enum):
+class Ablation(NamedEnum):
     """What stands in for an activation."""
 
     zero = "zeros"
@@ -91,7 +90,7 @@ def substitute(base: Activations, hook: str, how: "Ablation | Subspace", batch: 
 
 
 def ablate(
-    parameters: Mapping[str, Tensor],
+    parameters: Parameters | nn.Module,
     batch: Batch,
     where: Sequence[Site] | None = None,
     how: "Ablation | Subspace | str | Iterable[Ablation | Subspace | str]" = tuple(Ablation),

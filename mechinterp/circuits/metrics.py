@@ -1,14 +1,14 @@
 """How an answer is scored when part of a network is replaced."""
 
-from enum import Enum
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mechinterp.errors import NamedEnum
 
-class Metric(Enum):
+
+class Metric(NamedEnum):
     """One number for the logits of a batch, given answers and foils."""
 
     logit_difference = "logit of the answer minus logit of the foil, mean over sequences"

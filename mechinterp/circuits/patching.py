@@ -11,20 +11,19 @@ is 0 where the patched run answers as the corrupt one and 1 where as the clean o
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.rerun import Activations, activations, rerun
-from mechinterp.errors import MechinterpError, member, unknown_name
+from mechinterp.circuits.rerun import Activations, Parameters, activations, parameters_of, rerun
+from mechinterp.errors import MechinterpError, NamedEnum, member, unknown_name
 from mechinterp.tasks.corruption import Pairs
 
 
-class Direction(Enum):
+class Direction(NamedEnum):
     """Which run is patched with which."""
 
     denoise = "the corrupt run with the clean activation"
@@ -107,7 +106,7 @@ def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "
 
 
 def patch(
-    parameters: Mapping[str, Tensor],
+    parameters: Parameters | nn.Module,
     pairs: Pairs,
     where: Sequence[Site] | None = None,
     *,
@@ -116,11 +115,11 @@ def patch(
 ) -> pd.DataFrame:
     """Patch every site in turn: one row per site with the metric's ``value`` and the normalised ``effect``.
 
-    `parameters` are a checkpoint's weights (`run.weights(step)`, or `parameters_of(model)`). Without `where`, all
+    `parameters` are a checkpoint's weights (`run.weights(step)`), or a hooked model. Without `where`, all
     `sites`. ``span`` is m(clean) − m(corrupt) and ``span_error`` its standard error over pairs: a span within two of
     them, as in an untrained network, is noise, and so are the effects; where it is 0 they are not numbers.
     """
-    metric, direction = member(Metric, metric), member(Direction, direction)
+    metric, direction, parameters = member(Metric, metric), member(Direction, direction), parameters_of(parameters)
     chosen: Sequence[Site] = () if where is None else where
     logits: dict[Site, list[Tensor]] = {}
     totals: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
@@ -180,9 +179,3 @@ def patched(
     mask, names = mask[..., None], {each: f"{attn}.hook_{each}" for each in "qkv"}
     also = {each: torch.where(mask, source[name], base[name]) for each, name in names.items()}
     return rerun(base, site.hook, value, also)
-
-
-def parameters_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The trained parameters of a hooked model, by name."""
-    own = dict(model.named_parameters())
-    return {name: own[name].detach() for name in getattr(model, "trained", own)}

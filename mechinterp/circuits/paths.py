@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Direction, measured_span
-from mechinterp.circuits.rerun import Activations, activations, rerun
+from mechinterp.circuits.rerun import Activations, Parameters, activations, parameters_of, rerun
 from mechinterp.errors import member
 from mechinterp.tasks.corruption import Pairs
 
@@ -69,7 +69,7 @@ def receivers(run: Activations) -> list[Receiver]:
 
 
 def patch_paths(
-    parameters: Mapping[str, Tensor],
+    parameters: Parameters | nn.Module,
     pairs: Pairs,
     *,
     metric: Metric | str = Metric.logit_difference,
@@ -81,7 +81,7 @@ def patch_paths(
     both columns can be compared. A metric without gradient (accuracy) has no attribution. ``span`` and ``span_error``
     as in `patch`.
     """
-    metric, direction = member(Metric, metric), member(Direction, direction)
+    metric, direction, parameters = member(Metric, metric), member(Direction, direction), parameters_of(parameters)
     with torch.no_grad():
         clean, corrupt = (activations(parameters, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
     base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)

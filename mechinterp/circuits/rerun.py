@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mechinterp.errors import unknown_name
@@ -50,8 +50,17 @@ class Activations:
         return self.values[hook]
 
 
-def activations(parameters: Parameters, inputs: Float[Tensor, "batch pos d_token"]) -> Activations:
+def parameters_of(model: Parameters | nn.Module) -> Parameters:
+    """The trained parameters of a hooked model, by name; parameters as they are."""
+    if not isinstance(model, nn.Module):
+        return model
+    own = dict(model.named_parameters())
+    return {name: own[name].detach() for name in getattr(model, "trained", own)}
+
+
+def activations(parameters: Parameters | nn.Module, inputs: Float[Tensor, "batch pos d_token"]) -> Activations:
     """All activations on a batch; inputs are padded with zeros to the width of the network."""
+    parameters = parameters_of(parameters)
     kind = parameters["classifier.readout.W"]
     width = parameters["blocks.0.attn.W_Q"].shape[1]
     residual = functional.pad(inputs.to(kind.dtype), (0, width - inputs.shape[-1]))

@@ -12,7 +12,6 @@ is ξ times the attention that the target pays to a label, plus what items contr
 and two decoys, which do without an induction head, show whether an analysis can tell.
 """
 
-from enum import Enum
 from itertools import pairwise
 
 import numpy as np
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor
 
 from mechinterp.config import ItemLabelConfig, RunConfig
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, NamedEnum, member
 from mechinterp.models.transformer import VectorTransformer, set_parameters
 from mechinterp.tasks.item_label import ItemLabelTask
 
 
-class Operation(Enum):
+class Operation(NamedEnum):
     """The operations of an induction head, each with what is left when it is missing."""
 
     previous_token = "layer 1 looks at the token before; without it, layer 1 attends uniformly (β₁ = 0)"
@@ -42,7 +41,7 @@ def induction_head(
     alpha: float = 40.0,
     beta2: float = 0.0,
     xi: float = 20.0,
-    without: Operation | None = None,
+    without: Operation | str | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> VectorTransformer:
     """The minimal induction head, exactly, for the item–label task of `config`; or its twin without an operation.
@@ -50,6 +49,7 @@ def induction_head(
     A deeper classifier than the linear readout passes the logits on through its ReLU layers as positive and negative
     part, which takes a width of 2L.
     """
+    without = None if without is None else member(Operation, without)
     parts, parameters = _blank(config, dtype)
     position, content, buffer, output = (parts[name] for name in ("position", "content", "buffer", "output"))
     n_positions, D = position.stop, content.stop - content.start

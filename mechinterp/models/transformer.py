@@ -4,8 +4,9 @@ Layer μ adds V_μ Σ_{j≤i} p^μ_ij u_j to token i, with p^μ_ij = softmax_{j�
 itself included, **no** 1/√d, no LayerNorm, no biases, and a full value matrix (W_O is the identity). A ReLU
 classifier reads the last token, the target.
 
-Every standard hook name works (``blocks.0.attn.hook_pattern``, ``blocks.1.hook_resid_post``, …). Of a language
-model's outer parts only ``hook_embed`` is left: it holds the input vectors. The classifier adds, all at the target:
+Every standard hook name works (``blocks.0.attn.hook_pattern``, ``blocks.1.hook_resid_post``, …), those that
+TransformerLens fires on request only (``hook_result``) after its ``set_use_…``. Of a language model's outer parts only
+``hook_embed`` is left: it holds the input vectors. The classifier adds, all at the target:
 
 ======================================  ==================
 ``classifier.hook_in``                  [batch, d_model]
@@ -17,6 +18,7 @@ model's outer parts only ``hook_embed`` is left: it holds the input vectors. The
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -35,6 +37,12 @@ from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.models.parameters import initial_parameters, parameter_shapes
 
 NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
+
+
+_SELDOM = (
+    "TransformerLens fires hook_result, hook_attn_in and hook_q_input (k, v) on request only (model.set_use_attn_result"
+    " and so on), there is no MLP, and a run stopped at a layer ends there"
+)
 
 
 class ClassifierLayer(nn.Module):
@@ -85,7 +93,7 @@ class VectorTransformer(HookedTransformer):
     """A HookedTransformer from vectors [batch, pos, d_model] to logits [batch, n_labels] at the last token.
 
     `run_with_cache`, `run_with_hooks` and `hooks` behave as in TransformerLens, except that a hook name that does
-    not exist is an error instead of a silent no-op.
+    not exist, and in `run_with_hooks` and `run_with_cache` a hook that does not fire, is an error and no silent no-op.
     """
 
     def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32, d_model: int | None = None):
@@ -157,6 +165,35 @@ class VectorTransformer(HookedTransformer):
         for name, _ in [*fwd_hooks, *bwd_hooks]:
             self._require_hook(name)
         return super().hooks(list(fwd_hooks), list(bwd_hooks), *options, **named)
+
+    def run_with_hooks(self, *inputs: Any, fwd_hooks: Sequence[NamedHook] = (), **options: Any):  # type: ignore[override]
+        """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
+        fired = [False] * len(fwd_hooks)
+
+        def watched(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def call(*arguments: Any, **named: Any) -> Any:
+                fired[number] = True
+                return function(*arguments, **named)
+
+            return call
+
+        hooks = [(name, watched(number, function)) for number, (name, function) in enumerate(fwd_hooks)]
+        result = super().run_with_hooks(*inputs, fwd_hooks=hooks, **options)
+        for (name, _), has_fired in zip(fwd_hooks, fired, strict=True):
+            if not has_fired:
+                what = f"hook {name!r}" if isinstance(name, str) else "a hook given by a filter"
+                raise MechinterpError(f"{what} did not fire in this run; {_SELDOM}")
+        return result
+
+    def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any):  # type: ignore[override]
+        """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
+        result = super().run_with_cache(*inputs, names_filter=names_filter, **options)
+        wanted = [names_filter] if isinstance(names_filter, str) else names_filter
+        for name in wanted if isinstance(wanted, list) else ():
+            if name not in result[1]:
+                raise MechinterpError(f"hook {name!r} did not fire in this run; {_SELDOM}")
+        return result
 
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any):
         """As in TransformerLens; an unknown hook name raises with the nearest one."""

@@ -6,12 +6,14 @@ Any object with these attributes and methods trains, is measured and analysed li
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Never, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from mechinterp.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TokenTable:
     shared: Float[Tensor, "shared content_dim"]
     """Contents that every sequence may use."""
     own: Float[Tensor, "batch own content_dim"]
-    """Contents of a sequence's own."""
+    """Contents of a sequence's own; all finite, also those that no token carries."""
     content: Int[Tensor, "batch pos"]
     """Which content a token carries; the shared ones are counted first."""
     positions: Int[Tensor, "batch pos"]
@@ -40,6 +42,13 @@ class TokenTable:
         if not self.position_dim:
             return picked
         return torch.cat([functional.one_hot(self.positions, self.position_dim).to(picked), picked], dim=-1)
+
+
+class Roles(dict[str, Bool[Tensor, "batch pos"]]):
+    """Positions by role; a misspelt role raises with the nearest one."""
+
+    def __missing__(self, role: str) -> Never:
+        raise unknown_name("role", role, self)
 
 
 class Batch:
@@ -65,7 +74,7 @@ class Batch:
         """With a `table`, `inputs` may be None: they are made from it when somebody reads them."""
         if inputs is None and table is None:
             raise TypeError("a batch needs inputs or a table")
-        self.labels, self.roles, self.token_labels, self.table = labels, dict(roles or {}), token_labels, table
+        self.labels, self.roles, self.token_labels, self.table = labels, Roles(roles or {}), token_labels, table
         self._inputs = inputs
 
     @cached_property

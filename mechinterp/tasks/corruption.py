@@ -1,20 +1,19 @@
 """Clean and corrupt versions of the same sequences, which differ in one thing: what patching compares."""
 
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from mechinterp.errors import MechinterpError, member
+from mechinterp.errors import MechinterpError, NamedEnum, member
 from mechinterp.randomness import Stream, generator
-from mechinterp.tasks.base import Batch, Task
+from mechinterp.tasks.base import Batch, Roles, Task
 from mechinterp.tasks.item_label import ItemLabelTask
 
 
-class Corruption(Enum):
+class Corruption(NamedEnum):
     """What is changed in a sequence, and with it the answer that the context suggests."""
 
     swap_label = "the correct label and another label of the context change places; the other is then correct"
@@ -31,7 +30,7 @@ class Pairs:
     """As the task draws them; `clean.labels` are the answers."""
     corrupt: Batch
     """The same with the corruption; `corrupt.labels` are the foils."""
-    roles: dict[str, Bool[Tensor, "batch pos"]]
+    roles: Roles
     """The clean batch's roles, with ``other_item`` and ``other_label``, the pairs that are not the target's."""
 
     @property
@@ -93,4 +92,4 @@ def corrupted_pairs(
     table = replace(clean.table, content=torch.from_numpy(content), positions=torch.from_numpy(positions))
     corrupt = Batch(None, torch.from_numpy(foils), clean.roles, torch.from_numpy(token_labels), table)
     more = {f"other_{kind}": clean.roles[kind] & ~clean.roles[f"correct_{kind}"] for kind in ("item", "label")}
-    return Pairs(clean, corrupt, {**clean.roles, **more})
+    return Pairs(clean, corrupt, Roles({**clean.roles, **more}))

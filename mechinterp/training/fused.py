@@ -23,7 +23,7 @@ import os
 from collections.abc import Callable
 from itertools import pairwise
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any
 from weakref import finalize
 
@@ -101,8 +101,10 @@ class FusedEngine:
                 done = [_step_part(*arguments[0])]
                 done += [self._worker(part).receive() for part in range(1, len(arguments))]
         except BaseException:
+            # A worker may still be computing: it finishes, and the memory that it writes to is left to it.
             give_up(shared)
-            # A worker may still be computing: its result, and the memory that it writes to, are left to it.
+            for worker in self._workers:
+                worker.stop()
             self._workers, self._memory = [], None
             raise
         if any(correct < 0 for _, correct in done):
@@ -146,6 +148,8 @@ class FusedEngine:
                 f"the batch's labels are {labels.shape}, its contents and positions point to {content.shape} and"
                 f" {positions.shape} tokens; expected (batch,), (batch, pos) and (batch, pos)"
             )
+        if 0 in content.shape:
+            raise MechinterpError(f"the batch has {size} sequences of {content.shape[1]} tokens; one of each is needed")
         return Tokens(
             *(np.ascontiguousarray(array, dtype) for array in (shared, own)),
             *(np.ascontiguousarray(array, np.int64) for array in (content, positions, labels)),
@@ -173,9 +177,10 @@ class _Worker:
     def __init__(self) -> None:
         self.process = os.getpid()
         self._jobs: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
-        self._results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
-        Thread(target=_work, args=(self._jobs, self._results), name="fused", daemon=True).start()
-        finalize(self, self._jobs.put, None)
+        self._results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        thread = Thread(target=_work, args=(self._jobs, self._results), name="fused", daemon=True)
+        thread.start()
+        self.stop = finalize(self, _stop, thread, self._jobs)
 
     def send(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._jobs.put((function, arguments))
@@ -200,8 +205,15 @@ def _work(jobs: SimpleQueue, results: SimpleQueue) -> None:
     for function, arguments in iter(jobs.get, None):
         try:
             results.put((function(*arguments), None))
-        except Exception as error:
+        except BaseException as error:
             results.put((None, error))
+
+
+def _stop(thread: Thread, jobs: SimpleQueue) -> None:
+    """Ends a worker after what it computes now; without waiting, it could wake when the interpreter is gone."""
+    jobs.put(None)
+    if thread is not current_thread():
+        thread.join(timeout=5)
 
 
 def _views(flat: NDArray, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -231,7 +231,7 @@ def _outer(left, right, room, out):
 @_compiled
 @no_type_check
 def _exp(x):
-    """eˣ for x ≤ 0, to 1e-15: 2ᵏ times the series of a rest r, |r| ≤ ln 2/2. Unlike math.exp, loops of it vectorise."""
+    """eˣ for x ≤ 0, to 3e-14: 2ᵏ times the series of a rest r, |r| ≤ ln 2/2. Unlike math.exp, loops of it vectorise."""
     x = -700.0 if x < -700.0 else x  # a NaN passes
     k = np.rint(x * 1.4426950408889634)
     r = x - k * 0.6931471803691238 - k * 1.9082149292705877e-10
@@ -359,7 +359,8 @@ def _meet(arrived, part, n_parts, meeting):
     looked = 0
     for other in range(n_parts):
         while _load(arrived, _LINE * other) < meeting:
-            if _load(arrived, arrived.shape[0] - 1) != 0:
+            gave_up = _load(arrived, arrived.shape[0] - 1) != 0
+            if gave_up and _load(arrived, _LINE * other) < meeting:  # else it came before somebody gave up
                 return False
             looked += 1
             if looked > _LOOKS:

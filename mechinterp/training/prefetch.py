@@ -1,8 +1,8 @@
 """Training batches prepared ahead of the step that needs them; their order and bits are unchanged.
 
 With a core to spare they are drawn on another thread while the current step runs. Where the step's threads already
-fill the cores, one more would only delay them (measured: slower than no overlap), so a few batches at a time are drawn
-between steps: on all cores those of the built-in task, one after another those of a task that may not be thread-safe.
+fill the cores, one more would only delay them (measured: slower than no overlap). The built-in task then draws a few
+batches at a time between steps, on all cores; a task of the user's draws each when it is needed.
 """
 
 import os
@@ -24,21 +24,18 @@ def batches(task: Task, steps: range, size: int) -> Iterator[Batch]:
     """The training batches of `steps`, in order. An error in the task surfaces before the step that it belongs to."""
     if (os.cpu_count() or 1) > torch.get_num_threads():
         return _overlapped(task, steps, size)
-    return _in_bursts(task, steps, size)
-
-
-def _in_bursts(task: Task, steps: range, size: int) -> Iterator[Batch]:
-    def one_by_one(share: range, size: int) -> list[Batch]:
-        return [task.train_batch(step, size) for step in share]
-
-    n_threads, draw = 1, one_by_one
     if type(task) is ItemLabelTask:  # and not a user's, derived from it
-        n_threads, draw = torch.get_num_threads(), task.train_batches
+        return _in_bursts(task, steps, size)
+    return (task.train_batch(step, size) for step in steps)
+
+
+def _in_bursts(task: ItemLabelTask, steps: range, size: int) -> Iterator[Batch]:
+    n_threads = torch.get_num_threads()
     with ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="sampler") as samplers:
         for start in range(0, len(steps), AHEAD):
             burst = steps[start : start + AHEAD]
             shares = [burst[len(burst) * k // n_threads : len(burst) * (k + 1) // n_threads] for k in range(n_threads)]
-            yield from chain.from_iterable(list(samplers.map(draw, shares, repeat(size))))
+            yield from chain.from_iterable(list(samplers.map(task.train_batches, shares, repeat(size))))
 
 
 def _overlapped(task: Task, steps: range, size: int) -> Iterator[Batch]:

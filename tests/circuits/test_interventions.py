@@ -295,3 +295,19 @@ def test_substitutes(random_weights, tiny_config):
     with pytest.raises(MechinterpError, match="is for attention patterns"):
         ablate(random_weights, batch, [Site("blocks.0.attn.hook_z")], [Ablation.uniform])
     assert set(ablate(random_weights, batch)["ablation"]) == {each.name for each in Ablation}
+
+
+def test_misspelt_members_roles_and_twins_name_the_nearest(tiny_config):
+    for wrong, right in (
+        (lambda: Corruption.swap_lable, "swap_label"),
+        (lambda: Metric["acuracy"], "accuracy"),
+        (lambda: Ablation.unifrom, "uniform"),
+        (lambda: induction_head(tiny_config, without="mach"), "match"),
+        (lambda: tiny_config.build_task().sample("icl", 2).roles["lable"], "label"),
+        (lambda: corrupted_pairs(tiny_config.build_task(), n_pairs=2).roles["other_lable"], "other_label"),
+    ):
+        with pytest.raises(MechinterpError, match=f"did you mean '{right}'"):
+            wrong()
+    named, given = (induction_head(tiny_config, without=each) for each in ("match", Operation.match))
+    assert all(torch.equal(value, parameters_of(given)[name]) for name, value in parameters_of(named).items())
+    assert not hasattr(Metric, "acuracy")

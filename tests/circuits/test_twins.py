@@ -96,3 +96,31 @@ def test_a_memoriser_is_not_called_one():
     with torch.no_grad():
         assert (model(iwl.inputs).argmax(-1) == iwl.labels).double().mean() > 0.9
     assert not any(evidence(model, task))
+
+
+def test_guessing_among_two_labels_is_no_answer_from_the_context():
+    """Half of such guesses are right; the scale starts there."""
+    config = mi.RunConfig().updated({"task.burstiness": 4})
+    table = induction_head_evidence(random_label_decoy(config), config.build_task(), n_pairs=200)
+    assert table["value"][0] == pytest.approx(0, abs=0.25)
+    assert not table["holds"].any()
+    assert induction_head_evidence(induction_head(config), config.build_task(), n_pairs=100)["holds"].all()
+
+
+def test_heads_that_share_the_work_are_taken_together(tiny_config):
+    """Two heads in each layer, each with half of the values and half of the scores, are the same network."""
+    one = tiny_config.updated({"model.classifier_depth": 0})
+    two = one.updated({"model.n_heads": 2})
+    whole = parameters_of(induction_head(one))
+    halves = {"W_V": 0.5, "W_Q": 1.0, "W_K": 1.0}
+    shared = {
+        name: value.repeat(2, 1, 1) * next((half for kind, half in halves.items() if kind in name), 1.0)
+        if ".attn." in name
+        else value
+        for name, value in whole.items()
+    }
+    first = induction_head_evidence(whole, one.build_task(), n_pairs=100)
+    assert induction_head_evidence(shared, two.build_task(), n_pairs=100)["value"].tolist() == pytest.approx(
+        first["value"].tolist()
+    )
+    assert first["holds"].all()

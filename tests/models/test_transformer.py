@@ -157,3 +157,21 @@ def test_set_parameters_refuses_other_names_and_shapes():
     parameters["classifier.readout.W"] = parameters["classifier.readout.W"].T
     with pytest.raises(MechinterpError, match=r"expected \(19, 5\)"):
         set_parameters(model, parameters)
+
+
+def test_a_hook_that_does_not_fire_is_an_error(tiny_config):
+    model, inputs = build_model(tiny_config), tiny_config.build_task().sample("icl", 2).inputs
+
+    def untouched(value, hook):
+        return value
+
+    name = "blocks.0.attn.hook_result"
+    with pytest.raises(MechinterpError, match="hook_result' did not fire"):
+        model.run_with_hooks(inputs, fwd_hooks=[("hook_embed", untouched), (name, untouched)])
+    with pytest.raises(MechinterpError, match="a filter did not fire"):
+        model.run_with_hooks(inputs, fwd_hooks=[(lambda each: each.endswith("hook_result"), untouched)])
+    with pytest.raises(MechinterpError, match="did not fire"):
+        model.run_with_cache(inputs, names_filter=name)
+    model.set_use_attn_result(True)
+    assert name in model.run_with_cache(inputs, names_filter=[name])[1]
+    assert torch.equal(model.run_with_hooks(inputs, fwd_hooks=[(name, untouched)]), model(inputs))

@@ -119,14 +119,14 @@ def singular_directions(model: VectorTransformer, task: Task, *, n: int = 8) -> 
     for layer, head in product(range(model.cfg.n_layers), range(model.cfg.n_heads)):
         for name, circuit in (("qk", qk(model, layer, head)), ("ov", ov(model, layer, head))):
             u, s, v = torch.linalg.svd(_product(circuit), full_matrices=False)
-            for i in range(min(n, len(s))):
-                place = {"layer": layer, "head": head, "circuit": name, "index": i, "value": float(s[i])}
-                energies = {
-                    f"{side}_{part}": float(space.energy(vector))
-                    for side, vector in (("u", u[:, i]), ("v", v[i]))
-                    for part, space in spaces.items()
-                }
-                rows.append(place | energies)
+            energies = {
+                f"{side}_{part}": space.energy(vectors).tolist()
+                for side, vectors in (("u", u.T[:n]), ("v", v[:n]))
+                for part, space in spaces.items()
+            }
+            for i, value in enumerate(s[:n].tolist()):
+                place = {"layer": layer, "head": head, "circuit": name, "index": i, "value": value}
+                rows.append(place | {name: each[i] for name, each in energies.items()})
     return pd.DataFrame(rows)
 
 

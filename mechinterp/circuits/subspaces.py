@@ -75,15 +75,18 @@ def terms(
     The buffer is the sum of the outputs of all layers before, and is absent before layer 0.
     """
     position, content = _coordinates(model, require_item_label(task))
+    below = f"blocks.{layer - 1}.hook_resid_post"
     with torch.no_grad():
-        _, cache = model.run_with_cache(inputs, names_filter=["hook_embed", f"blocks.{layer}.hook_resid_pre"])
+        _, cache = model.run_with_cache(
+            inputs, names_filter=["hook_embed", *([below] if layer else [])], stop_at_layer=layer
+        )
     tokens = cache["hook_embed"]
     result = {}
     for name, part in (("position", position), ("content", content)):
         result[name] = torch.zeros_like(tokens)
         result[name][..., part] = tokens[..., part]
     if layer:
-        result["buffer"] = cache[f"blocks.{layer}.hook_resid_pre"] - tokens
+        result["buffer"] = cache[below] - tokens
     return result
 
 

@@ -60,4 +60,4 @@ def read_damaged(path: str, seed: int, flips: int) -> None:
         else:
             refused += 1
             assert "\n" not in str(found), (kind, at)
-    assert len(cases) / 3 < refused < len(cases)
+    assert refused > len(cases) / 3  # often all: only a flip in unused space does no harm

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from mechinterp.circuits.subspaces import require_item_label, subspaces, terms
 from mechinterp.config import RunConfig
-from mechinterp.models.transformer import FactoredMatrix, VectorTransformer, build_model
+from mechinterp.models.hooks import FactoredMatrix
+from mechinterp.models.transformer import VectorTransformer, build_model
 from mechinterp.tasks.base import Batch, Task
 
 PARTS = ("position", "content", "buffer")

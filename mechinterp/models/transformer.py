@@ -17,32 +17,17 @@ TransformerLens fires on request only (``hook_result``) after its ``set_use_…`
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from transformer_lens import FactoredMatrix as FactoredMatrix
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.hook_points import HookPoint
-
 from mechinterp.config import RunConfig
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.errors import MechinterpError
+from mechinterp.models.hooks import CheckedHooks, HookedTransformer, HookedTransformerConfig, HookPoint
 from mechinterp.models.parameters import initial_parameters, parameter_shapes
-
-NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
-
-
-_SELDOM = (
-    "TransformerLens fires hook_result, hook_attn_in and hook_q_input (k, v) on request only (model.set_use_attn_result"
-    " and so on), there is no MLP, and a run stopped at a layer ends there"
-)
 
 
 class ClassifierLayer(nn.Module):
@@ -89,7 +74,7 @@ class Classifier(nn.Module):
         return self.hook_logits(self.readout(x))
 
 
-class VectorTransformer(HookedTransformer):
+class VectorTransformer(CheckedHooks, HookedTransformer):
     """A HookedTransformer from vectors [batch, pos, d_model] to logits [batch, n_labels] at the last token.
 
     `run_with_cache`, `run_with_hooks` and `hooks` behave as in TransformerLens, except that a hook name that does
@@ -157,56 +142,6 @@ class VectorTransformer(HookedTransformer):
             return residual
         logits = self.classifier(residual[:, -1])
         return logits if return_type else None
-
-    def hooks(
-        self, fwd_hooks: Sequence[NamedHook] = (), bwd_hooks: Sequence[NamedHook] = (), *options: Any, **named: Any
-    ):  # type: ignore[override]
-        """As in TransformerLens; an unknown hook name raises with the nearest one."""
-        for name, _ in [*fwd_hooks, *bwd_hooks]:
-            self._require_hook(name)
-        return super().hooks(list(fwd_hooks), list(bwd_hooks), *options, **named)
-
-    def run_with_hooks(self, *inputs: Any, fwd_hooks: Sequence[NamedHook] = (), **options: Any):  # type: ignore[override]
-        """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
-        fired = [False] * len(fwd_hooks)
-
-        def watched(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
-            @wraps(function)
-            def call(*arguments: Any, **named: Any) -> Any:
-                fired[number] = True
-                return function(*arguments, **named)
-
-            return call
-
-        hooks = [(name, watched(number, function)) for number, (name, function) in enumerate(fwd_hooks)]
-        result = super().run_with_hooks(*inputs, fwd_hooks=hooks, **options)
-        for (name, _), has_fired in zip(fwd_hooks, fired, strict=True):
-            if not has_fired:
-                what = f"hook {name!r}" if isinstance(name, str) else "a hook given by a filter"
-                raise MechinterpError(f"{what} did not fire in this run; {_SELDOM}")
-        return result
-
-    def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any):  # type: ignore[override]
-        """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
-        result = super().run_with_cache(*inputs, names_filter=names_filter, **options)
-        wanted = [names_filter] if isinstance(names_filter, str) else names_filter
-        for name in wanted if isinstance(wanted, list) else ():
-            if name not in result[1]:
-                raise MechinterpError(f"hook {name!r} did not fire in this run; {_SELDOM}")
-        return result
-
-    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any):
-        """As in TransformerLens; an unknown hook name raises with the nearest one."""
-        names = [names_filter] if isinstance(names_filter, str) else names_filter
-        for name in names if isinstance(names, list) else ():
-            self._require_hook(name)
-        return super().get_caching_hooks(names_filter, *args, **options)
-
-    def _require_hook(self, name: str | Callable[[str], bool]) -> None:
-        if isinstance(name, str) and name not in self.hook_dict:
-            raise unknown_name("hook", name, self.hook_dict)
-        if callable(name) and not any(name(each) for each in self.hook_dict):
-            raise MechinterpError("the hook filter matches no hook of this model")
 
 
 def build_model(config: RunConfig, parameters: Mapping[str, Tensor] | None = None) -> VectorTransformer:

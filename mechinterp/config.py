@@ -128,9 +128,11 @@ class CustomTaskConfig(Section):
     """Number of the network's outputs."""
 
 
-class ModelConfig(Section):
+class TransformerConfig(Section):
     """An attention-only network of vectors with an MLP classifier on the target (Reddy 2023, eqs 2 and 3)."""
 
+    kind: Literal["transformer"] = "transformer"
+    """Which model this is."""
     n_layers: int = Field(default=2, ge=1, le=16)
     """Attention layers."""
     n_heads: int = Field(default=1, ge=1, le=64)
@@ -141,6 +143,36 @@ class ModelConfig(Section):
     """Width of the classifier's hidden layers."""
     attention_init_std: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Standard deviation of W_Q, W_K and W_V at the start; by default 1/√D (custom tasks: 1/√d_model)."""
+
+
+class InductionHeadConfig(Section):
+    """The minimal induction head: α, β₁, β₂ and an MLP classifier (Reddy 2023, eqs 4 to 6); item–label task only.
+
+    With β₂ fixed to 0 (an intervention), it is the two-parameter model.
+    """
+
+    kind: Literal["induction_head"] = "induction_head"
+    """Which model this is."""
+    alpha: float = Field(default=0.0, allow_inf_nan=False)
+    """α at the start: the weight that layer 2 gives to the match of the target's content with a token's buffer."""
+    beta1: float = Field(default=0.0, allow_inf_nan=False)
+    """β₁ at the start: the weight that layer 1 gives to the token before."""
+    beta2: float = Field(default=0.0, allow_inf_nan=False)
+    """β₂ at the start: the weight that layer 2 gives to tokens at odd distance, which the labels are to the target."""
+    classifier_depth: int = Field(default=3, ge=0, le=16)
+    """ReLU layers of the classifier; 0 leaves the linear readout."""
+    classifier_width: int = Field(default=128, ge=1, le=8_192)
+    """Width of the classifier's hidden layers."""
+
+    @property
+    def n_layers(self) -> int:
+        """Two attention layers."""
+        return 2
+
+    @property
+    def n_heads(self) -> int:
+        """One head in each."""
+        return 1
 
 
 class TrainingConfig(Section):
@@ -187,10 +219,15 @@ class CheckpointConfig(Section):
         return sorted(steps)
 
 
-def _task_kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return str(value.get("kind", "item_label"))
-    return str(getattr(value, "kind", "item_label"))  # what is no table fails there, with a fitting message
+def _kind(default: str) -> Discriminator:
+    """Tells by a section's `kind` which of several models it is; without one, the default."""
+
+    def kind_of(value: Any) -> str:
+        if isinstance(value, dict):
+            return str(value.get("kind", default))
+        return str(getattr(value, "kind", default))  # what is no table fails there, with a fitting message
+
+    return Discriminator(kind_of)
 
 
 class RunConfig(Section):
@@ -200,10 +237,13 @@ class RunConfig(Section):
     """Seed of everything random: class means, initial weights, training data, evaluation sets."""
     task: Annotated[
         Annotated[ItemLabelConfig, Tag("item_label")] | Annotated[CustomTaskConfig, Tag("custom")],
-        Discriminator(_task_kind),
+        _kind("item_label"),
     ] = ItemLabelConfig()
     """Where sequences come from."""
-    model: ModelConfig = ModelConfig()
+    model: Annotated[
+        Annotated[TransformerConfig, Tag("transformer")] | Annotated[InductionHeadConfig, Tag("induction_head")],
+        _kind("transformer"),
+    ] = TransformerConfig()
     """What is trained."""
     training: TrainingConfig = TrainingConfig()
     """How it is trained."""
@@ -221,17 +261,27 @@ class RunConfig(Section):
             raise ValueError(f"checkpoints.every = {every} gives {steps // every:,} checkpoints: use {least} or more")
         return self
 
+    @model_validator(mode="after")
+    def _fitting(self) -> "RunConfig":
+        if self.model.kind == "induction_head" and self.task.kind != "item_label":
+            raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
+        return self
+
     @property
     def attention_init_std(self) -> float:
         """Standard deviation of the initial W_Q, W_K, W_V: as configured, or 1/√D (Reddy 2023)."""
-        if self.model.attention_init_std is not None:
+        if isinstance(self.model, TransformerConfig) and self.model.attention_init_std is not None:
             return self.model.attention_init_std
         scale = self.task.content_dim if isinstance(self.task, ItemLabelConfig) else self.task.d_model
         return scale**-0.5
 
     @classmethod
     def preset(cls, name: str, *, seed: int = 0) -> "RunConfig":
-        """A named config: "reddy2023" (figures 3 and 4) or "reddy2023-fast" (the same flow time, ten times sooner)."""
+        """A named config.
+
+        "reddy2023" (figures 3 and 4), "reddy2023-fast" (the same flow time, ten times sooner) or "reddy2023-minimal"
+        (the minimal induction head, figure 6a).
+        """
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         return cls.from_dict({**PRESETS[name], "seed": seed}, source=f"preset {name}")
@@ -260,15 +310,20 @@ class RunConfig(Section):
             raise ConfigError(f"{source}: {explain(error)}") from None
 
     def updated(self, changes: Mapping[str, Any]) -> "RunConfig":
-        """This config with dotted keys replaced, validated anew: `config.updated({"task.n_classes": 512})`."""
+        """This config with dotted keys replaced, validated anew: `config.updated({"task.n_classes": 512})`.
+
+        Another `kind` of task or model starts from that kind's defaults.
+        """
         values = self.model_dump()
-        for dotted, value in changes.items():
+        for dotted, value in sorted(changes.items(), key=lambda change: not change[0].endswith(".kind")):
             *sections, key = dotted.split(".")
             target = values
             for section in sections:
                 if not isinstance(target.get(section), dict):
                     raise ConfigError(f"{dotted}: there is no section {section!r}; known: {', '.join(target)}")
                 target = target[section]
+            if key == "kind" and target.get("kind") != value:
+                target.clear()
             target[key] = value
         return self.from_dict(values)
 
@@ -300,8 +355,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"steps": 6_000, "learning_rate": 0.1, "weight_decay": 1e-5},
         "checkpoints": {"every": 100},
     },
+    "reddy2023-minimal": {
+        **_REDDY_2023,
+        "task": {**_REDDY_2023["task"], "content_dim": 64},
+        "model": {"kind": "induction_head"},
+        "training": {"steps": 40_000, "learning_rate": 0.01, "weight_decay": 1e-6},
+        "checkpoints": {"every": 500},
+    },
 }
-"""Presets, as values that differ from the defaults. Figures 3 and 4 of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1."""
+"""Presets, as values that differ from the defaults. Figures 3, 4 and 6a of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1."""
 
 
 def explain(error: ValidationError) -> str:
@@ -311,25 +373,28 @@ def explain(error: ValidationError) -> str:
 
 def _explain(fault: Any) -> str:
     """One fault of pydantic's list, as `dotted.path: what is wrong`."""
-    path = [str(part) for part in fault["loc"] if part not in ("item_label", "custom")]
+    path = [str(part) for part in fault["loc"] if part not in _KINDS]
     dotted = ".".join(path) or "config"
     if fault["type"] == "extra_forbidden":
         near = get_close_matches(path[-1], _fields_of(path[:-1]), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_fields_of(path[:-1]))}"
         return f"{dotted}: unknown key; {hint}"
     if fault["type"] == "union_tag_invalid":
-        return f"{dotted}.kind: unknown task {fault['ctx']['tag']!r}; known: 'item_label'"
+        return f"{dotted}.kind: unknown {dotted} {fault['ctx']['tag']!r}; known: {fault['ctx']['expected_tags']}"
     message = fault["msg"].removeprefix("Value error, ")
     shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
     return f"{dotted}: {message[0].lower() + message[1:] if shown else message}{shown}"
 
 
+_SECTIONS: dict[str, list[type[Section]]] = {
+    "task": [ItemLabelConfig],
+    "model": [TransformerConfig, InductionHeadConfig],
+    "training": [TrainingConfig],
+    "checkpoints": [CheckpointConfig],
+}
+_KINDS = ("item_label", "custom", "transformer", "induction_head")
+
+
 def _fields_of(path: list[str]) -> list[str]:
-    sections: dict[str, type[Section]] = {
-        "task": ItemLabelConfig,
-        "model": ModelConfig,
-        "training": TrainingConfig,
-        "checkpoints": CheckpointConfig,
-    }
-    section = sections.get(path[0], RunConfig) if path else RunConfig
-    return list(section.model_fields)
+    sections = _SECTIONS.get(path[0], [RunConfig]) if path else [RunConfig]
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields))

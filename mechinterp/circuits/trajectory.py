@@ -37,8 +37,10 @@ from mechinterp.circuits.qk_ov import (
     qk_strengths,
     singular_directions,
 )
+from mechinterp.circuits.rerun import parameters_of
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, member, unknown_name
+from mechinterp.models.induction_head import as_transformer
 from mechinterp.models.transformer import build_model
 from mechinterp.store import Run
 from mechinterp.tasks.base import Task
@@ -204,7 +206,7 @@ def analyse(
             list(zip(wanted, digests, strict=True)), unit="checkpoint", disable=None if progress else True
         ):
             if digest not in held.rows:
-                table = ANALYSES[analysis](run.config, run.weights(step), task, **chosen)
+                table = ANALYSES[analysis](*_transformer(run, step), task, **chosen)
                 held.add(digest, table.to_dict("list"))
             table = pd.DataFrame(held.rows[digest])
             table.insert(0, "step", step)
@@ -212,6 +214,13 @@ def analyse(
     finally:
         held.save()
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _transformer(run: Run, step: int) -> tuple[RunConfig, Weights]:
+    """Config and weights that analyses read; of a minimal induction head, the HookedTransformer it compiles into."""
+    if run.config.model.kind == "transformer":
+        return run.config, run.weights(step)
+    return as_transformer(run.config), parameters_of(build_model(run.config, run.weights(step)))
 
 
 def _arguments(analysis: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,28 +3,43 @@
 Only these exist in a run file. W_O is the identity and attention has no biases, so those are no parameters; nor are
 the embedding and unembedding that a language model would have.
 
-In the paper's notation (Reddy 2023, eqs 2 and 3), for layer μ and one head: Q_μ = W_Qᵀ, K_μ = W_Kᵀ, V_μ = W_Vᵀ.
+In the paper's notation (Reddy 2023, eqs 2 and 3), for layer μ and one head: Q_μ = W_Qᵀ, K_μ = W_Kᵀ, V_μ = W_Vᵀ. The
+minimal induction head (eqs 4 to 6) has β₁, α and β₂ instead of matrices.
 """
 
 import torch
 from torch import Tensor
 
-from mechinterp.config import RunConfig
+from mechinterp.config import ItemLabelConfig, RunConfig
 from mechinterp.randomness import Stream, generator
+
+INDUCTION_HEAD = {"blocks.0.attn.beta1": "beta1", "blocks.1.attn.alpha": "alpha", "blocks.1.attn.beta2": "beta2"}
+"""The three parameters of the minimal induction head, and where a config has their initial values."""
+
+
+def content_dim(config: RunConfig) -> int:
+    """D, the dimensions of a token's content."""
+    assert isinstance(config.task, ItemLabelConfig)
+    return config.task.content_dim
 
 
 def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every trained parameter, in the order of the network.
 
     ``blocks.{layer}.attn.W_{Q,K,V}`` [head, d_model, d_head], ``classifier.layers.{i}.W`` [in, width] and ``.b``
-    [width], ``classifier.readout.W`` [width, n_labels]. Vectors multiply from the left: y = x W.
+    [width], ``classifier.readout.W`` [width, n_labels]. Vectors multiply from the left: y = x W. The minimal induction
+    head has ``blocks.0.attn.beta1``, ``blocks.1.attn.alpha`` and ``blocks.1.attn.beta2`` [head].
     """
-    d_model, heads, width = config.task.d_model, config.model.n_heads, config.model.classifier_width
+    heads, width = config.model.n_heads, config.model.classifier_width
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(config.model.n_layers):
-        for matrix in ("W_Q", "W_K", "W_V"):
-            shapes[f"blocks.{layer}.attn.{matrix}"] = (heads, d_model, d_model)
-    fan_in = d_model
+    if config.model.kind == "induction_head":
+        shapes = {name: (heads,) for name in INDUCTION_HEAD}
+        fan_in = 2 * content_dim(config)
+    else:
+        fan_in = config.task.d_model
+        for layer in range(config.model.n_layers):
+            for matrix in ("W_Q", "W_K", "W_V"):
+                shapes[f"blocks.{layer}.attn.{matrix}"] = (heads, fan_in, fan_in)
     for i in range(config.model.classifier_depth):
         shapes[f"classifier.layers.{i}.W"] = (fan_in, width)
         shapes[f"classifier.layers.{i}.b"] = (width,)
@@ -36,10 +51,14 @@ def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
 def initial_parameters(config: RunConfig) -> dict[str, Tensor]:
     """The parameters before training (float32), a pure function of the config.
 
-    W_Q, W_K, W_V ~ N(0, 1/D); hidden layers N(0, 2/fan_in), their biases 0; readout N(0, 1/fan_in).
+    W_Q, W_K, W_V ~ N(0, 1/D); hidden layers N(0, 2/fan_in), their biases 0; readout N(0, 1/fan_in). β₁, α and β₂ are
+    as configured.
     """
     parameters = {}
     for index, (name, shape) in enumerate(parameter_shapes(config).items()):
+        if name in INDUCTION_HEAD:
+            parameters[name] = torch.full(shape, getattr(config.model, INDUCTION_HEAD[name]))
+            continue
         if name.endswith(".b"):
             parameters[name] = torch.zeros(shape)
             continue

@@ -145,18 +145,25 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
 
 
 def build_model(config: RunConfig, parameters: Mapping[str, Tensor] | None = None) -> VectorTransformer:
-    """The hooked model of a config, with the given parameters (and their dtype) or the initial ones."""
+    """The hooked model of a config, with the given parameters (and their dtype) or the initial ones.
+
+    A minimal induction head comes as the HookedTransformer that it compiles into (`models.induction_head`).
+    """
     if parameters is None:
         parameters = initial_parameters(config)
-    model = VectorTransformer(config, next(iter(parameters.values())).dtype)
+    if config.model.kind == "induction_head":
+        from mechinterp.models.induction_head import compiled  # builds on this module
+
+        return compiled(config, parameters)
+    first = next(iter(parameters.values()))  # W_Q [head, d_model, d_head]; circuits that are compiled may be wider
+    model = VectorTransformer(config, first.dtype, first.shape[1])
     set_parameters(model, parameters)
     return model
 
 
-def set_parameters(model: VectorTransformer, parameters: Mapping[str, Tensor]) -> None:
-    """Copy all trained parameters into the model; a missing or extra name, or another shape, is an error."""
-    if set(parameters) != set(model.trained):
-        odd = sorted(set(parameters) ^ set(model.trained))
+def set_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Copy all trained parameters into a hooked model; a missing or extra name, or another shape, is an error."""
+    if odd := sorted(set(parameters) ^ set(model.trained)):
         raise MechinterpError(f"parameters do not fit the model: missing or unexpected {', '.join(odd)}")
     own = dict(model.named_parameters())
     with torch.no_grad():

@@ -35,13 +35,19 @@ class TokenTable:
     positions: Int[Tensor, "batch pos"]
     """Which position a token carries; all different within a sequence."""
 
+    def contents(self) -> Float[Tensor, "batch pos content_dim"]:
+        """What every token carries beside its position."""
+        n_shared, (n_batch, n_own, _) = len(self.shared), self.own.shape
+        offset = n_shared + n_own * torch.arange(n_batch)[:, None]
+        every = torch.cat([self.shared, self.own.flatten(0, 1)])
+        return every[torch.where(self.content < n_shared, self.content, self.content - n_shared + offset)]
+
     def dense(self) -> Float[Tensor, "batch pos d_model"]:
         """The tokens as vectors."""
-        contents = torch.cat([self.shared.expand(len(self.own), -1, -1), self.own], dim=1)
-        picked = contents.gather(1, self.content[..., None].expand(-1, -1, contents.shape[-1]))
+        contents = self.contents()
         if not self.position_dim:
-            return picked
-        return torch.cat([functional.one_hot(self.positions, self.position_dim).to(picked), picked], dim=-1)
+            return contents
+        return torch.cat([functional.one_hot(self.positions, self.position_dim).to(contents), contents], dim=-1)
 
 
 class Roles(dict[str, Bool[Tensor, "batch pos"]]):

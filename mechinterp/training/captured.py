@@ -13,6 +13,7 @@ from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
+from mechinterp.training.classifier import classifier_gradients, flat_views
 
 
 class CapturedEngine:
@@ -27,11 +28,11 @@ class CapturedEngine:
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
         self.device = device
         self._training = config.training
-        self._depth, self._n_labels = config.model.classifier_depth, config.task.n_labels
+        self._n_labels = config.task.n_labels
         shapes = parameter_shapes(config)
         kind = parameters["classifier.readout.W"].to(device)
-        self._flat, self.parameters = _views(shapes, kind)
-        self._flat_gradient, self._gradients = _views(shapes, kind)
+        self._flat, self.parameters = flat_views(shapes, kind)
+        self._flat_gradient, self._gradients = flat_views(shapes, kind)
         for name, value in parameters.items():
             self.parameters[name].copy_(value)
         self._buffers: dict[str, Tensor] = {}
@@ -128,7 +129,7 @@ class CapturedEngine:
         z = torch.mm(mean_m, V1, out=buffer("z", B, d)).add_(mean_u)
         w = torch.mm(z, V2, out=buffer("w", B, d)).add_(v)
 
-        loss, correct, dw = self._classify(w, labels)
+        loss, correct, dw = classifier_gradients(p, g, w, labels, buffer)
 
         # Layer 2, backward: value path, pattern, then κ and ρ.
         torch.mm(z.T, dw, out=dV2)
@@ -166,31 +167,6 @@ class CapturedEngine:
         torch.mm(dM.T, Q1, out=dK1)
         return loss, correct
 
-    def _classify(
-        self, w: Float[Tensor, "batch d_model"], labels: Int[Tensor, "batch"]
-    ) -> tuple[Tensor, Tensor, Float[Tensor, "batch d_model"]]:
-        """Loss, number of correct answers and ∂ℒ/∂w; fills the classifier's gradients."""
-        p, g, n = self.parameters, self._gradients, len(labels)
-        weights = [p[f"classifier.layers.{i}.W"] for i in range(self._depth)]
-        hidden = [w]
-        for i, W in enumerate(weights):
-            out = self.buffer(f"hidden{i}", n, W.shape[1])
-            hidden.append(torch.mm(hidden[-1], W, out=out).add_(p[f"classifier.layers.{i}.b"]).relu_())
-        readout = p["classifier.readout.W"]
-        logits = hidden[-1] @ readout
-        log_p = torch.log_softmax(logits, dim=-1)
-        loss = -log_p.gather(1, labels[:, None]).mean()
-        correct = (logits.argmax(dim=-1) == labels).sum()
-        dlogits = log_p.exp_().scatter_add_(1, labels[:, None], log_p.new_full((n, 1), -1.0)).div_(n)
-        torch.mm(hidden[-1].T, dlogits, out=g["classifier.readout.W"])
-        dh = torch.mm(dlogits, readout.T, out=self.buffer("dhidden", n, readout.shape[0]))
-        for i, W in reversed(list(enumerate(weights))):
-            dh.mul_(hidden[i + 1].sign_())  # ReLU's slope; the activations themselves are not needed any more
-            torch.mm(hidden[i].T, dh, out=g[f"classifier.layers.{i}.W"])
-            torch.sum(dh, dim=0, out=g[f"classifier.layers.{i}.b"])
-            dh = torch.mm(dh, W.T, out=self.buffer(f"dhidden{i}", n, W.shape[0]))
-        return loss, correct, dh
-
     def buffer(self, name: str, *shape: int) -> Tensor:
         """Scratch memory, allocated once: fresh pages cost more than the arithmetic on them."""
         held = self._buffers.get(name)
@@ -203,11 +179,3 @@ class CapturedEngine:
         if held is None or held.shape[-1] != n_pos:
             held = self._buffers["mask"] = self._flat.new_full((n_pos, n_pos), -torch.inf).triu_(1)
         return held
-
-
-def _views(shapes: dict[str, tuple[int, ...]], kind: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """One flat buffer of the dtype and device of `kind`, and named views of it."""
-    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-    flat = kind.new_zeros(sum(sizes))
-    pieces = flat.split(sizes)
-    return flat, {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}

@@ -1,10 +1,11 @@
 """Engines advance the parameters by one step of SGD. All take the same step; they differ in speed and reach.
 
-| engine   | computes                        | on                                   |
-|----------|---------------------------------|--------------------------------------|
-| fused    | two layers of one head, exactly | CPU: compiled loops and BLAS         |
-| captured | two layers of one head, exactly | CUDA: the whole step as one graph    |
-| hooked   | every network                   | both: autograd through HookedTransformer |
+| engine   | computes                                            | on                                   |
+|----------|-----------------------------------------------------|--------------------------------------|
+| fused    | two layers of one head, the minimal induction head  | CPU: gradients by hand               |
+| captured | two layers of one head                              | CUDA: the whole step as one graph    |
+| autograd | every network                                       | both: autograd of a plain function   |
+| hooked   | every network                                       | both: autograd of the hooked model   |
 """
 
 from typing import Literal, Protocol, runtime_checkable
@@ -35,17 +36,26 @@ class Engine(Protocol):
 def build_engine(
     config: RunConfig, parameters: dict[str, Tensor], name: str | None = None, device: str = "cpu"
 ) -> Engine:
-    """The fastest engine that computes this network exactly on this device; else the hooked model's autograd.
+    """The fastest engine that computes this network exactly on this device.
 
-    With `name` "hooked", as a run that was trained so asks for, it is always that one. A device that is not there
-    raises MechinterpError.
+    With a `name`, "hooked" or "autograd", as a run that was trained so asks for, it is always that one. A device that
+    is not there raises MechinterpError.
     """
     if device not in ("cpu", "cuda"):
         raise MechinterpError(f"there is no device {device!r}; known: 'cpu', 'cuda'")
     if device == "cuda" and not torch.cuda.is_available():
         raise MechinterpError("torch finds no CUDA device; use --device cpu, or install torch's CUDA build")
-    # Imported when needed: TransformerLens takes seconds.
-    if name != "hooked" and config.model.n_layers == 2 and config.model.n_heads == 1:
+    # Imported when needed: TransformerLens and compiled kernels take seconds.
+    if name == "hooked":
+        from mechinterp.training.hooked import HookedEngine
+
+        return HookedEngine(config, parameters, device)
+    by_hand = name != "autograd" and config.model.n_layers == 2 and config.model.n_heads == 1
+    if by_hand and config.model.kind == "induction_head" and device == "cpu":
+        from mechinterp.training.fused_induction_head import InductionHeadEngine
+
+        return InductionHeadEngine(config, parameters)
+    if by_hand and config.model.kind == "transformer":
         if device == "cuda":
             from mechinterp.training.captured import CapturedEngine
 
@@ -53,6 +63,6 @@ def build_engine(
         from mechinterp.training.fused import FusedEngine
 
         return FusedEngine(config, parameters)
-    from mechinterp.training.hooked import HookedEngine
+    from mechinterp.training.autograd import AutogradEngine
 
-    return HookedEngine(config, parameters, device)
+    return AutogradEngine(config, parameters, device)

@@ -1,23 +1,28 @@
-"""One step of SGD by automatic differentiation through the hooked model: any depth, any number of heads."""
+"""One step of SGD by automatic differentiation through the hooked model: the reference for every other engine."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mechinterp.config import RunConfig
-from mechinterp.models.transformer import build_model
+from mechinterp.models.induction_head import InductionHead
+from mechinterp.models.transformer import VectorTransformer, build_model
 from mechinterp.tasks.base import Batch
 
 
 class HookedEngine:
-    """Advances the parameters of a `VectorTransformer`; slow, and the reference for every other engine."""
+    """Advances the parameters of a hooked model; slow, and as simple as can be."""
 
     name = "hooked"
 
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
         self.device = device
         self._training = config.training
-        self.model = build_model(config, parameters).to(device, print_details=False)
+        if config.model.kind == "induction_head":
+            self.model: InductionHead | VectorTransformer = InductionHead(config, parameters)
+            self.model.to(device)
+        else:
+            self.model = build_model(config, parameters).to(device, print_details=False)
         by_name = dict(self.model.named_parameters())
         self.parameters: dict[str, Tensor] = {name: by_name[name] for name in self.model.trained}
         """The trained parameters, updated in place by `step`."""

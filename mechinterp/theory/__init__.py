@@ -1,0 +1,1 @@
+"""Why it happens: the loss landscape on which an induction head forms."""

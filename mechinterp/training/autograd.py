@@ -1,0 +1,41 @@
+"""One step of SGD by automatic differentiation through the plain function of the network: whatever it is."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mechinterp.config import RunConfig
+from mechinterp.models.functional import forward
+from mechinterp.tasks.base import Batch
+
+
+class AutogradEngine:
+    """Advances the parameters of any model by SGD; the same step as `HookedEngine`, several times faster."""
+
+    name = "autograd"
+
+    def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
+        self.device, self._training = device, config.training
+        self.parameters = {
+            name: value.detach().to(device, copy=True).requires_grad_() for name, value in parameters.items()
+        }
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
+        loss, accuracy, gradients = self.gradients(batch)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if self._training.shrinkage:
+                    parameter.mul_(1 - self._training.shrinkage)
+                parameter.sub_(gradients[name], alpha=self._training.learning_rate)
+        return loss, accuracy
+
+    def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
+        """Mean cross-entropy at the target, accuracy, and the gradient of every parameter."""
+        labels = batch.labels.to(self.device)
+        inputs = batch.inputs.to(self.device, self.parameters["classifier.readout.W"].dtype)
+        logits, _ = forward(self.parameters, inputs, target_only=True)
+        loss = functional.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        accuracy = (logits.argmax(dim=-1) == labels).double().mean()
+        return loss.item(), accuracy.item(), dict(zip(self.parameters, gradients, strict=True))

@@ -12,9 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+import tyro
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from mechinterp import interventions
 from mechinterp.errors import ConfigError, unknown_name
+from mechinterp.interventions import Intervention
+from mechinterp.section import Section
 
 if TYPE_CHECKING:
     from mechinterp.tasks import ItemLabelTask
@@ -22,12 +26,6 @@ if TYPE_CHECKING:
 
 MAX_CHECKPOINTS = 1_000_000
 """More in one file than this is taken for a mistake."""
-
-
-class Section(BaseModel):
-    """A frozen group of settings; an unknown key or a wrong type is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class ItemLabelConfig(Section):
@@ -249,6 +247,8 @@ class RunConfig(Section):
     """How it is trained."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """What is kept."""
+    interventions: Annotated[tuple[Intervention, ...], Field(strict=False), tyro.conf.Suppress] = ()
+    """What is held, clamped or replaced during training; see `mechinterp.interventions`."""
 
     @model_validator(mode="after")
     def _schedulable(self) -> "RunConfig":
@@ -265,6 +265,14 @@ class RunConfig(Section):
     def _fitting(self) -> "RunConfig":
         if self.model.kind == "induction_head" and self.task.kind != "item_label":
             raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
+        for each in self.interventions:
+            if each.start > self.training.steps:
+                last = self.training.steps
+                raise ValueError(f"interventions: {each.kind} starts at {each.start}, after the last step ({last})")
+            for what, count in (("layer", self.model.n_layers), ("head", self.model.n_heads)):
+                number = getattr(each, what, None) or 0
+                if number >= count:
+                    raise ValueError(f"interventions: {each.kind}: {what} is {number}, expected 0 to {count - 1}")
         return self
 
     @property
@@ -386,13 +394,15 @@ def _explain(fault: Any) -> str:
     return f"{dotted}: {message[0].lower() + message[1:] if shown else message}{shown}"
 
 
+_INTERVENTIONS = ("Fix", "Freeze", "Graft", "Clamp", "Silence", "Copy", "Temperature")
 _SECTIONS: dict[str, list[type[Section]]] = {
     "task": [ItemLabelConfig],
     "model": [TransformerConfig, InductionHeadConfig],
     "training": [TrainingConfig],
     "checkpoints": [CheckpointConfig],
+    "interventions": [getattr(interventions, name) for name in _INTERVENTIONS],
 }
-_KINDS = ("item_label", "custom", "transformer", "induction_head")
+_KINDS = ("item_label", "custom", "transformer", "induction_head", *(name.lower() for name in _INTERVENTIONS))
 
 
 def _fields_of(path: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from mechinterp.measures.base import MEASURES, Measure, Observation
 from mechinterp.models.functional import forward
 from mechinterp.store import Run
 from mechinterp.tasks.base import Batch, Task
+from mechinterp.training.interventions import Interventions, acts_on_activations
 
 _PART = 250
 """Sequences in one forward pass: their activations stay in cache, which halves the time of a thousand at once."""
@@ -60,6 +61,9 @@ def measure(
     Each is the mean over `n_sequences` sequences of an evaluation set, the same ones at every step (`seed` chooses
     others). By default all measures that apply and all saved steps; an unknown name or step raises.
     `progress` shows a bar on a terminal.
+
+    These are measures of the weights alone, released from whatever interventions the run was trained under. Where some
+    act on activations, ``clamped_{measure}`` is the same under those of the step, as in training.
     """
     if n_sequences < 1:
         raise MechinterpError(f"n_sequences is {n_sequences}; at least one sequence is needed")
@@ -70,18 +74,27 @@ def measure(
         _row(run, step, columns, batches)
         for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)
     ]
-    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=[column.name for column in columns])
+    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"))
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
     """All columns at one step: each evaluation set is run once, caching what its measures ask for."""
-    weights, row = run.weights(step), {}
+    weights, row, clamped = run.weights(step), {}, {}
+    interventions = Interventions(run.config)
     for evaluation, batch in batches.items():
         here = [column for column in columns if column.evaluation == evaluation]
         with torch.no_grad():
             seen = _observe(run, weights, batch, {hook for column in here for hook in column.measure.hooks})
             row |= {column.name: float(column.measure.compute(seen)) for column in here}
-    return row
+            if acts_on_activations(run.config):
+                logits, patterns = forward(weights, batch.inputs, interventions.hooks(step, batch))
+                seen = Observation(batch, logits, patterns)
+                clamped |= {
+                    f"clamped_{column.name}": float(column.measure.compute(seen))
+                    for column in here
+                    if all(hook in patterns for hook in column.measure.hooks)
+                }
+    return row | clamped
 
 
 def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]) -> Observation:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechinterp.config import RunConfig
-from mechinterp.models.functional import forward
+from mechinterp.models.functional import Hooks, forward
 from mechinterp.tasks.base import Batch
 
 
@@ -20,9 +20,12 @@ class AutogradEngine:
             name: value.detach().to(device, copy=True).requires_grad_() for name, value in parameters.items()
         }
 
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
-        loss, accuracy, gradients = self.gradients(batch)
+    def step(self, batch: Batch, hooks: Hooks | None = None) -> tuple[float, float]:
+        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update.
+
+        Both, and the gradient, are those of the forward pass with `hooks`.
+        """
+        loss, accuracy, gradients = self.gradients(batch, hooks)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if self._training.shrinkage:
@@ -30,12 +33,14 @@ class AutogradEngine:
                 parameter.sub_(gradients[name], alpha=self._training.learning_rate)
         return loss, accuracy
 
-    def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
+    def gradients(self, batch: Batch, hooks: Hooks | None = None) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter."""
         labels = batch.labels.to(self.device)
         inputs = batch.inputs.to(self.device, self.parameters["classifier.readout.W"].dtype)
-        logits, _ = forward(self.parameters, inputs, target_only=True)
+        logits, _ = forward(self.parameters, inputs, hooks, target_only=True)
         loss = functional.cross_entropy(logits, labels)
-        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        gradients = torch.autograd.grad(
+            loss, list(self.parameters.values()), allow_unused=bool(hooks), materialize_grads=bool(hooks)
+        )
         accuracy = (logits.argmax(dim=-1) == labels).double().mean()
         return loss.item(), accuracy.item(), dict(zip(self.parameters, gradients, strict=True))

@@ -4,7 +4,7 @@
 |----------|-----------------------------------------------------|--------------------------------------|
 | fused    | two layers of one head, the minimal induction head  | CPU: gradients by hand               |
 | captured | two layers of one head                              | CUDA: the whole step as one graph    |
-| autograd | every network                                       | both: autograd of a plain function   |
+| autograd | every network, under interventions on activations   | both: autograd of a plain function   |
 | hooked   | every network                                       | both: autograd of the hooked model   |
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.tasks.base import Batch
+from mechinterp.training.interventions import acts_on_activations
 
 Device = Literal["cpu", "cuda"]
 
@@ -51,6 +52,7 @@ def build_engine(
 
         return HookedEngine(config, parameters, device)
     by_hand = name != "autograd" and config.model.n_layers == 2 and config.model.n_heads == 1
+    by_hand = by_hand and not acts_on_activations(config)
     if by_hand and config.model.kind == "induction_head" and device == "cpu":
         from mechinterp.training.fused_induction_head import InductionHeadEngine
 

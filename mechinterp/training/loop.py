@@ -9,7 +9,9 @@ import torch
 from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError
 from mechinterp.tasks.base import Task
+from mechinterp.training.autograd import AutogradEngine
 from mechinterp.training.engine import Engine
+from mechinterp.training.interventions import Interventions
 from mechinterp.training.prefetch import batches
 
 
@@ -32,16 +34,21 @@ class RecentMean:
 
 
 def advance(engine: Engine, task: Task, config: RunConfig, start: int, stop: int, recent: RecentMean) -> Iterator[int]:
-    """Take the engine from step `start` to `stop`; yields every step reached before the next update.
+    """Take the engine from step `start` to `stop`, under the run's interventions; yields every step reached before the
+    next update.
 
     Whoever iterates sees the engine's parameters at the yielded step: at `start` first, and, once exhausted, at
     `stop`, which is not yielded. A loss that is not finite raises DivergedError.
     """
+    interventions = Interventions(config)
     for step, batch in zip(
         range(start, stop), batches(task, range(start, stop), config.training.batch_size), strict=True
     ):
         yield step
-        loss, accuracy = engine.step(batch)
+        with interventions.held(step, engine.parameters):
+            hooks = interventions.hooks(step, batch)
+            loss, accuracy = engine.step(batch, hooks) if isinstance(engine, AutogradEngine) else engine.step(batch)
+        interventions.settle(step + 1, engine.parameters)
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} at step {step}; lower training.learning_rate"

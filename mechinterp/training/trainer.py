@@ -13,6 +13,7 @@ from mechinterp.store import Run, RunWriter, open_run
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.item_label import ItemLabelTask
 from mechinterp.training.engine import Device, Engine, build_engine
+from mechinterp.training.interventions import Interventions, noted
 from mechinterp.training.loop import RecentMean, advance, recorded_threads
 from mechinterp.training.replay import environment_changes, usable_device
 
@@ -33,12 +34,14 @@ def train(
     not finite raises DivergedError; Ctrl-C raises KeyboardInterrupt; either way every checkpoint committed before is
     in the file, and `resume` goes on from there.
     """
-    if task is not None:
-        config = _config_for(task, config)
+    config = noted(config if task is None else _config_for(task, config))
     trained_on: Task = config.build_task() if task is None else task
     if task is not None:
         _check_batch(task)
-    engine = build_engine(config, initial_parameters(config), device=device)
+    parameters, interventions = initial_parameters(config), Interventions(config)
+    interventions.require(trained_on.train_batch(0, 2))
+    interventions.settle(0, parameters)
+    engine = build_engine(config, parameters, device=device)
     with RunWriter(path, config, overwrite=overwrite, engine=engine.name, device=engine.device) as writer:
         writer.append(0, engine.parameters, RecentMean().take())
         _train(engine, trained_on, config, writer, range(config.training.steps), progress)

@@ -228,10 +228,17 @@ def test_inputs_of_another_shape_are_refused():
 
 
 @pytest.mark.parametrize("changes", [{"model.n_layers": 1}, {"model.n_layers": 3}, {"model.n_heads": 2}])
-def test_other_networks_are_left_to_the_hooked_model(changes):
+def test_other_networks_are_left_to_autograd(changes):
     config = mi.RunConfig().updated(changes)
     parameters = random_parameters(config, torch.float32)
-    assert build_engine(config, parameters).name == "hooked"
+    engine = build_engine(config, parameters)
+    assert engine.name == "autograd"
+    batch = config.build_task().train_batch(0, 5)
+    (loss, accuracy, ours), (expected, right, theirs) = (
+        each.gradients(batch) for each in (engine, build_engine(config, parameters, "hooked"))
+    )
+    assert (loss, accuracy) == (pytest.approx(expected, rel=1e-5), right)
+    assert worst_deviation(ours, theirs) < 1e-4
     with pytest.raises(MechinterpError, match="two layers"):
         FusedEngine(config, parameters)
 

@@ -84,7 +84,7 @@ def test_the_same_config_gives_the_same_bits(tiny_run, tiny_config, tmp_path):
 
 def test_networks_the_fused_engine_cannot_do_train_on_the_hooked_model(tiny_config, tmp_path):
     run = mi.train(tiny_config.updated({"model.n_heads": 2, "training.steps": 2}), tmp_path / "a.h5", progress=False)
-    assert run.environment["engine"] == "hooked"
+    assert run.environment["engine"] == "autograd"
     assert run.weights(2)["blocks.0.attn.W_Q"].shape == (2, 24, 24)
 
 

@@ -1,0 +1,220 @@
+"""What interventions do (`mechinterp.interventions` says what they are).
+
+Those on parameters act between the engine's steps, so they work at every engine's full speed: a state after s updates
+has what begins at s already set. Those on activations are hooks of the forward pass, under TransformerLens' names; the
+engine then is autograd's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechinterp.config import RunConfig
+from mechinterp.errors import ConfigError, unknown_name
+from mechinterp.interventions import Activation, Clamp, Copy, Fix, Freeze, Graft, Silence
+from mechinterp.models.parameters import parameter_shapes
+from mechinterp.store.run import open_run
+from mechinterp.tasks.base import Batch
+
+
+def noted(config: RunConfig) -> RunConfig:
+    """The config with the digests of the weights that it grafts; all that it names must exist.
+
+    An unknown parameter, and a run that lacks the step, or has other weights there than noted before, raise.
+    """
+    _Parameters(config)
+    interventions = []
+    for each in config.interventions:
+        if isinstance(each, Graft):
+            each = each.model_copy(update={"digest": _source_digest(each)})
+        interventions.append(each)
+    return config.model_copy(update={"interventions": tuple(interventions)})
+
+
+def acts_on_activations(config: RunConfig) -> bool:
+    """Whether some intervention changes the forward pass."""
+    return any(isinstance(each, Activation) and each.acts for each in config.interventions)
+
+
+class Interventions:
+    """The interventions of a run, applied to parameters and forward passes."""
+
+    def __init__(self, config: RunConfig):
+        self._parameters = _Parameters(config)
+        self._activations = [each for each in config.interventions if isinstance(each, Activation) and each.acts]
+        self._last = config.model.n_layers - 1
+
+    def require(self, batch: Batch) -> None:
+        """A role or label that an intervention needs and the task's batches lack is an error."""
+        for each in self._activations:
+            self.hooks(each.start, batch)
+
+    def settle(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        """Set, in place, what begins at the state after `step` updates. Doing it twice is doing it once."""
+        with torch.no_grad():
+            for name, value in self._parameters.set_at(step):
+                parameters[name].copy_(value) if isinstance(value, Tensor) else parameters[name].fill_(value)
+
+    @contextmanager
+    def held(self, step: int, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Around the update from `step`: parameters that are held have the same bits after it."""
+        before = {name: parameters[name].detach().clone() for name in self._parameters.held_at(step)}
+        yield
+        with torch.no_grad():
+            for name, value in before.items():
+                parameters[name].copy_(value)
+
+    def hooks(self, step: int, batch: Batch) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What changes the forward pass of the update from `step`, on these sequences; by hook name."""
+        chains: dict[str, list[Callable[[Tensor], Tensor]]] = {}
+        for each in self._activations:
+            if not each.is_on(step):
+                continue
+            if isinstance(each, Copy):
+                continue
+            attn = f"blocks.{each.layer}.attn"
+            if isinstance(each, Clamp):
+                hook, change = f"{attn}.hook_pattern", _clamp(each, batch)
+            elif isinstance(each, Silence):
+                hook, change = f"{attn}.hook_z", _silence(each)
+            else:
+                hook, change = f"{attn}.hook_attn_scores", _temper(each.tau, each.head)
+            chains.setdefault(hook, []).append(change)
+        for each in self._activations:  # last, since it reads the pattern as clamped
+            if isinstance(each, Copy) and each.is_on(step):
+                see, answer = _copy(each, batch)
+                chains.setdefault(f"blocks.{self._last}.attn.hook_pattern", []).append(see)
+                chains.setdefault("classifier.hook_logits", []).append(answer)
+        return {hook: _one_after_another(chain) for hook, chain in chains.items()}
+
+
+class _Parameters:
+    """Which parameters are set, and which are held, at a step."""
+
+    def __init__(self, config: RunConfig):
+        self._all = list(parameter_shapes(config))
+        self._fix = [(each, self._matching(each)) for each in config.interventions if isinstance(each, Fix)]
+        self._freeze = [(each, self._matching(each)) for each in config.interventions if isinstance(each, Freeze)]
+        self._graft = [(each, self._matching(each)) for each in config.interventions if isinstance(each, Graft)]
+
+    def _matching(self, each: Fix | Freeze | Graft) -> list[str]:
+        found = []
+        for pattern in each.parameters:
+            names = [name for name in self._all if fnmatchcase(name, pattern)]
+            if not names:
+                raise ConfigError(f"interventions: {each.kind}: {unknown_name('parameter', pattern, self._all)}")
+            found += names
+        return found
+
+    def set_at(self, step: int) -> Iterator[tuple[str, Tensor | float]]:
+        for each, names in self._graft:
+            if each.start == step:
+                source = _source_weights(each)
+                yield from ((name, source[name]) for name in names)
+        for each, names in self._fix:
+            if each.start == step:
+                yield from ((name, each.value) for name in names)
+
+    def held_at(self, step: int) -> list[str]:
+        return [name for each, names in [*self._fix, *self._freeze] if each.is_on(step) for name in names]
+
+
+def _source_digest(graft: Graft) -> str:
+    """The digest of the weights that are grafted, which must be the one noted, if one is."""
+    found = open_run(graft.run).digest(graft.step)
+    if graft.digest not in (None, found):
+        raise ConfigError(
+            f"{graft.run}: its weights at step {graft.step} are not those that were grafted (their digest is"
+            f" {found[:12]}…, noted was {str(graft.digest)[:12]}…); restore the run that was used"
+        )
+    return found
+
+
+def _source_weights(graft: Graft) -> dict[str, Tensor]:
+    _source_digest(graft)
+    return open_run(graft.run).weights(graft.step)
+
+
+def _clamp(clamp: Clamp, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """p ← (1−s)·p + s·c, with c [batch or 1, query, key]; where there is no correct label to attend to, p stays."""
+    if clamp.pattern in ("previous_token", "uniform"):
+        n_pos = next(iter(batch.roles.values())).shape[1] if batch.roles else batch.inputs.shape[1]
+        fixed, clamped = _whole_pattern(clamp.pattern, n_pos)[None], torch.ones(1, n_pos)
+    else:
+        role = batch.roles["correct_label" if clamp.pattern == "correct_label" else "label"]
+        count = role.sum(dim=1, keepdim=True)
+        fixed, clamped = (role / count.clamp(min=1))[:, None, :].expand(-1, role.shape[1], -1), torch.zeros(role.shape)
+        clamped[:, -1] = count[:, 0] > 0
+
+    def change(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
+        rows = slice(-pattern.shape[2], None)  # the last layer may have the target's query only
+        c, weight = fixed.to(pattern)[:, None, rows], clamp.strength * clamped.to(pattern)[:, None, rows, None]
+        return _at_head(pattern, clamp.head, torch.lerp(pattern, c.expand_as(pattern), weight), dim=1)
+
+    return change
+
+
+def _whole_pattern(name: str, n_pos: int) -> Float[Tensor, "query key"]:
+    if name == "uniform":
+        allowed = torch.ones(n_pos, n_pos, dtype=torch.float64).tril()
+        return allowed / allowed.sum(dim=1, keepdim=True)
+    previous = torch.ones(n_pos - 1, dtype=torch.float64).diag(-1)
+    previous[0, 0] = 1
+    return previous
+
+
+def _silence(silence: Silence) -> Callable[[Tensor], Tensor]:
+    def change(z: Float[Tensor, "batch query head d_head"]) -> Float[Tensor, "batch query head d_head"]:
+        return _at_head(z, silence.head, (1 - silence.strength) * z, dim=2)
+
+    return change
+
+
+def _temper(tau: float, head: int | None) -> Callable[[Tensor], Tensor]:
+    def change(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
+        return _at_head(scores, head, scores / tau, dim=1)
+
+    return change
+
+
+def _copy(copy: Copy, batch: Batch) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """A hook that sees the pattern, and one that answers from it."""
+    shown = batch.token_labels
+    if shown is None:
+        raise ConfigError("interventions: copy: the task's batches carry no token_labels; add them to its Batch")
+    seen: dict[str, Tensor] = {}
+
+    def see(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
+        seen["attention"] = pattern[:, :, -1].mean(dim=1)
+        return pattern
+
+    def answer(logits: Float[Tensor, "batch n_labels"]) -> Float[Tensor, "batch n_labels"]:
+        attention = seen["attention"]
+        labels = torch.where(shown < 0, logits.shape[-1], shown).to(attention.device)
+        copied = attention.new_zeros(len(logits), logits.shape[-1] + 1).scatter_add(1, labels, attention)[:, :-1]
+        return torch.lerp(logits, copy.xi * copied, copy.strength)
+
+    return see, answer
+
+
+def _at_head(before: Tensor, head: int | None, after: Tensor, dim: int) -> Tensor:
+    """`after` at one head, `before` at the others; of all heads without one."""
+    if head is None:
+        return after
+    chosen = torch.arange(before.shape[dim], device=before.device) == head
+    return torch.where(chosen.view([-1 if axis == dim else 1 for axis in range(before.ndim)]), after, before)
+
+
+def _one_after_another(chain: list[Callable[[Tensor], Tensor]]) -> Callable[..., Tensor]:
+    """One hook of several; TransformerLens also passes the hook point."""
+
+    def change(value: Tensor, hook: object = None) -> Tensor:
+        for each in chain:
+            value = each(value)
+        return value
+
+    return change

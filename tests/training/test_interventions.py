@@ -1,0 +1,244 @@
+"""Interventions during training: what they do to a forward pass and to parameters, and that runs replay them."""
+
+import pytest
+import torch
+
+import mechinterp as mi
+from mechinterp.errors import ConfigError, MechinterpError
+from mechinterp.models.functional import forward
+from mechinterp.models.parameters import initial_parameters
+from mechinterp.models.transformer import build_model
+from mechinterp.training.interventions import Interventions, acts_on_activations
+
+CLAMPS = ["previous_token", "uniform", "correct_label", "labels"]
+FORWARD = [
+    {"kind": "clamp", "layer": 0, "pattern": "previous_token", "strength": 0.25},
+    {"kind": "clamp", "layer": 1, "pattern": "labels", "strength": 0.5},
+    {"kind": "silence", "layer": 0, "strength": 0.75},
+    {"kind": "copy", "strength": 0.5},
+    {"kind": "temperature", "layer": 1, "tau": 2.0},
+]
+
+
+def under(config: mi.RunConfig, *interventions: dict) -> mi.RunConfig:
+    return config.updated({"interventions": list(interventions)})
+
+
+def seen(config: mi.RunConfig, step: int = 0, evaluation: str = "icl"):
+    """A batch, and logits and patterns of the initial network under a config's interventions."""
+    batch = config.build_task().sample(evaluation, 5)
+    hooks = Interventions(config).hooks(step, batch)
+    return batch, *forward(initial_parameters(config), batch.inputs, hooks)
+
+
+def released(config: mi.RunConfig) -> mi.RunConfig:
+    return under(config)
+
+
+@pytest.mark.parametrize("name", CLAMPS)
+def test_a_clamp_puts_its_pattern_in_place(tiny_config, name):
+    layer = 0 if name in ("previous_token", "uniform") else 1
+    hook = f"blocks.{layer}.attn.hook_pattern"
+    clamp = {"kind": "clamp", "layer": layer, "pattern": name}
+    batch, _, clamped = seen(under(tiny_config, clamp))
+    _, _, free = seen(released(tiny_config))
+    pattern = clamped[hook]
+    torch.testing.assert_close(pattern.sum(-1), torch.ones(5, 1, 7))
+    if name == "previous_token":
+        assert (pattern.diagonal(-1, dim1=2, dim2=3) == 1).all()
+        assert (pattern[:, :, 0, 0] == 1).all()
+    elif name == "uniform":
+        expected = torch.ones(7, 7).tril() / torch.arange(1, 8)[:, None]
+        torch.testing.assert_close(pattern, expected.expand_as(pattern))
+    else:
+        role = batch.roles["correct_label" if name == "correct_label" else "label"].float()
+        torch.testing.assert_close(pattern[:, 0, -1], role / role.sum(1, keepdim=True))
+        assert torch.equal(pattern[:, :, :-1], free[hook][:, :, :-1])
+    _, _, half = seen(under(tiny_config, {**clamp, "strength": 0.5}))
+    torch.testing.assert_close(half[hook], (pattern + free[hook]) / 2)
+
+
+def test_a_target_without_a_correct_label_is_not_clamped(tiny_config):
+    clamp = {"kind": "clamp", "layer": 1, "pattern": "correct_label"}
+    batch, logits, clamped = seen(under(tiny_config, clamp), evaluation="iwl")
+    _, _, free = seen(released(tiny_config), evaluation="iwl")
+    lacking = ~batch.roles["correct_label"].any(dim=1)
+    assert lacking.any()
+    assert logits.isfinite().all()
+    hook = "blocks.1.attn.hook_pattern"
+    assert torch.equal(clamped[hook][lacking], free[hook][lacking])
+
+
+def test_temperature_and_silence(tiny_config):
+    parameters, batch = initial_parameters(tiny_config), tiny_config.build_task().sample("icl", 5)
+    model = build_model(tiny_config, parameters)
+    _, cache = model.run_with_cache(batch.inputs)
+    _, _, patterns = seen(under(tiny_config, {"kind": "temperature", "layer": 0, "tau": 3.0}))
+    expected = (cache["blocks.0.attn.hook_attn_scores"] / 3).softmax(-1)
+    torch.testing.assert_close(patterns["blocks.0.attn.hook_pattern"], expected)
+    _, logits, _ = seen(under(tiny_config, {"kind": "silence", "layer": 1}))
+    resid = cache["blocks.1.hook_resid_pre"][:, -1]
+    torch.testing.assert_close(logits, model.classifier(resid))
+
+
+def test_copying_reads_the_clamped_attention_to_labels(tiny_config):
+    interventions = [{"kind": "copy", "xi": 3.0}, {"kind": "clamp", "layer": 1, "pattern": "correct_label"}]
+    batch, logits, _ = seen(under(tiny_config, *interventions))
+    torch.testing.assert_close(logits, 3 * torch.nn.functional.one_hot(batch.labels, 4).float())
+
+
+@pytest.mark.parametrize("n_heads", [1, 2])
+@pytest.mark.parametrize("head", [None, 0])
+def test_the_same_hooks_do_the_same_in_the_hooked_model(tiny_config, n_heads, head):
+    at = {} if head is None else {"head": head}
+    chosen = [each if each["kind"] == "copy" else {**each, **at} for each in FORWARD]
+    config = under(tiny_config.updated({"model.n_heads": n_heads}), *chosen)
+    batch, parameters = config.build_task().sample("icl", 5), initial_parameters(config)
+    hooks = Interventions(config).hooks(0, batch)
+    assert len(hooks) == 5
+    logits, _ = forward(parameters, batch.inputs, hooks)
+    only, _ = forward(parameters, batch.inputs, hooks, target_only=True)
+    expected = build_model(config, parameters).run_with_hooks(batch.inputs, fwd_hooks=list(hooks.items()))
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(only, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(expected, forward(parameters, batch.inputs)[0])
+
+
+def train(config: mi.RunConfig, path) -> mi.Run:
+    return mi.train(config, path, progress=False, overwrite=True)
+
+
+def digests(run: mi.Run) -> list[str]:
+    return [run.digest(step) for step in run.steps]
+
+
+def test_strength_zero_is_bit_for_bit_no_intervention(tiny_config, tiny_run, tmp_path):
+    nothing = [{**each, **({"tau": 1.0} if "tau" in each else {"strength": 0.0})} for each in FORWARD]
+    run = train(under(tiny_config, *nothing), tmp_path / "run.h5")
+    assert digests(run) == digests(tiny_run)
+    assert run.environment["engine"] == tiny_run.environment["engine"] == "fused"
+
+
+@pytest.mark.parametrize("intervention", FORWARD, ids=lambda each: each["kind"])
+def test_the_engine_under_an_intervention_at_strength_zero_takes_the_same_steps(tiny_config, intervention):
+    """Not only by leaving it out: the arithmetic itself changes no bit."""
+    from mechinterp.training.autograd import AutogradEngine
+
+    zero = {**intervention, **({"tau": 1.0} if "tau" in intervention else {"strength": 0.0})}
+    config = under(tiny_config, zero)
+    acting = Interventions(config)
+    acting._activations = list(config.interventions)
+    batch = config.build_task().train_batch(0, 16)
+    hooks = acting.hooks(0, batch)
+    assert hooks
+    plain, hooked = (AutogradEngine(config, initial_parameters(config)) for _ in range(2))
+    assert plain.step(batch) == hooked.step(batch, hooks)
+    for name, value in plain.parameters.items():
+        assert torch.equal(value, hooked.parameters[name]), name
+
+
+def test_a_window_acts_within_its_steps_only(tiny_config, tmp_path):
+    clamp = {"kind": "clamp", "layer": 0, "pattern": "uniform", "start": 8, "stop": 12}
+    free = {"kind": "clamp", "layer": 0, "pattern": "uniform", "start": 20}
+    ours, theirs = (train(under(tiny_config, each), tmp_path / f"{each['start']}.h5") for each in (clamp, free))
+    same = [ours.digest(step) == theirs.digest(step) for step in (0, 4, 8, 10, 12, 20)]
+    assert same == [True, True, True, False, False, False]
+    config = under(tiny_config, clamp)
+    assert acts_on_activations(config)
+    batch = config.build_task().sample("icl", 2)
+    assert [bool(Interventions(config).hooks(step, batch)) for step in (7, 8, 11, 12)] == [False, True, True, False]
+
+
+def test_fixed_frozen_and_grafted_parameters(tiny_config, tiny_run, tmp_path):
+    readout, key = "classifier.readout.W", "blocks.1.attn.W_K"
+    config = under(
+        tiny_config,
+        {"kind": "fix", "parameters": ["classifier.layers.*.b"], "value": 0.5, "stop": 10},
+        {"kind": "freeze", "parameters": [readout], "start": 4, "stop": 8},
+        {"kind": "graft", "parameters": [key], "run": str(tiny_run.path), "step": 20, "start": 6},
+        {"kind": "freeze", "parameters": [key], "start": 6},
+    )
+    run = train(config, tmp_path / "run.h5")
+    weights = {step: run.weights(step) for step in run.steps}
+    bias = "classifier.layers.1.b"
+    assert all((weights[step][bias] == 0.5).all() for step in (0, 2, 10))
+    assert (weights[12][bias] != 0.5).any()
+    assert torch.equal(weights[4][readout], weights[8][readout])
+    assert not torch.equal(weights[2][readout], weights[4][readout])
+    assert not torch.equal(weights[8][readout], weights[10][readout])
+    donor = tiny_run.weights(20)[key]
+    assert not torch.equal(weights[4][key], donor)
+    assert all(torch.equal(weights[step][key], donor) for step in (6, 8, 20))
+    assert run.config.interventions[2].digest == tiny_run.digest(20)
+    assert run.environment["engine"] == "fused"
+
+
+@pytest.mark.parametrize("others", [[], FORWARD], ids=["parameters", "all"])
+def test_runs_under_interventions_replay_and_resume_exactly(tiny_config, tiny_run, tmp_path, others):
+    from mechinterp.training import resume
+
+    config = under(
+        tiny_config,
+        {"kind": "fix", "parameters": ["classifier.layers.0.b"], "value": 0.1, "start": 3, "stop": 9},
+        {"kind": "graft", "parameters": ["blocks.0.*"], "run": str(tiny_run.path), "step": 10, "start": 5},
+        *[{**each, "start": 2, "stop": 17} for each in others],
+    )
+    run = train(config, tmp_path / "run.h5")
+    expected = digests(run)
+    assert run.densify(every=1).exact
+    assert torch.equal(run.weights(5)["blocks.0.attn.W_Q"], tiny_run.weights(10)["blocks.0.attn.W_Q"])
+    shorter = train(config.updated({"training.steps": 10}), tmp_path / "short.h5")
+    assert digests(resume(shorter.path, until=20, progress=False)) == expected
+
+
+def test_a_graft_from_weights_that_have_changed_is_refused(tiny_config, tiny_run, tmp_path):
+    source = train(tiny_config, tmp_path / "source.h5")
+    graft = {"kind": "graft", "run": str(source.path), "step": 10, "start": 5}
+    run = train(under(tiny_config, graft), tmp_path / "run.h5")
+    train(tiny_config.updated({"seed": 1}), source.path)
+    with pytest.raises(ConfigError, match=r"source.h5: its weights at step 10 are not those that were grafted"):
+        run.densify(every=1)
+
+
+def test_accuracy_is_measured_clamped_and_released(tiny_config, tmp_path):
+    copying = [{"kind": "copy", "stop": 10}, {"kind": "clamp", "layer": 1, "pattern": "correct_label", "stop": 10}]
+    run = train(under(tiny_config, *copying), tmp_path / "run.h5")
+    table = mi.measure(run, ["icl_accuracy", "tila2"], n_sequences=50)
+    assert (table["clamped_icl_accuracy"][:5] == 1).all()
+    assert (table["icl_accuracy"][:5] < 0.9).all()
+    assert (table["clamped_tila2"][:5] == 1).all()
+    assert (table["clamped_icl_accuracy"] == table["icl_accuracy"])[5:].all()
+    free = mi.measure(train(under(tiny_config), tmp_path / "free.h5"), n_sequences=50)
+    assert not [name for name in free if name.startswith("clamped")]
+
+
+@pytest.mark.parametrize(
+    ("intervention", "message"),
+    [
+        ({"kind": "clmp"}, r"interventions\.0.*'clmp'"),
+        ({"kind": "clamp", "layer": 0, "pattern": "previous"}, r"interventions\.0\.pattern.*'previous_token'"),
+        ({"kind": "clamp", "layer": 2, "pattern": "uniform"}, "layer is 2, expected 0 to 1"),
+        ({"kind": "clamp", "layer": 0, "pattern": "uniform", "strenght": 1.0}, "did you mean 'strength'"),
+        ({"kind": "clamp", "layer": 0, "pattern": "uniform", "strength": 1.5}, r"less than or equal to 1"),
+        ({"kind": "silence", "layer": 0, "start": 5, "stop": 5}, "would never be on"),
+        ({"kind": "silence", "layer": 0, "start": 99}, "starts at 99, after the last step"),
+        ({"kind": "fix", "parameters": []}, "at least 1"),
+    ],
+)
+def test_impossible_interventions_are_refused(tiny_config, intervention, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        under(tiny_config, intervention)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("intervention", "message"),
+    [
+        ({"kind": "fix", "parameters": ["blocks.0.attn.W_X"]}, "did you mean 'blocks.0.attn.W_"),
+        ({"kind": "graft", "run": "nowhere.h5", "step": 3}, r"nowhere\.h5"),
+    ],
+)
+def test_what_an_intervention_names_must_exist_before_anything_is_written(tiny_config, tmp_path, intervention, message):
+    with pytest.raises(MechinterpError, match=message):
+        train(under(tiny_config, intervention), tmp_path / "run.h5")
+    assert not list(tmp_path.iterdir())

@@ -9,13 +9,14 @@
 assumed (B = 1), so that L ≥ N. What follows from the equations, and the tests confirm:
 
 * From the origin with L > N, at first ξ ∝ t, α ∝ t², β₁ ∝ t⁴: the nested logits take off one after another. The loss
-  does not wait on a plateau of log N, that of guessing among the context's labels: it is near log L until the cliff.
+  stays near log L until the cliff; it has no plateau at log N, that of guessing among the labels of the context.
+* With N₁ = N the flow conserves β₁ + e^{β₁}/N − α²/2: α and β₁ are tied, β₁ ∝ α² at first; any path lies on a surface.
 * ℒ has no minimum. Its fixed points are a curve with ξ = 0 and ℒ = log L (`Landscape.fixed_point`), every one of them
   a strict saddle. What attracts lies at infinity: ξ, α → ∞, where ℒ → 0 like 1/t, is the induction head.
 * ξ, α → −∞ with β₁ > 0: the target attends to all labels but the correct one, and the classifier names the one that
   it sees least. With L = N, where the origin is a saddle and this is the other way out of it, ℒ → 0 there too, but
   like (2N)²/t: a slow way, no sub-optimal minimum. With L > N, ℒ → log(1 + L − N).
-* ξ → ∞, β₁ → −∞, with α < 0 < L − N: guessing among the context's labels for ever, ℒ → log N.
+* α < 0 < ξ with L > N: a plateau at log N, left only when α, slowed down by β₁ → −∞, has crept through 0.
 """
 
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from scipy.special import expit
 
 from mechinterp.errors import MechinterpError, NamedEnum, member
 
+Values = int | float | Float[np.ndarray, "..."]
+"""One coordinate of one point, or of many."""
 Point = tuple[float, float, float]
 """(ξ, α, β₁)."""
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
@@ -80,7 +82,7 @@ class Landscape:
                 f"n_pairs (N={self.n_pairs}) must be from 1 to n_labels (L={self.n_labels}): labels do not repeat"
             )
 
-    def loss(self, xi: ArrayLike, alpha: ArrayLike, beta1: ArrayLike) -> Float[np.ndarray, "*shape"]:
+    def loss(self, xi: Values, alpha: Values, beta1: Values) -> Float[np.ndarray, "*shape"]:
         """ℒ in nats, ≥ 0; arguments broadcast. log L at the origin.
 
         With N₁ = N it depends on α and β₁ through y alone; β₁ = ∞ makes α = y, so that ``loss(xi, y, np.inf)`` is the
@@ -89,19 +91,19 @@ class Landscape:
         exponents, _, _ = self._exponents(xi, alpha, beta1)
         return np.asarray(_log_sum(exponents).mean(axis=0))
 
-    def gradient(self, xi: ArrayLike, alpha: ArrayLike, beta1: ArrayLike) -> Float[np.ndarray, "3 *shape"]:
+    def gradient(self, xi: Values, alpha: Values, beta1: Values) -> Float[np.ndarray, "3 *shape"]:
         """(∂ℒ/∂ξ, ∂ℒ/∂α, ∂ℒ/∂β₁), analytic. At the origin (−(L − N) / (L (2N + 1)), 0, 0)."""
         exponents, slopes, _ = self._exponents(xi, alpha, beta1)
         return (_shares(exponents) * slopes).sum(axis=1).mean(axis=1)
 
-    def hessian(self, xi: ArrayLike, alpha: ArrayLike, beta1: ArrayLike) -> Float[np.ndarray, "3 3 *shape"]:
+    def hessian(self, xi: Values, alpha: Values, beta1: Values) -> Float[np.ndarray, "3 3 *shape"]:
         """Second derivatives, analytic: ℒ is a log-sum-exp of exponents u, so H = ⟨∇u∇uᵀ⟩ + ⟨∇²u⟩ − ⟨∇u⟩⟨∇u⟩ᵀ."""
         exponents, slopes, curvatures = self._exponents(xi, alpha, beta1)
         shares = _shares(exponents)
         mean_slope = (shares * slopes).sum(axis=1)
         return ((shares * (_outer(slopes) + curvatures)).sum(axis=2) - _outer(mean_slope)).mean(axis=2)
 
-    def match(self, alpha: ArrayLike, beta1: ArrayLike) -> Float[np.ndarray, "*shape"]:
+    def match(self, alpha: Values, beta1: Values) -> Float[np.ndarray, "*shape"]:
         """y, layer 2's score of the correct label (eq. 9); with exact competitors its mean over τ."""
         alpha, beta1 = _broadcast(alpha, beta1)
         return np.asarray((alpha * expit(beta1 - self._log_competitors(beta1.ndim))).mean(axis=0))
@@ -110,7 +112,7 @@ class Landscape:
         """Gradient flow d(ξ, α, β₁)/dt = −∇ℒ: columns xi, alpha, beta1, loss at `n_points` times t from 0 to `t_end`.
 
         t is learning rate × steps of descent on these three parameters; those of a network are products of weights
-        and keep another time. Adaptive (LSODA, relative tolerance 1e-10).
+        and keep another time. Adaptive (LSODA, relative tolerance 1e-9).
         """
         if n_points < 2:
             raise MechinterpError(f"n_points is {n_points}; a flow needs 2 or more")
@@ -133,7 +135,7 @@ class Landscape:
 
         That is half-way between the slow phase, where the loss is near log L (its value at the origin and at every
         fixed point), and its final value 0. Not a number if it does not happen before `t_end`: so for a start at a
-        fixed point, in the valley that ends above it, or below it.
+        fixed point, in a valley whose floor is higher, or where the loss is lower already.
         """
         middle = np.log(self.n_labels) / 2
         _positive("t_end", t_end)
@@ -172,7 +174,7 @@ class Landscape:
         return np.log(counts).reshape(-1, *[1] * n_axes)
 
     def _exponents(
-        self, xi: ArrayLike, alpha: ArrayLike, beta1: ArrayLike
+        self, xi: Values, alpha: Values, beta1: Values
     ) -> tuple[
         Float[np.ndarray, "2 tau *shape"], Float[np.ndarray, "3 2 tau *shape"], Float[np.ndarray, "3 3 2 tau *shape"]
     ]:
@@ -213,7 +215,7 @@ class Landscape:
             _finite(start),
             method="LSODA",
             jac=lambda _, point: -self.hessian(*point),
-            rtol=1e-10,
+            rtol=1e-9,
             atol=1e-12,
             **options,
         )
@@ -240,7 +242,7 @@ def _outer(vectors: Float[np.ndarray, "3 *rest"]) -> Float[np.ndarray, "3 3 *res
     return vectors[:, None] * vectors[None, :]
 
 
-def _broadcast(*values: ArrayLike) -> tuple[Float[np.ndarray, "*shape"], ...]:
+def _broadcast(*values: Values) -> tuple[Float[np.ndarray, "*shape"], ...]:
     return np.broadcast_arrays(*(np.asarray(each, dtype=float) for each in values))
 
 

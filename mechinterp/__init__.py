@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mechinterp.report import write_report as write_report
     from mechinterp.store import Run as Run
     from mechinterp.store import open_run as open_run
+    from mechinterp.studies.conduct import run_study as run_study
+    from mechinterp.studies.study import Study as Study
     from mechinterp.tasks import Batch as Batch
     from mechinterp.tasks import Task as Task
     from mechinterp.training import train as train
@@ -41,6 +43,8 @@ _HOME = {
     "write_report": "report",
     "Run": "store",
     "open_run": "store",
+    "Study": "studies.study",
+    "run_study": "studies.conduct",
     "Batch": "tasks",
     "Task": "tasks",
     "train": "training",

@@ -24,6 +24,10 @@ class RunFileError(MechinterpError):
     """A run file is missing, in the way, damaged, or not one of ours."""
 
 
+class BusyError(RunFileError):
+    """Another process is writing the run file."""
+
+
 class UnknownNameError(MechinterpError, KeyError):
     """A measure, hook, step, role, evaluation set or preset that does not exist."""
 

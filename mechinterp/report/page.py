@@ -1,53 +1,15 @@
 """The report of a run: one HTML file that works offline, with plotly.js inside it, once."""
 
-import html
-import os
 from pathlib import Path
-from string import Template
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from mechinterp.emergence import emergence_table
 from mechinterp.errors import MechinterpError
 from mechinterp.models.functional import forward
-from mechinterp.report import figures
+from mechinterp.report import figures, html
 from mechinterp.store import Run
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline';
- style-src 'unsafe-inline'; img-src data: blob:; font-src data:">
-<title>$title</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:last-child { text-align: left; }
-.scroll { overflow-x: auto; }
-.verdict { font-size: 1.2rem; }
-figure { margin: 2rem 0; } figcaption { color: #555; font-size: 0.9rem; }
-pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
-</style>
-<script>$plotly</script>
-</head>
-<body>
-<h1>$title</h1>
-<p class="verdict">$verdict</p>
-$figures
-<h2>Emergence</h2>
-<p>A four-parameter logistic in the step, against a constant and a line; 95 % interval by a moving-block bootstrap.</p>
-<div class="scroll">$emergence</div>
-<h2>What was run</h2>
-<div class="scroll">$facts</div>
-<pre>$config</pre>
-</body>
-</html>
-""")
 
 
 def write_report(run: Run, table: pd.DataFrame, path: str | Path, *, measure: str | None = None) -> Path:
@@ -58,27 +20,20 @@ def write_report(run: Run, table: pd.DataFrame, path: str | Path, *, measure: st
     It shows what was run, the curves with their located transitions, attention maps before and after, what carries the
     answer over training (item–label task), and the emergence table. An existing page is replaced; a run file never is.
     """
-    path = Path(path)
-    if path.is_file() and path.read_bytes()[:4] == b"\x89HDF":
-        raise MechinterpError(f"{path}: is a run file, not a page; choose another file for the report")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise MechinterpError(f"{path}: cannot be written; choose another file")
     emergence = emergence_table(table)
     headline = measure or str(table.columns[0])
-    page = _PAGE.substitute(
-        title=html.escape(f"Run {run.path.name}"),
-        plotly=get_plotlyjs(),
-        verdict=html.escape(verdict(emergence, headline)),
-        figures="\n".join(_figure(*each) for each in _figures(run, table, emergence, headline)),
-        emergence=_html_table(emergence),
-        facts=_html_table(_facts(run)),
-        config=html.escape(run.config.model_dump_json(indent=2)),
-    )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise MechinterpError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
-    return path
+    parts = [
+        html.lead(verdict(emergence, headline)),
+        *(html.figure(*each) for each in _figures(run, table, emergence, headline)),
+        "<h2>Emergence</h2>",
+        "<p>A four-parameter logistic in the step, against a constant and a line; 95 % interval by a moving-block"
+        " bootstrap.</p>",
+        html.table(emergence),
+        "<h2>What was run</h2>",
+        html.table(_facts(run)),
+        html.code(run.config.model_dump_json(indent=2)),
+    ]
+    return html.write_page(Path(path), f"Run {run.path.name}", parts)
 
 
 def verdict(emergence: pd.DataFrame, name: str) -> str:
@@ -196,31 +151,8 @@ def _attention(run: Run, found: pd.Series) -> tuple[go.Figure, str]:
     return figures.attention_maps(patterns, names, "Attention before and after"), caption
 
 
-def _figure(figure: go.Figure, caption: str) -> str:
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
-    return f"<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
 def _facts(run: Run) -> pd.DataFrame:
     steps = run.steps
     facts = {"file": run.path.name, "status": run.status, "created": run.created, "saved steps": len(steps)}
     facts |= {"last step": steps[-1], "digest of the last weights": run.digest(steps[-1]), **run.environment}
     return pd.DataFrame({"value": {name: str(value) for name, value in facts.items()}}).rename_axis("fact")
-
-
-def _html_table(table: pd.DataFrame) -> str:
-    def shown(value: object) -> str:
-        if value is None or value != value:
-            return "–"
-        return (
-            f"{value:.4g}"
-            if isinstance(value, float) and abs(value) < 100
-            else (f"{value:,.0f}" if isinstance(value, float) else str(value))
-        )
-
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [table.index.name or "", *table.columns])
-    rows = (
-        "<tr>" + "".join(f"<td>{html.escape(shown(value))}</td>" for value in [index, *row]) + "</tr>"
-        for index, row in zip(table.index, table.to_numpy(dtype=object), strict=True)
-    )
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from mechinterp.config import RunConfig
-from mechinterp.errors import DivergedError, MechinterpError, RunFileError
+from mechinterp.errors import BusyError, DivergedError, MechinterpError, RunFileError
 from mechinterp.store.file import RunFile
 from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, dense_path, digest, environment, layout
 
@@ -216,7 +216,7 @@ def _claim(path: Path, shown: Path) -> int:
         _lock(descriptor)
     except OSError:
         os.close(descriptor)
-        raise RunFileError(f"{shown}: is being written by another process; wait for it to end") from None
+        raise BusyError(f"{shown}: is being written by another process; wait for it to end") from None
     return descriptor
 
 

@@ -1,0 +1,68 @@
+"""The page of a study: its variants compared, the curves of all runs, and where their transitions are."""
+
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechinterp.report import figures, html
+from mechinterp.studies.conduct import compare, measured
+from mechinterp.studies.study import Study
+
+
+def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Path) -> Path:
+    """Write the page of a study from its table and the measures of its runs in `folder`; returns its path."""
+    compared, tables = compare(table), measured(study, folder)
+    done, wanted = int((table["status"] == "done").sum()), len(table)
+    parts = [html.lead(f"{done} of {wanted} runs done: {len(study.variants)} variants, {len(study.seeds)} seeds.")]
+    for name in (study.measures[0], f"clamped_{study.measures[0]}"):
+        if any(name in each for each in tables.values()):
+            caption = f"{name} over training, a line for each seed, a colour for each variant."
+            parts.append(html.figure(variant_curves(study, tables, name), caption))
+    if tables:
+        caption = "Where each run makes its transition; runs that make none are left out."
+        parts.append(html.figure(transition_steps(table), caption))
+    parts += ["<h2>Variants</h2>", html.table(compared), "<h2>Runs</h2>", html.table(table.set_index("variant"))]
+    parts += ["<h2>What was run</h2>"]
+    for variant, config in study.variants.items():
+        parts += [f"<h3>{escape(variant)}</h3>", html.code(config.model_dump_json(indent=2))]
+    return html.write_page(path, f"Study {study.name}", parts)
+
+
+def variant_curves(study: Study, tables: dict[tuple[str, int], pd.DataFrame], measure: str) -> go.Figure:
+    """A measure over training: a colour for each variant, a line for each seed."""
+    by_seed = {
+        f"seed {seed}": pd.concat(
+            [
+                pd.DataFrame({"step": table.index, "variant": variant, measure: table[measure].to_numpy()})
+                for (variant, of_seed), table in tables.items()
+                if of_seed == seed and measure in table
+            ]
+            or [pd.DataFrame(columns=["step", "variant", measure])]
+        )
+        for seed in study.seeds
+    }
+    return figures.trajectories(by_seed, "variant", measure, list(study.variants), f"{measure} by variant")
+
+
+def transition_steps(table: pd.DataFrame) -> go.Figure:
+    """The main measure's transition of every run, with its interval; variants in rows."""
+    found = table[table["transition"].eq(True)]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=found["step"].astype(float).to_numpy(),
+        y=found["variant"].to_numpy(),
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": (found["high"] - found["step"]).astype(float).to_numpy(),
+            "arrayminus": (found["step"] - found["low"]).astype(float).to_numpy(),
+        },
+        mode="markers",
+        text=[f"seed {seed}" for seed in found["seed"]],
+        marker={"size": 8, "color": "#D55E00", "opacity": 0.7},
+    )
+    figure.update_yaxes(categoryorder="array", categoryarray=list(dict.fromkeys(table["variant"]))[::-1])
+    title = "Step of the transition, with its 95 % interval"
+    return figure.update_layout(template="plotly_white", title=title, xaxis_title="step (updates)")

@@ -1,0 +1,84 @@
+"""Executors of more than one machine, by Parsl (`pip install 'mechinterp[cluster]'`).
+
+A TOML file says where workers run; what it says beside `provider` and `workers` goes to Parsl's provider of that name:
+
+    provider = "slurm"            # "local", "slurm" or "kubernetes"
+    workers = 8                   # processes on each node
+    partition = "cpu"
+    nodes_per_block = 2
+    walltime = "04:00:00"
+    worker_init = "source /shared/venv/bin/activate"
+
+Runs are written to the study's folder, which all machines must see.
+"""
+
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mechinterp.errors import ConfigError, MechinterpError, unknown_name
+
+PROVIDERS = {"local": "LocalProvider", "slurm": "SlurmProvider", "kubernetes": "KubernetesProvider"}
+RETRIES = 3
+"""How often a run whose worker was lost is given to another, which resumes it."""
+
+
+@contextmanager
+def cluster(path: str | Path | None = None, **settings: Any) -> Iterator[Executor]:
+    """A Parsl executor for `run_study`, from a TOML file or the same settings.
+
+    with cluster(provider="local", workers=2) as executor:
+        mi.run_study(study, executor=executor)
+    """
+    settings = {**(_read(Path(path)) if path else {}), **settings}
+    provider, workers = settings.pop("provider", "local"), settings.pop("workers", 1)
+    if provider not in PROVIDERS:
+        raise ConfigError(f"{path or 'cluster'}: {unknown_name('provider', provider, PROVIDERS)}")
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"{path or 'cluster'}: workers is {workers!r}; expected at least 1")
+    try:
+        import parsl.providers
+        from parsl import Config
+        from parsl.concurrent import ParslPoolExecutor
+        from parsl.executors import HighThroughputExecutor
+    except ImportError as error:
+        raise MechinterpError(f"studies on a cluster need Parsl: pip install 'mechinterp[cluster]' ({error})") from None
+    try:
+        where = getattr(parsl.providers, PROVIDERS[provider])(**_defaults(provider), **settings)
+    except TypeError as error:
+        raise ConfigError(f"{path or 'cluster'}: Parsl's {PROVIDERS[provider]}: {error}") from None
+    with TemporaryDirectory(prefix="mechinterp-parsl-") as scratch:
+        pool = HighThroughputExecutor(label="study", provider=where, max_workers_per_node=workers, **_network(provider))
+        config = Config(executors=[pool], retries=RETRIES, run_dir=scratch, initialize_logging=False)
+        with ParslPoolExecutor(config) as executor:
+            yield executor
+
+
+def _defaults(provider: str) -> dict[str, Any]:
+    """On this machine, one block of workers that find Parsl's programs beside this interpreter."""
+    if provider != "local":
+        return {}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}$PATH"
+    return {"init_blocks": 1, "max_blocks": 1, "worker_init": f'export PATH="{programs}"'}
+
+
+def _network(provider: str) -> dict[str, Any]:
+    """How workers find their way back; on this machine, a lost one is noticed within seconds."""
+    if provider != "local":
+        return {}
+    return {"address": "127.0.0.1", "heartbeat_period": 2, "heartbeat_threshold": 10}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None

@@ -1,0 +1,212 @@
+"""Studies are carried out once, to the same bits, whoever is killed meanwhile and wherever they run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+import mechinterp as mi
+from mechinterp.errors import MechinterpError
+from mechinterp.studies.cluster import cluster
+from mechinterp.studies.conduct import compare, measured, run_study
+from mechinterp.studies.study import Study
+from tests.store.survival_children import one_thread
+
+LONG = 4_000
+CLAMP = {"kind": "clamp", "layer": 0, "pattern": "uniform", "strength": 0.5}
+
+
+@pytest.fixture(scope="module")
+def study(tiny_config) -> Study:
+    variants = {"free": {}, "clamped": {"interventions": [CLAMP]}}
+    return Study.of("tiny", tiny_config, variants, [0, 1], ["icl_accuracy", "ila1"])
+
+
+@pytest.fixture(scope="module")
+def long_study(tiny_config) -> Study:
+    changes = {"training.steps": LONG, "checkpoints.every": 200}
+    return Study.of("long", tiny_config, {"short": {}, "long": changes}, [0], ["icl_accuracy"])
+
+
+def straight(study: Study, folder: Path) -> dict[str, str]:
+    """The digests of a study's runs, each trained here on one thread."""
+    with one_thread():
+        runs = {run.id: mi.train(run.config, folder / f"{run.id}.h5", progress=False) for run in study.runs}
+    return {id: run.digest(run.steps[-1]) for id, run in runs.items()}
+
+
+def digests(study: Study, folder: Path) -> dict[str, str]:
+    runs = {run.id: mi.open_run(folder / f"{run.id}.h5") for run in study.runs}
+    assert all(run.status == "complete" for run in runs.values())
+    return {id: run.digest(run.steps[-1]) for id, run in runs.items()}
+
+
+def written(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".h5", ".csv", ".json")}
+
+
+@pytest.fixture(scope="module")
+def done(study, tmp_path_factory) -> tuple[Path, pd.DataFrame]:
+    """The study, carried out by two workers."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run_study(study, folder, workers=2, progress=False)
+
+
+def test_the_table_has_a_row_for_every_run(study, done):
+    folder, table = done
+    assert list(table["variant"]) == ["free", "free", "clamped", "clamped"]
+    assert set(table["status"]) == {"done"}
+    run = mi.open_run(folder / f"{study.runs[0].id}.h5")
+    expected = mi.measure(run)
+    pd.testing.assert_frame_equal(measured(study, folder)["free", 0], expected, check_exact=False, check_dtype=False)
+    assert table["final_icl_accuracy"][0] == pytest.approx(expected["icl_accuracy"].iloc[-1])
+    assert table["final_clamped_icl_accuracy"].notna().tolist() == [False, False, True, True]
+    assert compare(table).loc["clamped", ["runs", "done", "transitions"]].tolist() == [2, 2, 0]
+
+
+def test_one_worker_two_workers_and_a_plain_training_give_the_same_bits(study, done, tmp_path):
+    run_study(study, tmp_path / "one", workers=1, progress=False)
+    expected = straight(study, tmp_path)
+    assert digests(study, done[0]) == digests(study, tmp_path / "one") == expected
+
+
+def test_what_is_done_is_not_done_again(study, done):
+    folder, table = done
+    before = written(folder)
+    pd.testing.assert_frame_equal(run_study(study, folder, progress=False), table)
+    assert written(folder) == before
+    more = Study(study.name, study.variants, study.seeds, ["icl_accuracy"])
+    run_study(more, folder, workers=2, progress=False)  # located anew, not trained
+    after = written(folder)
+    assert {name for name in before if name.endswith(".h5") and before[name] != after[name]} == set()
+    run_study(study, folder, workers=2, progress=False)
+
+
+def test_transitions_are_compared_by_seed():
+    rows = [("a", 0, 10.0), ("a", 1, 20.0), ("a", 2, None), ("b", 0, 5.0), ("b", 1, 30.0), ("b", 2, 7.0)]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "step"]).assign(status="done", final_icl_accuracy=1.0)
+    found = compare(table)
+    assert found.loc["b", ["transitions", "step", "ratio", "ratio_low", "ratio_high"]].tolist() == [3, 7, 1, 0.5, 1.5]
+    assert found.loc["a", ["transitions", "ratio"]].tolist() == [2, 1]
+
+
+def test_a_study_that_is_killed_goes_on_where_it_was(long_study, tmp_path):
+    """The whole command is killed, with SIGKILL; its worker ends by itself."""
+    file, folder = tmp_path / "long.toml", tmp_path / "runs"
+    short, long = long_study.runs
+    lines = ['measures = ["icl_accuracy"]', "seeds = [0]", "[variants.short]", "[variants.long]"]
+    lines += [f"training.steps = {LONG}", "checkpoints.every = 200", "[base]"]
+    nested = short.config.model_dump(mode="json", exclude={"seed", "interventions"}, exclude_none=True)
+    for section, values in nested.items():
+        lines += [
+            f"{section}.{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+            for key, value in values.items()
+        ]
+    file.write_text("\n".join(lines))
+    assert [run.id for run in Study.from_toml(file).runs] == [short.id, long.id]
+    command = [sys.executable, "-m", "mechinterp.cli", "study", str(file), "--workers", "1", "--runs", str(folder)]
+    command += ["--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    growing = folder / f"{long.id}.h5"
+    until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= 3)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    until(lambda: not any(each.is_running() and each.status() != "zombie" for each in workers))
+    assert 3 <= len(mi.open_run(growing).steps) <= LONG // 200
+    finished = {name: at for name, at in written(folder).items() if name.startswith(short.id)}
+    assert len(finished) == 3
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    assert finished.items() <= written(folder).items()
+    assert digests(long_study, folder) == straight(long_study, tmp_path)
+    assert (tmp_path / "out" / "long.html").exists()
+
+
+def test_parsl_gives_the_same_bits_though_a_worker_is_killed(long_study, tmp_path):
+    folder = tmp_path / "runs"
+    growing, killed = folder / f"{long_study.runs[1].id}.h5", []
+
+    def kill_the_worker() -> None:
+        until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= 3)
+        process = next(each for each in psutil.process_iter() if writes(each, growing))
+        worker = process.parent()
+        assert worker is not None
+        worker.kill()
+        killed.append(worker.pid)
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    with cluster(provider="local", workers=1) as executor, ThreadPoolExecutor() as beside:
+        killer = beside.submit(kill_the_worker)
+        table = run_study(long_study, folder, executor=executor, progress=False)
+        killer.result()
+    assert killed
+    assert set(table["status"]) == {"done"}
+    assert digests(long_study, folder) == straight(long_study, tmp_path)
+
+
+def test_a_failure_is_recorded_and_left_until_a_retry(tiny_config, tmp_path):
+    variants = {"free": {}, "wild": {"training.learning_rate": 1e9}}
+    study = Study.of("fails", tiny_config, variants, [0], ["icl_accuracy"])
+    table = run_study(study, tmp_path, progress=False).set_index("variant")
+    assert table["status"].to_dict() == {"free": "done", "wild": "failed"}
+    assert "learning_rate" in table.loc["wild", "error"]
+    before = written(tmp_path)
+    run_study(study, tmp_path, progress=False)
+    assert written(tmp_path) == before
+    run_study(study, tmp_path, retry=True, progress=False)
+    assert {name for name, at in written(tmp_path).items() if before[name] != at} == {f"{study.runs[1].id}.failed.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"measures": ["icl_acuracy"]}, r"variant 'free': unknown measure 'icl_acuracy'; did you mean 'icl_accuracy'"),
+        ({"variants": {"grafted": [{"kind": "graft", "run": "no.h5", "step": 1}]}}, r"variant 'grafted': no\.h5"),
+        ({"variants": {"fixed": [{"kind": "fix", "parameters": ["blocks.0.attn.W"]}]}}, "variant 'fixed'.*W_"),
+    ],
+)
+def test_everything_is_checked_before_anything_starts(tiny_config, tmp_path, changes, message):
+    variants = {name: {"interventions": each} for name, each in changes.get("variants", {"free": []}).items()}
+    study = Study.of("s", tiny_config, variants, [0], changes.get("measures", ["icl_accuracy"]))
+    with pytest.raises(MechinterpError, match=message):
+        run_study(study, tmp_path / "runs", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('provider = "slrm"', "did you mean 'slurm'"),
+        ("workers = 0", "expected at least 1"),
+        ("nodes = 3", "LocalProvider"),
+    ],
+)
+def test_a_faulty_cluster_is_refused(tmp_path, text, message):
+    path = tmp_path / "cluster.toml"
+    path.write_text(text)
+    with pytest.raises(MechinterpError, match=message), cluster(path):
+        pass
+
+
+def writes(process: psutil.Process, path: Path) -> bool:
+    """Whether it is the process of a run that writes this file."""
+    try:
+        is_worker = "mechinterp.studies.worker" in process.cmdline()
+        return is_worker and str(path) in [file.path for file in process.open_files()]
+    except psutil.Error:
+        return False
+
+
+def until(condition) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in two minutes"
+        time.sleep(0.02)

@@ -1,0 +1,98 @@
+"""What a study is: validated before anything starts, runs by the hash of their config."""
+
+import pytest
+
+import mechinterp as mi
+from mechinterp.errors import ConfigError, MechinterpError
+from mechinterp.studies.study import Study, flat
+
+STUDY = """
+preset = "reddy2023-fast"
+seeds = [3, 5]
+measures = ["icl_accuracy", "ila1"]
+
+[base]
+training.steps = 50
+checkpoints.every = 5
+
+[variants.free]
+
+[variants.clamped]
+task.burstiness = 2
+interventions = [{ kind = "clamp", layer = 0, pattern = "uniform", stop = 9 }]
+
+[paper_scale]
+preset = "reddy2023"
+seeds = [7]
+training.steps = 70
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_a_study_is_its_base_times_variants_times_seeds(file):
+    study = Study.from_toml(file)
+    assert (study.name, study.seeds, study.measures) == ("two", (3, 5), ("icl_accuracy", "ila1"))
+    assert [(run.variant, run.seed) for run in study.runs] == [(v, s) for v in ("free", "clamped") for s in (3, 5)]
+    free, _, clamped, _ = (run.config for run in study.runs)
+    base = mi.RunConfig.preset("reddy2023-fast", seed=3)
+    assert free == base.updated({"training.steps": 50, "checkpoints.every": 5})
+    assert (clamped.task.burstiness, clamped.interventions[0].stop) == (2, 9)
+    assert clamped.updated({"interventions": [], "task.burstiness": 1}) == free
+
+
+def test_paper_scale_changes_the_base(file):
+    study = Study.from_toml(file, paper_scale=True)
+    (free, clamped) = (run.config for run in study.runs)
+    assert (free.seed, free.training.steps, free.training.learning_rate) == (7, 70, 0.01)
+    assert clamped.task.burstiness == 2
+    assert free.checkpoints.every == 5
+
+
+def test_equal_configs_are_one_run_and_others_are_not(file):
+    ids = [run.id for run in Study.from_toml(file).runs]
+    again = Study.of("other", mi.RunConfig.preset("reddy2023-fast"), {"x": flat({"training": {"steps": 50}})}, [3])
+    assert len(set(ids)) == 4
+    assert again.runs[0].id not in ids
+    same = Study("same", {"free": Study.from_toml(file).variants["free"]}, [5, 3])
+    assert [run.id for run in same.runs] == [ids[1], ids[0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "replaced", "message"),
+    [
+        ("seeds = [3, 5]", "seds = [3]", r"two\.toml: unknown key 'seds'; did you mean 'seeds'"),
+        ("seeds = [3, 5]", "seeds = [3, 3]", "seeds names 3 twice"),
+        ("seeds = [3, 5]", "seeds = [-1]", "seed"),
+        ("seeds = [3, 5]", "seeds = 3", "seeds is 3; expected a list"),
+        ("task.burstiness = 2", "task.burstines = 2", r"variant 'clamped'.*did you mean 'burstiness'"),
+        ("task.burstiness = 2", "task.burstiness = 3", r"variant 'clamped'.*not divisible"),
+        ("training.steps = 50", "training.steps = 'x'", r"training\.steps"),
+        ('pattern = "uniform"', 'pattern = "unifrm"', r"variant 'clamped'.*pattern"),
+        ('preset = "reddy2023-fast"', 'preset = "reddy"', "unknown preset"),
+        ("[variants.free]", "[variants.free", "not valid TOML"),
+        ("[variants.free]", "[variants]\nfree = 3", r"variants\.free is 3; expected a table"),
+    ],
+)
+def test_a_faulty_file_is_refused_in_one_line(file, line, replaced, message):
+    file.write_text(STUDY.replace(line, replaced, 1))
+    with pytest.raises(MechinterpError, match=message) as refused:
+        Study.from_toml(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_paper_scale_of_a_study_without_one_is_refused(file):
+    file.write_text(STUDY[: STUDY.index("[paper_scale]")])
+    with pytest.raises(ConfigError, match=r"no section \[paper_scale\]"):
+        Study.from_toml(file, paper_scale=True)
+
+
+@pytest.mark.parametrize("changes", [{"variants": {}}, {"seeds": []}, {"measures": []}, {"name": "a/b"}])
+def test_an_empty_study_is_refused(tiny_config, changes):
+    with pytest.raises(ConfigError, match="study"):
+        Study(**{"name": "s", "variants": {"free": tiny_config}, **changes})

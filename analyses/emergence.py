@@ -15,8 +15,9 @@ import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import make_folder, open_runs, run_analysis, write_figure
+from mechinterp.analysis import open_runs, run_analysis, write_figure
 from mechinterp.emergence import emergence_table
+from mechinterp.files import make_folder
 from mechinterp.report.figures import COLOURS
 
 MEASURES = ["icl_accuracy", "swap_accuracy", "cla_mass", "cla", "tla2", "ila1", "tila2"]

@@ -19,9 +19,10 @@ import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import make_folder, open_runs, run_analysis, write_figure
+from mechinterp.analysis import open_runs, run_analysis, write_figure
 from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import member
+from mechinterp.files import make_folder
 from mechinterp.report.figures import trajectories
 from mechinterp.theory.landscape import ORIGIN, Competitors, Landscape, Point
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
-import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import make_folder, open_runs, run_analysis, write_figure
+from mechinterp.analysis import open_runs, run_analysis, write_figure
 from mechinterp.emergence import emergence_table
-from mechinterp.report.figures import COLOURS
+from mechinterp.files import make_folder
+from mechinterp.report.figures import aligned
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
 
@@ -38,30 +37,12 @@ class ProgressMeasures:
             table = tables[name] = mi.measure(run, progress=True)
             table.to_csv(self.out / f"{name}.csv")
             print(table.iloc[[0, len(table) // 2, -1]].round(3).T.to_string())
-        print(f"figure: {write_figure(draw(tables), self.out / 'progress_measures.html')}")
-
-
-def draw(tables: dict[str, pd.DataFrame]) -> go.Figure:
-    """Measures against the step since the transition of IC accuracy (since step 0 where there is none)."""
-    figure = go.Figure()
-    for number, (name, table) in enumerate(tables.items()):
-        origin = emergence_table(table, ["icl_accuracy"])["step"].iloc[0] or 0
-        for measure in (each for each in SHOWN if each in table):
-            figure.add_scatter(
-                x=table.index.to_numpy() - origin,
-                y=table[measure].to_numpy(),
-                name=measure,
-                legendgroup=measure,
-                showlegend=number == 0,
-                line={"color": COLOURS[measure], "width": 1.5},
-                hovertext=name,
-            )
-    return figure.update_layout(
-        template="plotly_white",
-        title=f"Progress measures of {len(tables)} runs, aligned at the transition of IC accuracy",
-        xaxis_title="steps since the transition",
-        yaxis_title="fraction",
-    )
+        origins = {
+            name: emergence_table(table, ["icl_accuracy"])["step"].iloc[0] or 0 for name, table in tables.items()
+        }
+        title = f"Progress measures of {len(tables)} runs, aligned at the transition of IC accuracy"
+        figure = aligned(tables, origins, SHOWN, title)
+        print(f"figure: {write_figure(figure, self.out / 'progress_measures.html')}")
 
 
 if __name__ == "__main__":

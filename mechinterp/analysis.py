@@ -1,6 +1,7 @@
 """What every module in analyses/ shares: its command line, its runs, and how a figure is written."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +11,11 @@ import plotly.graph_objects as go
 from mechinterp.circuits.trajectory import analyse
 from mechinterp.cli import run_command
 from mechinterp.errors import MechinterpError
+from mechinterp.files import make_folder
+from mechinterp.report.study import write_study_report
 from mechinterp.store import Run, open_run
+from mechinterp.studies.conduct import compare, measured, run_study
+from mechinterp.studies.study import Study
 
 
 @runtime_checkable
@@ -37,14 +42,6 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     return {name: open_run(path) for name, path in zip(names, paths, strict=True)}
 
 
-def make_folder(path: Path) -> Path:
-    """The folder for an analysis' results, made if it does not exist."""
-    if path.exists() and not path.is_dir():
-        raise MechinterpError(f"{path}: is a file; give a folder with --out")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def analyse_runs(paths: Sequence[Path], analysis: str, out: Path, **arguments: Any) -> dict[str, pd.DataFrame]:
     """A circuit analysis at every saved step of every run; the tables are written to ``{out}/{run}.csv``."""
     tables = {}
@@ -59,6 +56,63 @@ def ends(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The rows of every run's first and last step, with the run's name: before and after."""
     rows = [table[table["step"].isin([table["step"].min(), table["step"].max()])] for table in tables.values()]
     return pd.concat(rows, keys=list(tables), names=["run"]).reset_index(level=0)
+
+
+@dataclass
+class StudyAnalysis:
+    """Does the runs of the study beside an analysis that are not done yet."""
+
+    workers: int | None = None
+    """Processes on this machine; by default one for each core."""
+    paper_scale: bool = False
+    """The full thing instead of the quick one."""
+    runs: Path = Path("checkpoints/studies")
+    """Folder of the runs, by id; studies share it."""
+    out: Path | None = None
+    """Folder of the tables and figures; by default results/NAME."""
+
+    def conducted(self, name: str) -> "Conducted":
+        """The study ``analyses/{name}.toml``, carried out; its table, and the comparison of variants, are written."""
+        study = Study.from_toml(Path("analyses") / f"{name}.toml", paper_scale=self.paper_scale)
+        out = make_folder(self.out or Path("results") / (f"{name}-paper-scale" if self.paper_scale else name))
+        table = run_study(study, self.runs, workers=self.workers)
+        table.to_csv(out / "runs.csv", index=False, float_format="%.6g")
+        compared = compare(table)
+        compared.to_csv(out / "variants.csv", float_format="%.6g")
+        print(compared.round(3).T.to_string())
+        failed = [each for each in table.to_dict("records") if each["status"] != "done"]
+        if failed:
+            first = failed[0]
+            raise MechinterpError(f"{len(failed)} runs failed; the first: {first['variant']}: {first['error']}")
+        page = write_study_report(study, table, self.runs, out / "study.html")
+        print(f"report: {page}")
+        return Conducted(study, table, measured(study, self.runs), out)
+
+
+@dataclass(frozen=True)
+class Conducted:
+    """A study that has been carried out."""
+
+    study: Study
+    table: pd.DataFrame
+    """One row per run."""
+    measured: dict[tuple[str, int], pd.DataFrame]
+    """Step × measure, by variant and seed."""
+    out: Path
+    """Where its results go."""
+
+    def of(self, variant: str) -> dict[str, pd.DataFrame]:
+        """Step × measure of a variant's runs."""
+        return {f"{name}, seed {seed}": table for (name, seed), table in self.measured.items() if name == variant}
+
+    def steps(self, variant: str) -> dict[str, float]:
+        """The step of the transition of a variant's runs; 0 where there is none."""
+        rows = [row for row in self.table.to_dict("records") if row["variant"] == variant]
+        return {f"{variant}, seed {row['seed']}": row["step"] if row["transition"] else 0.0 for row in rows}
+
+    def write(self, figure: go.Figure, name: str) -> None:
+        """Write a figure to the study's folder."""
+        print(f"figure: {write_figure(figure, self.out / f'{name}.html')}")
 
 
 def write_figure(figure: go.Figure, path: Path) -> Path:

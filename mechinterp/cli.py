@@ -347,7 +347,7 @@ class Study:
     def execute(self) -> int:
         from contextlib import nullcontext
 
-        from mechinterp.analysis import make_folder
+        from mechinterp.files import make_folder
         from mechinterp.report.study import write_study_report
         from mechinterp.studies.cluster import cluster
         from mechinterp.studies.conduct import compare, run_study

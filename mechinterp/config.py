@@ -6,7 +6,6 @@ run file as canonical JSON. Unknown keys are refused, and every fault of a file 
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from mechinterp import interventions
 from mechinterp.errors import ConfigError, unknown_name
+from mechinterp.files import read_toml
 from mechinterp.interventions import Intervention
 from mechinterp.section import Section
 
@@ -297,12 +297,7 @@ class RunConfig(Section):
     @classmethod
     def from_toml(cls, path: str | Path) -> "RunConfig":
         """Read a config from a TOML file; whatever it leaves out has its default."""
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+        values = read_toml(path)
         if isinstance(values.get("task"), dict) and values["task"].get("kind") == "custom":
             raise ConfigError(
                 f"{path}: task.kind: a custom task cannot be made from a file; pass it to train() in Python"

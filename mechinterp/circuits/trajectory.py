@@ -10,7 +10,6 @@ checkpoint is never analysed twice, and one whose weights differ is never mistak
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
@@ -40,6 +39,7 @@ from mechinterp.circuits.qk_ov import (
 from mechinterp.circuits.rerun import parameters_of
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, member, unknown_name
+from mechinterp.files import replace_text
 from mechinterp.models.induction_head import as_transformer
 from mechinterp.models.transformer import build_model
 from mechinterp.store import Run
@@ -284,8 +284,6 @@ class _Cache:
         """Replace the file at once, so that no reader ever sees half of it."""
         if self._path is None or not self._changed:
             return
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
         with suppress(OSError):  # beside a run that may only be read, nothing is kept
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"about": self._about, "tables": self.rows}), encoding="utf-8")
-            os.replace(temporary, self._path)
+            replace_text(self._path, json.dumps({"about": self._about, "tables": self.rows}))

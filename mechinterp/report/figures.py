@@ -36,6 +36,40 @@ def curves(table: pd.DataFrame, names: list[str], title: str, emergence: pd.Data
     return _styled(figure, title, "step (updates)", "fraction")
 
 
+def aligned(tables: dict[str, pd.DataFrame], origins: dict[str, float], names: list[str], title: str) -> go.Figure:
+    """Measures of several runs against the step since each run's origin, as Reddy 2023 has it in figure 4."""
+    figure = go.Figure()
+    for number, (run, table) in enumerate(tables.items()):
+        for name in (each for each in names if each in table):
+            figure.add_scatter(
+                x=table.index.to_numpy() - origins[run],
+                y=table[name].to_numpy(),
+                name=name,
+                legendgroup=name,
+                showlegend=number == 0,
+                line={"color": COLOURS[name], "width": 1.5},
+                hovertext=run,
+            )
+    return _styled(figure, title, "steps since the transition", "fraction")
+
+
+def each_seed(tables: dict[str, pd.DataFrame], names: list[str], title: str) -> go.Figure:
+    """Measures of several runs over training: a colour for each run, or, of several measures, for each measure."""
+    figure = go.Figure()
+    for (run, table), colour in zip(tables.items(), cycle(_PALETTE), strict=False):
+        for name in names:
+            figure.add_scatter(
+                x=table.index.to_numpy(),
+                y=table[name].to_numpy(),
+                name=run if len(names) == 1 else name,
+                legendgroup=run if len(names) == 1 else name,
+                showlegend=len(names) == 1 or run == next(iter(tables)),
+                line={"color": colour if len(names) == 1 else COLOURS[name], "width": 1.5},
+                hovertext=f"{run}: {name}",
+            )
+    return _styled(figure, title, "step (updates)", names[0] if len(names) == 1 else "fraction")
+
+
 def attention_maps(patterns: dict[int, tuple[NDArray, NDArray]], token_names: list[str], title: str) -> go.Figure:
     """Layer 1's pattern [query, key] and the target's row of layer 2 [key] at several steps, for one sequence."""
     steps = list(patterns)

@@ -14,7 +14,6 @@ Runs are written to the study's folder, which all machines must see.
 
 import os
 import sys
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mechinterp.errors import ConfigError, MechinterpError, unknown_name
+from mechinterp.files import read_toml
 
 PROVIDERS = {"local": "LocalProvider", "slurm": "SlurmProvider", "kubernetes": "KubernetesProvider"}
 RETRIES = 3
@@ -36,7 +36,7 @@ def cluster(path: str | Path | None = None, **settings: Any) -> Iterator[Executo
     with cluster(provider="local", workers=2) as executor:
         mi.run_study(study, executor=executor)
     """
-    settings = {**(_read(Path(path)) if path else {}), **settings}
+    settings = {**(read_toml(path) if path else {}), **settings}
     provider, workers = settings.pop("provider", "local"), settings.pop("workers", 1)
     if provider not in PROVIDERS:
         raise ConfigError(f"{path or 'cluster'}: {unknown_name('provider', provider, PROVIDERS)}")
@@ -73,12 +73,3 @@ def _network(provider: str) -> dict[str, Any]:
     if provider != "local":
         return {}
     return {"address": "127.0.0.1", "heartbeat_period": 2, "heartbeat_threshold": 10}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid TOML: {error}") from None

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError
+from mechinterp.files import make_folder
 from mechinterp.measures import columns_for
 from mechinterp.studies.study import Study, StudyRun
 from mechinterp.studies.worker import GONE, Job, is_done
@@ -46,7 +47,7 @@ def run_study(
     if workers is not None and workers < 1:
         raise MechinterpError(f"workers is {workers}; at least one is needed")
     jobs = _jobs(study, Path(folder))
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(folder))
     todo = {id: job for id, job in jobs.items() if not is_done(job) and (retry or not _failure_path(job).exists())}
     pool = executor or ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="study")
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=None if progress else True)
@@ -171,8 +172,6 @@ def _runs_and_jobs(study: Study, folder: Path) -> list[tuple[StudyRun, Job]]:
 
 def _jobs(study: Study, folder: Path) -> dict[str, Job]:
     """The jobs by id, validated: equal configs are one run."""
-    if folder.exists() and not folder.is_dir():
-        raise MechinterpError(f"{folder}: is a file; give a folder for the runs")
     for each in study.runs:
         try:
             noted(each.config)

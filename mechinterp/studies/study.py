@@ -14,10 +14,10 @@ interventions = [{ kind = "copy" }]
 
 [paper_scale]                             # what --paper-scale changes, in all variants; also preset and seeds
 training.steps = 60_000
+variants.copying.training.steps = 20_000  # or in one
 """
 
 import hashlib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError, unknown_name
+from mechinterp.files import read_toml
 
 DEFAULT_MEASURES = ("icl_accuracy", "cla", "tla2", "ila1", "tila2")
 _KEYS = ("name", "preset", "config", "seeds", "measures", "base", "variants", "paper_scale")
@@ -102,12 +103,7 @@ class Study:
         With `paper_scale`, the file's section of that name is applied to the base, before the variants.
         """
         path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+        values = read_toml(path)
         try:
             return cls._from_values(values, path, paper_scale)
         except ConfigError as error:
@@ -132,18 +128,22 @@ class Study:
         else:
             base = RunConfig.preset(values.get("preset", "reddy2023-fast"))
         base = base.updated(flat(values.get("base", {})))
-        if paper_scale:
-            base = base.updated(
-                flat({key: each for key, each in larger.items() if key not in ("preset", "config", "seeds")})
-            )
         variants = values.get("variants", {"base": {}})
         for variant, changes in variants.items():
             if not isinstance(changes, dict):
                 raise ConfigError(f"variants.{variant} is {changes!r}; expected a table of settings")
+        variants = {variant: flat(changes) for variant, changes in variants.items()}
+        if paper_scale:
+            of_all = {key: each for key, each in larger.items() if key not in ("preset", "config", "seeds", "variants")}
+            base = base.updated(flat(of_all))
+            for variant, changes in larger.get("variants", {}).items():
+                if variant not in variants:
+                    raise ConfigError(f"paper_scale: {unknown_name('variant', variant, variants)}")
+                variants[variant] |= flat(changes)
         return cls.of(
             str(values.get("name", path.stem)),
             base,
-            {variant: flat(changes) for variant, changes in variants.items()},
+            variants,
             values.get("seeds", (0, 1, 2)),
             values.get("measures", DEFAULT_MEASURES),
         )

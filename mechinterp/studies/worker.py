@@ -21,6 +21,7 @@ import torch
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
 from mechinterp.errors import BusyError, MechinterpError
+from mechinterp.files import replace_text
 from mechinterp.measures import measure
 from mechinterp.store import Run, open_run
 from mechinterp.training import resume, train
@@ -60,7 +61,7 @@ def do(job: Job) -> dict[str, Any]:
     folder, config = Path(job["folder"]), RunConfig.from_dict(job["config"])
     run = _trained(config, folder / f"{job['id']}.h5")
     table = measure(run)
-    _replace(folder / f"{job['id']}.csv", table.to_csv())
+    replace_text(folder / f"{job['id']}.csv", table.to_csv())
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
     outcome = {
         "version": version("mechinterp"),
@@ -70,7 +71,7 @@ def do(job: Job) -> dict[str, Any]:
         "final": finals,
     }
     outcome = _plain(outcome)
-    _replace(folder / f"{job['id']}.json", json.dumps(outcome))
+    replace_text(folder / f"{job['id']}.json", json.dumps(outcome))
     return outcome
 
 
@@ -93,13 +94,6 @@ def _trained(config: RunConfig, path: Path) -> Run:
             return run if run.status == "complete" else resume(path, progress=False)
         except BusyError:
             time.sleep(0.5)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file at once, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ interventions = [{ kind = "clamp", layer = 0, pattern = "uniform", stop = 9 }]
 preset = "reddy2023"
 seeds = [7]
 training.steps = 70
+variants.clamped.task.burstiness = 4
 """
 
 
@@ -50,7 +51,7 @@ def test_paper_scale_changes_the_base(file):
     study = Study.from_toml(file, paper_scale=True)
     (free, clamped) = (run.config for run in study.runs)
     assert (free.seed, free.training.steps, free.training.learning_rate) == (7, 70, 0.01)
-    assert clamped.task.burstiness == 2
+    assert (clamped.task.burstiness, clamped.training.steps) == (4, 70)
     assert free.checkpoints.every == 5
 
 
@@ -76,13 +77,14 @@ def test_equal_configs_are_one_run_and_others_are_not(file):
         ('pattern = "uniform"', 'pattern = "unifrm"', r"variant 'clamped'.*pattern"),
         ('preset = "reddy2023-fast"', 'preset = "reddy"', "unknown preset"),
         ("[variants.free]", "[variants.free", "not valid TOML"),
+        ("variants.clamped.task", "variants.clampt.task", r"unknown variant 'clampt'; did you mean 'clamped'"),
         ("[variants.free]", "[variants]\nfree = 3", r"variants\.free is 3; expected a table"),
     ],
 )
 def test_a_faulty_file_is_refused_in_one_line(file, line, replaced, message):
     file.write_text(STUDY.replace(line, replaced, 1))
     with pytest.raises(MechinterpError, match=message) as refused:
-        Study.from_toml(file)
+        Study.from_toml(file, paper_scale="clampt" in replaced)
     assert "\n" not in str(refused.value)
 
 

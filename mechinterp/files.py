@@ -1,0 +1,36 @@
+"""Files and folders that users name: what goes wrong with them is one clear line."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mechinterp.errors import ConfigError, MechinterpError
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if it does not exist."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise MechinterpError(f"{path}: is a file; give a folder") from None
+    except OSError as error:
+        raise MechinterpError(f"{path}: cannot be made ({error.strerror}); give another folder") from None
+    return path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file at once, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mechinterp.cli import run_command
+from mechinterp.studies.study import Study
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,31 @@ def test_no_run_is_one_clear_line(capsys):
 
     assert run_command(Emergence, []) == 2
     assert capsys.readouterr().err == "mechinterp: name at least one run file\n"
+
+
+@pytest.mark.parametrize("paper_scale", [False, True])
+@pytest.mark.parametrize(
+    ("module", "command", "figures"),
+    [
+        ("ablation_beta2_fixed", "AblationBeta2Fixed", ["free", "fixed"]),
+        ("ablation_l_equals_n", "AblationLEqualsN", ["minimal_L8_N8_train_loss", "full_L8_N8_icl_accuracy"]),
+        ("minimal_model", "MinimalModel", ["loss", "accuracy"]),
+        ("clamps", "Clamps", ["icl_accuracy", "clamped_icl_accuracy", "transitions"]),
+    ],
+)
+def test_an_analysis_by_a_study(
+    module, command, figures, paper_scale, tiny_config, tmp_path, tmp_path_factory, monkeypatch
+):
+    """The study's own variants, each with a tiny network: they are all one run."""
+    real = Study.from_toml(f"analyses/{module}.toml", paper_scale=paper_scale)
+    tiny = Study(module, dict.fromkeys(real.variants, tiny_config), [0], real.measures)
+    monkeypatch.setattr(Study, "from_toml", lambda path, paper_scale: tiny)
+    runs = tmp_path_factory.getbasetemp() / "tiny-runs"
+    analysis = getattr(importlib.import_module(f"analyses.{module}"), command)
+    options = ["--runs", str(runs), "--out", str(tmp_path), *(["--paper-scale"] if paper_scale else [])]
+    assert run_command(analysis, options) == 0
+    assert len(list(runs.glob("*.h5"))) == 1
+    assert list(pd.read_csv(tmp_path / "runs.csv")["variant"]) == list(real.variants)
+    assert list(pd.read_csv(tmp_path / "variants.csv")["variant"]) == list(real.variants)
+    assert (tmp_path / "study.html").exists()
+    assert {path.stem for path in tmp_path.glob("*.html")} >= set(figures)

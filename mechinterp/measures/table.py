@@ -87,7 +87,8 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
             seen = _observe(run, weights, batch, {hook for column in here for hook in column.measure.hooks})
             row |= {column.name: float(column.measure.compute(seen)) for column in here}
             if acts_on_activations(run.config):
-                logits, patterns = forward(weights, batch.inputs, interventions.hooks(step, batch))
+                under = interventions.at(step, batch)
+                logits, patterns = forward(weights, batch.inputs, under.hooks() if under else None)
                 seen = Observation(batch, logits, patterns)
                 clamped |= {
                     f"clamped_{column.name}": float(column.measure.compute(seen))

@@ -5,8 +5,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechinterp.config import RunConfig
-from mechinterp.models.functional import Hooks, forward
+from mechinterp.models.functional import forward
 from mechinterp.tasks.base import Batch
+from mechinterp.training.interventions import Under
 
 
 class AutogradEngine:
@@ -20,12 +21,12 @@ class AutogradEngine:
             name: value.detach().to(device, copy=True).requires_grad_() for name, value in parameters.items()
         }
 
-    def step(self, batch: Batch, hooks: Hooks | None = None) -> tuple[float, float]:
+    def step(self, batch: Batch, under: Under | None = None) -> tuple[float, float]:
         """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update.
 
-        Both, and the gradient, are those of the forward pass with `hooks`.
+        Both, and the gradient, are those of the forward pass under interventions.
         """
-        loss, accuracy, gradients = self.gradients(batch, hooks)
+        loss, accuracy, gradients = self.gradients(batch, under)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if self._training.shrinkage:
@@ -33,9 +34,9 @@ class AutogradEngine:
                 parameter.sub_(gradients[name], alpha=self._training.learning_rate)
         return loss, accuracy
 
-    def gradients(self, batch: Batch, hooks: Hooks | None = None) -> tuple[float, float, dict[str, Tensor]]:
+    def gradients(self, batch: Batch, under: Under | None = None) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter."""
-        labels = batch.labels.to(self.device)
+        labels, hooks = batch.labels.to(self.device), under.hooks() if under else None
         inputs = batch.inputs.to(self.device, self.parameters["classifier.readout.W"].dtype)
         logits, _ = forward(self.parameters, inputs, hooks, target_only=True)
         loss = functional.cross_entropy(logits, labels)

@@ -2,9 +2,9 @@
 
 | engine   | computes                                            | on                                   |
 |----------|-----------------------------------------------------|--------------------------------------|
-| fused    | two layers of one head, the minimal induction head  | CPU: gradients by hand               |
+| fused    | two layers of one head (patterns may be clamped), the minimal induction head | CPU: gradients by hand |
 | captured | two layers of one head                              | CUDA: the whole step as one graph    |
-| autograd | every network, under interventions on activations   | both: autograd of a plain function   |
+| autograd | every network, under all interventions               | both: autograd of a plain function   |
 | hooked   | every network                                       | both: autograd of the hooked model   |
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.tasks.base import Batch
-from mechinterp.training.interventions import acts_on_activations
+from mechinterp.training.interventions import Under, acts_on_activations, only_clamps_patterns
 
 Device = Literal["cpu", "cuda"]
 
@@ -31,6 +31,14 @@ class Engine(Protocol):
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """Update the parameters in place; return the batch's loss and accuracy before the update."""
+        ...
+
+
+class EngineUnder(Engine, Protocol):
+    """An engine that takes steps under interventions on activations, which `build_engine` gives a run that has some."""
+
+    def step(self, batch: Batch, under: Under | None = None) -> tuple[float, float]:
+        """The same, of the forward pass under interventions."""
         ...
 
 
@@ -52,7 +60,8 @@ def build_engine(
 
         return HookedEngine(config, parameters, device)
     by_hand = name != "autograd" and config.model.n_layers == 2 and config.model.n_heads == 1
-    by_hand = by_hand and not acts_on_activations(config)
+    if acts_on_activations(config):
+        by_hand = by_hand and device == "cpu" and config.model.kind == "transformer" and only_clamps_patterns(config)
     if by_hand and config.model.kind == "induction_head" and device == "cpu":
         from mechinterp.training.fused_induction_head import InductionHeadEngine
 

@@ -37,8 +37,10 @@ from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
+from mechinterp.training.interventions import Under
 from mechinterp.training.kernels import (
     CHUNK,
+    Clamps,
     Common,
     Scratch,
     Sizes,
@@ -76,20 +78,23 @@ class FusedEngine:
         self._turn = 0
         self._blas = ThreadpoolController().select(user_api="blas")
 
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
-        return self._run(batch, (True, self._training.shrinkage, self._training.learning_rate))
+    def step(self, batch: Batch, under: Under | None = None) -> tuple[float, float]:
+        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update.
 
-    def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
+        Both, and the gradient, are those of the forward pass under interventions, which may clamp patterns.
+        """
+        return self._run(batch, (True, self._training.shrinkage, self._training.learning_rate), under)
+
+    def gradients(self, batch: Batch, under: Under | None = None) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
-        loss, accuracy = self._run(batch, (False, 0.0, 0.0))
+        loss, accuracy = self._run(batch, (False, 0.0, 0.0), under)
         return loss, accuracy, self._gradients
 
-    def _run(self, batch: Batch, update: tuple[bool, float, float]) -> tuple[float, float]:
-        tokens = self._tokens(batch)
+    def _run(self, batch: Batch, update: tuple[bool, float, float], under: Under | None) -> tuple[float, float]:
+        tokens, clamps = self._tokens(batch), self._clamps(under, batch)
         bounds, scratches, shares, shared = self._memory_for(tokens)
         self._turn += 1
-        whole = (self._sizes, self._flat, shares, self._flat_gradient, update, tokens)
+        whole = (self._sizes, self._flat, shares, self._flat_gradient, update, tokens, clamps)
         arguments = [
             (*whole, bound, part, self._turn, shared, memory)
             for part, (bound, memory) in enumerate(zip(bounds, scratches, strict=True))
@@ -154,6 +159,14 @@ class FusedEngine:
             *(np.ascontiguousarray(array, dtype) for array in (shared, own)),
             *(np.ascontiguousarray(array, np.int64) for array in (content, positions, labels)),
         )
+
+    def _clamps(self, under: Under | None, batch: Batch) -> Clamps:
+        """The patterns that take the place of attention, in the engine's type."""
+        if under is None:
+            none = np.empty(0, self._flat.dtype)
+            return Clamps(False, none, none[None], none, none[None])
+        arrays = (np.ascontiguousarray(each, self._flat.dtype) for each in under.clamped())
+        return Clamps(True, *arrays)
 
     def _memory_for(self, tokens: Tokens) -> _Memory:
         """The parts' bounds, their scratch memory and the shares of the gradient; kept while shapes stay the same."""

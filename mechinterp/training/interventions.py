@@ -37,7 +37,22 @@ def noted(config: RunConfig) -> RunConfig:
 
 def acts_on_activations(config: RunConfig) -> bool:
     """Whether some intervention changes the forward pass."""
-    return any(isinstance(each, Activation) and each.acts for each in config.interventions)
+    return bool(_acting(config))
+
+
+def only_clamps_patterns(config: RunConfig) -> bool:
+    """Whether no intervention changes more than whole patterns of layer 1 and the target's row of layer 2.
+
+    The fused engine computes those (two layers with one head); it is asked for `Under.clamped`.
+    """
+    return all(
+        isinstance(each, Clamp) and (each.layer == 1 or each.pattern in ("previous_token", "uniform"))
+        for each in _acting(config)
+    )
+
+
+def _acting(config: RunConfig) -> list[Activation]:
+    return [each for each in config.interventions if isinstance(each, Activation) and each.acts]
 
 
 class Interventions:
@@ -45,13 +60,12 @@ class Interventions:
 
     def __init__(self, config: RunConfig):
         self._parameters = _Parameters(config)
-        self._activations = [each for each in config.interventions if isinstance(each, Activation) and each.acts]
+        self._activations = _acting(config)
         self._last = config.model.n_layers - 1
 
     def require(self, batch: Batch) -> None:
         """A role or label that an intervention needs and the task's batches lack is an error."""
-        for each in self._activations:
-            self.hooks(each.start, batch)
+        Under(self._activations, batch, self._last).hooks()
 
     def settle(self, step: int, parameters: Mapping[str, Tensor]) -> None:
         """Set, in place, what begins at the state after `step` updates. Doing it twice is doing it once."""
@@ -68,28 +82,56 @@ class Interventions:
             for name, value in before.items():
                 parameters[name].copy_(value)
 
-    def hooks(self, step: int, batch: Batch) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What changes the forward pass of the update from `step`, on these sequences; by hook name."""
+    def at(self, step: int, batch: Batch) -> "Under | None":
+        """What changes the forward pass of the update from `step` on these sequences; None if nothing does."""
+        here = [each for each in self._activations if each.is_on(step)]
+        return Under(here, batch, self._last) if here else None
+
+
+class Under:
+    """The interventions that change one forward pass."""
+
+    def __init__(self, interventions: list[Activation], batch: Batch, last_layer: int):
+        self._interventions, self._batch, self._last = interventions, batch, last_layer
+
+    def hooks(self) -> dict[str, Callable[..., Tensor]]:
+        """As hooks of the forward pass, by name."""
         chains: dict[str, list[Callable[[Tensor], Tensor]]] = {}
-        for each in self._activations:
-            if not each.is_on(step):
-                continue
+        for each in self._interventions:
             if isinstance(each, Copy):
                 continue
             attn = f"blocks.{each.layer}.attn"
             if isinstance(each, Clamp):
-                hook, change = f"{attn}.hook_pattern", _clamp(each, batch)
+                hook, change = f"{attn}.hook_pattern", _clamp(each, self._batch)
             elif isinstance(each, Silence):
                 hook, change = f"{attn}.hook_z", _silence(each)
             else:
                 hook, change = f"{attn}.hook_attn_scores", _temper(each.tau, each.head)
             chains.setdefault(hook, []).append(change)
-        for each in self._activations:  # last, since it reads the pattern as clamped
-            if isinstance(each, Copy) and each.is_on(step):
-                see, answer = _copy(each, batch)
+        for each in self._interventions:  # last, since it reads the pattern as clamped
+            if isinstance(each, Copy):
+                see, answer = _copy(each, self._batch)
                 chains.setdefault(f"blocks.{self._last}.attn.hook_pattern", []).append(see)
                 chains.setdefault("classifier.hook_logits", []).append(answer)
         return {hook: _one_after_another(chain) for hook, chain in chains.items()}
+
+    def clamped(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Clamps as sums: what is left of layer 1's pattern [1] and what is added to it [query, key]; and the same of
+        the target's row of layer 2, [batch] and [batch, key]. Together, (1−s)·p + s·c one after another."""
+        n_pos = _n_pos(self._batch)
+        free1, fixed1 = torch.ones(1, dtype=torch.float64), torch.zeros(n_pos, n_pos, dtype=torch.float64)
+        free2 = torch.ones(len(self._batch), dtype=torch.float64)
+        fixed2 = torch.zeros(len(self._batch), n_pos, dtype=torch.float64)
+        for each in self._interventions:
+            assert isinstance(each, Clamp)
+            c, weight = _pattern(each, self._batch)
+            if each.layer == 0:
+                s = each.strength
+                free1, fixed1 = (1 - s) * free1, (1 - s) * fixed1 + s * c[0]
+            else:
+                s = each.strength * weight[:, -1].double()
+                free2, fixed2 = (1 - s) * free2, (1 - s)[:, None] * fixed2 + s[:, None] * c[:, -1]
+        return free1, fixed1, free2, fixed2
 
 
 class _Parameters:
@@ -140,15 +182,8 @@ def _source_weights(graft: Graft) -> dict[str, Tensor]:
 
 
 def _clamp(clamp: Clamp, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """p ← (1−s)·p + s·c, with c [batch or 1, query, key]; where there is no correct label to attend to, p stays."""
-    if clamp.pattern in ("previous_token", "uniform"):
-        n_pos = next(iter(batch.roles.values())).shape[1] if batch.roles else batch.inputs.shape[1]
-        fixed, clamped = _whole_pattern(clamp.pattern, n_pos)[None], torch.ones(1, n_pos)
-    else:
-        role = batch.roles["correct_label" if clamp.pattern == "correct_label" else "label"]
-        count = role.sum(dim=1, keepdim=True)
-        fixed, clamped = (role / count.clamp(min=1))[:, None, :].expand(-1, role.shape[1], -1), torch.zeros(role.shape)
-        clamped[:, -1] = count[:, 0] > 0
+    """p ← (1−s)·p + s·c where there is something to attend to."""
+    fixed, clamped = _pattern(clamp, batch)
 
     def change(pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
         rows = slice(-pattern.shape[2], None)  # the last layer may have the target's query only
@@ -156,6 +191,24 @@ def _clamp(clamp: Clamp, batch: Batch) -> Callable[[Tensor], Tensor]:
         return _at_head(pattern, clamp.head, torch.lerp(pattern, c.expand_as(pattern), weight), dim=1)
 
     return change
+
+
+def _pattern(clamp: Clamp, batch: Batch) -> tuple[Float[Tensor, "some query key"], Float[Tensor, "some query"]]:
+    """The pattern c of a clamp, [batch or 1, query, key], and 1 at the queries that it clamps, 0 at the others.
+
+    A target that has no correct label to attend to, or no label, is not clamped.
+    """
+    if clamp.pattern in ("previous_token", "uniform"):
+        n_pos = _n_pos(batch)
+        return _whole_pattern(clamp.pattern, n_pos)[None], torch.ones(1, n_pos)
+    role = batch.roles["correct_label" if clamp.pattern == "correct_label" else "label"]
+    count, clamped = role.sum(dim=1, keepdim=True), torch.zeros(role.shape)
+    clamped[:, -1] = count[:, 0] > 0
+    return (role / count.clamp(min=1))[:, None, :].expand(-1, role.shape[1], -1), clamped
+
+
+def _n_pos(batch: Batch) -> int:
+    return batch.table.content.shape[1] if batch.table is not None else batch.inputs.shape[1]
 
 
 def _whole_pattern(name: str, n_pos: int) -> Float[Tensor, "query key"]:

@@ -57,6 +57,21 @@ class Tokens(NamedTuple):
     labels: NDArray
 
 
+class Clamps(NamedTuple):
+    """Fixed patterns that take the place of attention: A ← free·A + fixed in layer 1, a ← free·a + fixed in layer 2."""
+
+    on: bool
+    """False where nothing is clamped; the arrays are then not read."""
+    free1: NDArray
+    """What is left of layer 1's pattern, [1]."""
+    fixed1: NDArray
+    """What is added to it, [query, key]."""
+    free2: NDArray
+    """What is left of the target's pattern in layer 2, [sequence]."""
+    fixed2: NDArray
+    """What is added to it, [sequence, key]."""
+
+
 class Common(NamedTuple):
     """What the parts of a step share: each fills its rows of M and of the transposes."""
 
@@ -84,6 +99,8 @@ class Scratch(NamedTuple):
     A: NDArray
     dA: NDArray
     a: NDArray
+    free_A: NDArray
+    free_a: NDArray
     ds: NDArray
     seen: NDArray
     dseen: NDArray
@@ -129,6 +146,8 @@ def scratch(sizes: Sizes, n: int, n_pos: int, n_shared: int, n_own: int, content
         A=of(CHUNK, n_pos, n_tokens),
         dA=of(n_pos, n_tokens),
         a=of(CHUNK, n_tokens),
+        free_A=of(CHUNK, n_pos, n_tokens),
+        free_a=of(CHUNK, n_tokens),
         ds=of(CHUNK, n_tokens),
         seen=of(CHUNK, 2, n_tokens),
         dseen=of(CHUNK, 2, n_tokens),
@@ -284,6 +303,24 @@ def _softmax(row, n):
 
 @_compiled
 @no_type_check
+def _clamp(row, n, free, fixed, kept):
+    """row ← free·row + fixed for the first n entries of a pattern; `kept` takes what it was."""
+    for j in range(n):
+        kept[j] = row[j]
+        row[j] = free * row[j] + fixed[j]
+
+
+@_compiled
+@no_type_check
+def _softmax_slopes(pattern, n, free, slopes):
+    """In place, from the slopes ∂ℒ/∂(free·p + fixed) to those of the scores that p is the softmax of."""
+    mean = _dot(pattern, slopes, n)
+    for j in range(n):
+        slopes[j] = free * (pattern[j] * (slopes[j] - mean))
+
+
+@_compiled
+@no_type_check
 def _dot(x, y, n):
     total = x.dtype.type(0)
     for k in range(n):
@@ -370,7 +407,7 @@ def _meet(arrived, part, n_parts, meeting):
 
 @_compiled
 @no_type_check
-def step_part(sizes, flat, shares, gradient, update, tokens, bounds, part, turn, shared, memory):
+def step_part(sizes, flat, shares, gradient, update, tokens, clamps, bounds, part, turn, shared, memory):
     """A part's share of a step: of what all parts need, of the batch's gradient, and of the update.
 
     Returns the summed loss and number of correct answers of the part's sequences. The number is −1, and no part
@@ -381,7 +418,7 @@ def step_part(sizes, flat, shares, gradient, update, tokens, bounds, part, turn,
     _prepare(sizes, P, flat, part, n_parts, shared, memory)
     if not _meet(shared.arrived, part, n_parts, 2 * turn - 1):
         return 0.0, 0
-    loss, correct = part_gradient(sizes, flat, shares[part], tokens, bounds[0], bounds[1], shared, memory)
+    loss, correct = part_gradient(sizes, flat, shares[part], tokens, clamps, bounds[0], bounds[1], shared, memory)
     shared.correct[part] = correct
     if not _meet(shared.arrived, part, n_parts, 2 * turn) or shared.correct.min() < 0:
         return loss, correct
@@ -412,7 +449,7 @@ def _prepare(sizes, P, flat, part, n_parts, shared, memory):
 
 @_compiled
 @no_type_check
-def part_gradient(sizes, flat, gradient, tokens, start, stop, shared, memory):
+def part_gradient(sizes, flat, gradient, tokens, clamps, start, stop, shared, memory):
     """Summed loss and number of correct answers of sequences start … stop; their share of the gradient.
 
     `gradient` has the layout of the parameters, except that in place of W_Q¹'s stands that of M.
@@ -443,7 +480,7 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, shared, memory):
         memory.dby_shared[:] = 0
     dM = _matrix(gradient, 0, d, d)
     dM[:] = 0
-    loss, correct, zero, scale = 0.0, 0, flat.dtype.type(0), flat.dtype.type(1 / B)
+    loss, correct, zero, one, scale = 0.0, 0, flat.dtype.type(0), flat.dtype.type(1), flat.dtype.type(1 / B)
 
     for first in range(start, stop, CHUNK):
         here = min(CHUNK, stop - first)
@@ -503,6 +540,9 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, shared, memory):
             c, A, where = memory.c[b], memory.A[b], positions[first + b]
             for i in range(T):
                 _normalise(A[i])
+            if clamps.on:
+                for i in range(T):
+                    _clamp(A[i], i + 1, clamps.free1[0], clamps.fixed1[i], memory.free_A[b, i])
             _mean(A[T - 1], c, where, padded, P, x[b])
         np.dot(x, V1, v)
         for b in range(here):
@@ -523,6 +563,8 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, shared, memory):
             for j in range(T):
                 a[j] = by_u[j] + _dot(A[j], by_m, j + 1)
             _softmax(a, T)
+            if clamps.on:
+                _clamp(a, T, clamps.free2[first + b], clamps.fixed2[first + b], memory.free_a[b])
             mixed = memory.dseen[b, 0]
             _set(mixed, T, 0)
             for j in range(T):
@@ -593,9 +635,10 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, shared, memory):
             _read(temporary[b], c, where, padded, P, dby_m)
             for j in range(T):
                 ds[j] = dby_u[j] + _dot(A[j], dby_m, j + 1)
-            mean = _dot(a, ds, T)
-            for j in range(T):
-                ds[j] = a[j] * (ds[j] - mean)
+            if clamps.on:
+                _softmax_slopes(memory.free_a[b], T, clamps.free2[first + b], ds)
+            else:
+                _softmax_slopes(a, T, one, ds)
             mixed = dby_u
             _set(mixed, T, 0)
             for j in range(T):
@@ -618,15 +661,16 @@ def part_gradient(sizes, flat, gradient, tokens, start, stop, shared, memory):
             _read(dx[b], c, where, padded, P, from_x)
             y, slopes = memory.y, memory.dA
             for i in range(T):
-                row, of_row = slopes[i], A[i]
+                row = slopes[i]
                 for j in range(i + 1):
                     row[j] = a[i] * dby_m[j] + ds[i] * by_m[j]
                 if i == T - 1:
                     for j in range(T):
                         row[j] += from_x[j]
-                mean = _dot(of_row, row, i + 1)
-                for j in range(i + 1):
-                    row[j] = of_row[j] * (row[j] - mean)
+                if clamps.on:
+                    _softmax_slopes(memory.free_A[b, i], i + 1, clamps.free1[0], row)
+                else:
+                    _softmax_slopes(A[i], i + 1, one, row)
             np.dot(slopes, c, y)
             for i in range(T):
                 index = content[first + b, i]

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError
 from mechinterp.tasks.base import Task
-from mechinterp.training.autograd import AutogradEngine
-from mechinterp.training.engine import Engine
+from mechinterp.training.engine import Engine, EngineUnder
 from mechinterp.training.interventions import Interventions
 from mechinterp.training.prefetch import batches
 
@@ -46,8 +46,8 @@ def advance(engine: Engine, task: Task, config: RunConfig, start: int, stop: int
     ):
         yield step
         with interventions.held(step, engine.parameters):
-            hooks = interventions.hooks(step, batch)
-            loss, accuracy = engine.step(batch, hooks) if isinstance(engine, AutogradEngine) else engine.step(batch)
+            under = interventions.at(step, batch)
+            loss, accuracy = cast(EngineUnder, engine).step(batch, under) if under else engine.step(batch)
         interventions.settle(step + 1, engine.parameters)
         if not math.isfinite(loss):
             raise DivergedError(

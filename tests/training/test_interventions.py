@@ -1,14 +1,22 @@
 """Interventions during training: what they do to a forward pass and to parameters, and that runs replay them."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mechinterp as mi
 from mechinterp.errors import ConfigError, MechinterpError
 from mechinterp.models.functional import forward
 from mechinterp.models.parameters import initial_parameters
 from mechinterp.models.transformer import build_model
-from mechinterp.training.interventions import Interventions, acts_on_activations
+from mechinterp.training.autograd import AutogradEngine
+from mechinterp.training.engine import build_engine
+from mechinterp.training.fused import FusedEngine
+from mechinterp.training.interventions import Interventions, Under, acts_on_activations
 
 CLAMPS = ["previous_token", "uniform", "correct_label", "labels"]
 FORWARD = [
@@ -27,8 +35,8 @@ def under(config: mi.RunConfig, *interventions: dict) -> mi.RunConfig:
 def seen(config: mi.RunConfig, step: int = 0, evaluation: str = "icl"):
     """A batch, and logits and patterns of the initial network under a config's interventions."""
     batch = config.build_task().sample(evaluation, 5)
-    hooks = Interventions(config).hooks(step, batch)
-    return batch, *forward(initial_parameters(config), batch.inputs, hooks)
+    under = Interventions(config).at(step, batch)
+    return batch, *forward(initial_parameters(config), batch.inputs, under.hooks() if under else None)
 
 
 def released(config: mi.RunConfig) -> mi.RunConfig:
@@ -94,7 +102,7 @@ def test_the_same_hooks_do_the_same_in_the_hooked_model(tiny_config, n_heads, he
     chosen = [each if each["kind"] == "copy" else {**each, **at} for each in FORWARD]
     config = under(tiny_config.updated({"model.n_heads": n_heads}), *chosen)
     batch, parameters = config.build_task().sample("icl", 5), initial_parameters(config)
-    hooks = Interventions(config).hooks(0, batch)
+    hooks = Interventions(config).at(0, batch).hooks()
     assert len(hooks) == 5
     logits, _ = forward(parameters, batch.inputs, hooks)
     only, _ = forward(parameters, batch.inputs, hooks, target_only=True)
@@ -119,22 +127,59 @@ def test_strength_zero_is_bit_for_bit_no_intervention(tiny_config, tiny_run, tmp
     assert run.environment["engine"] == tiny_run.environment["engine"] == "fused"
 
 
-@pytest.mark.parametrize("intervention", FORWARD, ids=lambda each: each["kind"])
-def test_the_engine_under_an_intervention_at_strength_zero_takes_the_same_steps(tiny_config, intervention):
-    """Not only by leaving it out: the arithmetic itself changes no bit."""
-    from mechinterp.training.autograd import AutogradEngine
-
+@pytest.mark.parametrize(
+    ("intervention", "engine"),
+    [*((each, AutogradEngine) for each in FORWARD), *((each, FusedEngine) for each in FORWARD[:2])],
+)
+def test_the_arithmetic_at_strength_zero_changes_no_bit(tiny_config, intervention, engine):
+    """Not only by leaving it out."""
     zero = {**intervention, **({"tau": 1.0} if "tau" in intervention else {"strength": 0.0})}
     config = under(tiny_config, zero)
-    acting = Interventions(config)
-    acting._activations = list(config.interventions)
     batch = config.build_task().train_batch(0, 16)
-    hooks = acting.hooks(0, batch)
-    assert hooks
-    plain, hooked = (AutogradEngine(config, initial_parameters(config)) for _ in range(2))
-    assert plain.step(batch) == hooked.step(batch, hooks)
+    acting = Under(list(config.interventions), batch, 1)
+    plain, clamped = (engine(config, initial_parameters(config)) for _ in range(2))
+    assert plain.step(batch) == clamped.step(batch, acting)
     for name, value in plain.parameters.items():
-        assert torch.equal(value, hooked.parameters[name]), name
+        assert torch.equal(value, clamped.parameters[name]), name
+
+
+@st.composite
+def clamps(draw):
+    layer = draw(st.integers(0, 1))
+    pattern = draw(st.sampled_from(CLAMPS if layer else CLAMPS[:2]))
+    strength = draw(st.sampled_from([0.01, 0.3, 0.99, 1.0]))
+    return {"kind": "clamp", "layer": layer, "pattern": pattern, "strength": strength}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(clamps(), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 33), st.sampled_from([0.0, 0.5]))
+def test_the_fused_engine_clamps_as_autograd_does(chosen, n_pairs, size, p_bursty):
+    changes = {"task.n_pairs": n_pairs, "task.content_dim": 11, "task.position_dim": 13, "model.classifier_width": 19}
+    changes |= {"task.n_classes": 8, "task.n_labels": 4, "task.n_novel_classes": 8, "task.distinct_labels": False}
+    config = under(mi.RunConfig().updated(changes | {"task.p_bursty": p_bursty}), *chosen)
+    assert build_engine(config, initial_parameters(config)).name == "fused"
+    rng = np.random.default_rng(size)
+    parameters = {
+        name: torch.from_numpy(rng.normal(size=value.shape) / value.shape[-1] ** 0.5)
+        for name, value in initial_parameters(config).items()
+    }
+    batch = config.build_task().train_batch(0, size)
+    exact = dataclasses.replace(batch.table, shared=batch.table.shared.double(), own=batch.table.own.double())
+    batch = mi.Batch(None, batch.labels, batch.roles, batch.token_labels, exact)
+    (loss, accuracy, ours), (expected, right, theirs) = (
+        engine(config, parameters).gradients(batch, Interventions(config).at(0, batch))
+        for engine in (FusedEngine, AutogradEngine)
+    )
+    assert (loss, accuracy) == (pytest.approx(expected, rel=1e-11), pytest.approx(right))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_only_what_the_fused_engine_computes_is_given_to_it(tiny_config):
+    target_in_layer_1 = {"kind": "clamp", "layer": 0, "pattern": "labels"}
+    for each in [target_in_layer_1, *FORWARD[2:]]:
+        config = under(tiny_config, FORWARD[0], each)
+        assert build_engine(config, initial_parameters(config)).name == "autograd"
 
 
 def test_a_window_acts_within_its_steps_only(tiny_config, tmp_path):
@@ -146,7 +191,7 @@ def test_a_window_acts_within_its_steps_only(tiny_config, tmp_path):
     config = under(tiny_config, clamp)
     assert acts_on_activations(config)
     batch = config.build_task().sample("icl", 2)
-    assert [bool(Interventions(config).hooks(step, batch)) for step in (7, 8, 11, 12)] == [False, True, True, False]
+    assert [bool(Interventions(config).at(step, batch)) for step in (7, 8, 11, 12)] == [False, True, True, False]
 
 
 def test_fixed_frozen_and_grafted_parameters(tiny_config, tiny_run, tmp_path):

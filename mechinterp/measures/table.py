@@ -1,6 +1,6 @@
 """All measures over all checkpoints of a run, as one table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,7 +13,7 @@ from mechinterp.measures.base import MEASURES, Measure, Observation
 from mechinterp.models.functional import forward
 from mechinterp.store import Run
 from mechinterp.tasks.base import Batch, Task
-from mechinterp.training.interventions import Interventions, acts_on_activations
+from mechinterp.training.interventions import Interventions, Under, acts_on_activations
 
 _PART = 250
 """Sequences in one forward pass: their activations stay in cache, which halves the time of a thousand at once."""
@@ -74,7 +74,8 @@ def measure(
         _row(run, step, columns, batches)
         for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)
     ]
-    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"))
+    names = None if rows else [column.name for column in columns]
+    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=names)
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
@@ -87,13 +88,12 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
             seen = _observe(run, weights, batch, {hook for column in here for hook in column.measure.hooks})
             row |= {column.name: float(column.measure.compute(seen)) for column in here}
             if acts_on_activations(run.config):
-                under = interventions.at(step, batch)
-                logits, patterns = forward(weights, batch.inputs, under.hooks() if under else None)
-                seen = Observation(batch, logits, patterns)
+                if interventions.at(step, batch):
+                    seen = _forward(weights, batch, lambda part: interventions.at(step, part))
                 clamped |= {
                     f"clamped_{column.name}": float(column.measure.compute(seen))
                     for column in here
-                    if all(hook in patterns for hook in column.measure.hooks)
+                    if all(hook in seen.cache for hook in column.measure.hooks)
                 }
     return row | clamped
 
@@ -101,14 +101,23 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
 def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]) -> Observation:
     """The model seen on a batch. Attention patterns come from the plain forward pass, any other hook from hooks."""
     if all(hook.endswith("attn.hook_pattern") for hook in hooks):
-        logits, patterns = zip(*(forward(weights, part) for part in batch.inputs.split(_PART)), strict=True)
-        return Observation(
-            batch, torch.cat(logits), {name: torch.cat([p[name] for p in patterns]) for name in patterns[0]}
-        )
+        return _forward(weights, batch, lambda part: None)
     from mechinterp.models.transformer import build_model  # imports TransformerLens, which takes seconds
 
     logits, cache = build_model(run.config, weights).run_with_cache(batch.inputs, names_filter=list(hooks))
     return Observation(batch, logits, cache.cache_dict)
+
+
+def _forward(weights: dict[str, Tensor], batch: Batch, under: Callable[[Batch], Under | None]) -> Observation:
+    """Logits and attention patterns, by the plain forward pass, under interventions on each part of the batch."""
+    seen = []
+    for part in batch.split(_PART):
+        acting = under(part)
+        seen.append(forward(weights, part.inputs, acting.hooks() if acting else None))
+    logits, patterns = zip(*seen, strict=True)
+    return Observation(
+        batch, torch.cat(logits), {name: torch.cat([each[name] for each in patterns]) for name in patterns[0]}
+    )
 
 
 def _possible(task: Task, n_layers: int) -> Iterable[Column]:

@@ -91,6 +91,20 @@ class Batch:
         assert self.table is not None
         return self.table.dense()
 
+    def split(self, size: int) -> "list[Batch]":
+        """The same sequences in parts of `size`, the last of which may be smaller."""
+        pieces = [slice(start, start + size) for start in range(0, len(self), size)]
+        shown = self.token_labels
+        return [
+            Batch(
+                self.inputs[piece],
+                self.labels[piece],
+                {role: mask[piece] for role, mask in self.roles.items()},
+                None if shown is None else shown[piece],
+            )
+            for piece in pieces
+        ]
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -68,13 +68,13 @@ class StudyAnalysis:
     """The full thing instead of the quick one."""
     runs: Path = Path("checkpoints/studies")
     """Folder of the runs, by id; studies share it."""
-    out: Path | None = None
-    """Folder of the tables and figures; by default results/NAME."""
+    out: Path = Path("results")
+    """Folder in which the study's folder of tables and figures is made."""
 
     def conducted(self, name: str) -> "Conducted":
         """The study ``analyses/{name}.toml``, carried out; its table, and the comparison of variants, are written."""
         study = Study.from_toml(Path("analyses") / f"{name}.toml", paper_scale=self.paper_scale)
-        out = make_folder(self.out or Path("results") / (f"{name}-paper-scale" if self.paper_scale else name))
+        out = make_folder(self.out / (f"{name}-paper-scale" if self.paper_scale else name))
         table = run_study(study, self.runs, workers=self.workers)
         table.to_csv(out / "runs.csv", index=False, float_format="%.6g")
         compared = compare(table)

@@ -62,7 +62,7 @@ def test_no_run_is_one_clear_line(capsys):
     ("module", "command", "figures"),
     [
         ("ablation_beta2_fixed", "AblationBeta2Fixed", ["free", "fixed"]),
-        ("ablation_l_equals_n", "AblationLEqualsN", ["minimal_L8_N8_train_loss", "full_L8_N8_icl_accuracy"]),
+        ("ablation_l_equals_n", "AblationLEqualsN", ["minimal_L8_N8_train_loss", "minimal_L8_N8_icl_accuracy"]),
         ("minimal_model", "MinimalModel", ["loss", "accuracy"]),
         ("clamps", "Clamps", ["icl_accuracy", "clamped_icl_accuracy", "transitions"]),
     ],
@@ -71,15 +71,21 @@ def test_an_analysis_by_a_study(
     module, command, figures, paper_scale, tiny_config, tmp_path, tmp_path_factory, monkeypatch
 ):
     """The study's own variants, each with a tiny network: they are all one run."""
-    real = Study.from_toml(f"analyses/{module}.toml", paper_scale=paper_scale)
-    tiny = Study(module, dict.fromkeys(real.variants, tiny_config), [0], real.measures)
-    monkeypatch.setattr(Study, "from_toml", lambda path, paper_scale: tiny)
+    real_from_toml = Study.from_toml
+
+    def tiny_from_toml(path: Path, paper_scale: bool) -> Study:
+        real = real_from_toml(path, paper_scale=paper_scale)
+        return Study(real.name, dict.fromkeys(real.variants, tiny_config), [0], real.measures)
+
+    monkeypatch.setattr(Study, "from_toml", tiny_from_toml)
     runs = tmp_path_factory.getbasetemp() / "tiny-runs"
     analysis = getattr(importlib.import_module(f"analyses.{module}"), command)
     options = ["--runs", str(runs), "--out", str(tmp_path), *(["--paper-scale"] if paper_scale else [])]
     assert run_command(analysis, options) == 0
     assert len(list(runs.glob("*.h5"))) == 1
-    assert list(pd.read_csv(tmp_path / "runs.csv")["variant"]) == list(real.variants)
-    assert list(pd.read_csv(tmp_path / "variants.csv")["variant"]) == list(real.variants)
-    assert (tmp_path / "study.html").exists()
-    assert {path.stem for path in tmp_path.glob("*.html")} >= set(figures)
+    out = tmp_path / (f"{module}-paper-scale" if paper_scale else module)
+    variants = list(real_from_toml(f"analyses/{module}.toml").variants)
+    assert list(pd.read_csv(out / "runs.csv")["variant"]) == variants
+    assert list(pd.read_csv(out / "variants.csv")["variant"]) == variants
+    assert (out / "study.html").exists()
+    assert {path.stem for path in out.glob("*.html")} >= set(figures)

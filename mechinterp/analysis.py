@@ -66,6 +66,8 @@ class StudyAnalysis:
     """Processes on this machine; by default one for each core."""
     paper_scale: bool = False
     """The full thing instead of the quick one."""
+    retry: bool = False
+    """Try runs again that failed."""
     runs: Path = Path("checkpoints/studies")
     """Folder of the runs, by id; studies share it."""
     out: Path = Path("results")
@@ -75,7 +77,7 @@ class StudyAnalysis:
         """The study ``analyses/{name}.toml``, carried out; its table, and the comparison of variants, are written."""
         study = Study.from_toml(Path("analyses") / f"{name}.toml", paper_scale=self.paper_scale)
         out = make_folder(self.out / (f"{name}-paper-scale" if self.paper_scale else name))
-        table = run_study(study, self.runs, workers=self.workers)
+        table = run_study(study, self.runs, workers=self.workers, retry=self.retry)
         table.to_csv(out / "runs.csv", index=False, float_format="%.6g")
         compared = compare(table)
         compared.to_csv(out / "variants.csv", float_format="%.6g")
@@ -83,7 +85,10 @@ class StudyAnalysis:
         failed = [each for each in table.to_dict("records") if each["status"] != "done"]
         if failed:
             first = failed[0]
-            raise MechinterpError(f"{len(failed)} runs failed; the first: {first['variant']}: {first['error']}")
+            raise MechinterpError(
+                f"{len(failed)} runs are not done; the first is {first['variant']}, seed {first['seed']}:"
+                f" {first['error']}; --retry tries them again"
+            )
         page = write_study_report(study, table, self.runs, out / "study.html")
         print(f"report: {page}")
         return Conducted(study, table, measured(study, self.runs), out)

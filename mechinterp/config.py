@@ -187,7 +187,8 @@ class TrainingConfig(Section):
     weight_decay_convention: Literal["per_step", "times_learning_rate"] = "per_step"
     """per_step: p ← (1−λ)p − lr·g. times_learning_rate: p ← (1−lr·λ)p − lr·g, as torch.optim.SGD has it."""
     stop_accuracy: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Stop at the first checkpoint whose training accuracy (mean since the last one) reaches this; default never."""
+    """Stop at the first checkpoint whose training accuracy (mean since the last one, under whatever interventions)
+    reaches this; default never."""
 
     @property
     def shrinkage(self) -> float:
@@ -266,9 +267,9 @@ class RunConfig(Section):
         if self.model.kind == "induction_head" and self.task.kind != "item_label":
             raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
         for each in self.interventions:
-            if each.start > self.training.steps:
-                last = self.training.steps
-                raise ValueError(f"interventions: {each.kind} starts at {each.start}, after the last step ({last})")
+            last = self.training.steps
+            if each.start > last or (each.start == last > 0 and each.kind not in ("fix", "graft")):
+                raise ValueError(f"interventions: {each.kind} starts at {each.start}, after the last step ({last - 1})")
             for what, count in (("layer", self.model.n_layers), ("head", self.model.n_heads)):
                 number = getattr(each, what, None) or 0
                 if number >= count:
@@ -332,7 +333,7 @@ class RunConfig(Section):
 
     def canonical_json(self) -> str:
         """The config as JSON with sorted keys and no blanks: equal configs give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return json.dumps(_positive_zeros(self.model_dump(mode="json")), sort_keys=True, separators=(",", ":"))
 
     def build_task(self) -> "ItemLabelTask":
         """The task of this run, seeded with the run's seed."""
@@ -369,6 +370,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Presets, as values that differ from the defaults. Figures 3, 4 and 6a of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1."""
 
 
+def _positive_zeros(value: Any) -> Any:
+    """−0.0 equals 0.0, and so is written like it."""
+    if isinstance(value, dict):
+        return {key: _positive_zeros(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_positive_zeros(each) for each in value]
+    return value + 0.0 if isinstance(value, float) else value
+
+
 def explain(error: ValidationError) -> str:
     """Every fault that pydantic found, on one line."""
     return "; ".join(_explain(fault) for fault in error.errors())
@@ -377,29 +387,33 @@ def explain(error: ValidationError) -> str:
 def _explain(fault: Any) -> str:
     """One fault of pydantic's list, as `dotted.path: what is wrong`."""
     path = [str(part) for part in fault["loc"] if part not in _KINDS]
+    kind = next((part for part in fault["loc"] if part in _KINDS), None)
     dotted = ".".join(path) or "config"
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(path[-1], _fields_of(path[:-1]), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_fields_of(path[:-1]))}"
+        fields = _fields_of(path[:-1], kind)
+        near = get_close_matches(path[-1], fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
         return f"{dotted}: unknown key; {hint}"
     if fault["type"] == "union_tag_invalid":
         return f"{dotted}.kind: unknown {dotted} {fault['ctx']['tag']!r}; known: {fault['ctx']['expected_tags']}"
+    if fault["type"] == "union_tag_not_found":
+        return f"{dotted}: has no kind; name one of {', '.join(name.lower() for name in _INTERVENTIONS)}"
     message = fault["msg"].removeprefix("Value error, ")
     shown = "" if fault["type"] == "value_error" else f" (got {fault['input']!r})"
     return f"{dotted}: {message[0].lower() + message[1:] if shown else message}{shown}"
 
 
 _INTERVENTIONS = ("Fix", "Freeze", "Graft", "Clamp", "Silence", "Copy", "Temperature")
-_SECTIONS: dict[str, list[type[Section]]] = {
-    "task": [ItemLabelConfig],
-    "model": [TransformerConfig, InductionHeadConfig],
-    "training": [TrainingConfig],
-    "checkpoints": [CheckpointConfig],
-    "interventions": [getattr(interventions, name) for name in _INTERVENTIONS],
+_KINDS: dict[str, type[Section]] = {
+    "item_label": ItemLabelConfig,
+    "custom": CustomTaskConfig,
+    "transformer": TransformerConfig,
+    "induction_head": InductionHeadConfig,
+    **{name.lower(): getattr(interventions, name) for name in _INTERVENTIONS},
 }
-_KINDS = ("item_label", "custom", "transformer", "induction_head", *(name.lower() for name in _INTERVENTIONS))
+_SECTIONS: dict[str, type[Section]] = {"training": TrainingConfig, "checkpoints": CheckpointConfig}
 
 
-def _fields_of(path: list[str]) -> list[str]:
-    sections = _SECTIONS.get(path[0], [RunConfig]) if path else [RunConfig]
-    return list(dict.fromkeys(name for section in sections for name in section.model_fields))
+def _fields_of(path: list[str], kind: str | None) -> list[str]:
+    section = _KINDS[kind] if kind else _SECTIONS.get(path[0], RunConfig) if path else RunConfig
+    return list(section.model_fields)

@@ -1,9 +1,11 @@
 """Interventions during training, as data: part of a run's config and so of its file. `training.interventions` acts.
 
 Each is on while start ≤ step < stop, where step s is the update from the state after s updates to the next. Several act
-together, on one activation in the order of the list. A strength s grades what is put in place of an activation x:
-(1−s)·x + s·(what replaces it), and gradients flow through what is left of x. At strength 0 the run is bit for bit that
-without the intervention.
+together, on one activation in the order of the list; a parameter may be set only while nothing else holds it. Training
+loss and accuracy, and so the stop rule, are those under the interventions.
+
+A strength s grades what is put in place of an activation x: (1−s)·x + s·(what replaces it), and gradients flow through
+what is left of x. At strength 0 the run is bit for bit that without the intervention.
 """
 
 from typing import Annotated, Literal
@@ -39,7 +41,7 @@ class Fix(_Window):
     """Which intervention this is."""
     parameters: Names
     """Names, or patterns with * and ?, as in ``blocks.1.attn.*``."""
-    value: float = Field(default=0.0, allow_inf_nan=False)
+    value: float = Field(default=0.0, ge=-1e30, le=1e30)
     """What every entry is set to."""
 
 
@@ -94,7 +96,7 @@ class Clamp(_AtHeads):
     * correct_label: the target attends to its correct label, alike to several copies (TILA2 = 1);
     * labels: the target attends alike to all labels of the context (TLA2 = 1).
 
-    The last two leave the other tokens' attention as it is.
+    The last two leave the other tokens' attention as it is, and the target's where there is no such label.
     """
 
     kind: Literal["clamp"] = "clamp"
@@ -114,7 +116,7 @@ class Copy(_Graded):
     """Puts a perfect copier in place of the classifier: logit_ℓ ← (1−s)·logit_ℓ + s·ξ Σ_j p_Tj [token j shows ℓ].
 
     p is the last layer's pattern, as clamped, its mean over heads. With s = 1 the classifier has no part in the answer
-    and is not trained: there is no ξ to learn, and so no slow phase.
+    and learns nothing (weight decay goes on): there is no ξ to learn, and so no slow phase.
     """
 
     kind: Literal["copy"] = "copy"

@@ -67,15 +67,23 @@ def measure(
     """
     if n_sequences < 1:
         raise MechinterpError(f"n_sequences is {n_sequences}; at least one sequence is needed")
-    columns = columns_of(run, names)
+    if names and not acts_on_activations(run.config):
+        for name in names:
+            if name.startswith("clamped_"):
+                raise MechinterpError(
+                    f"{run.path}: {name}: nothing is clamped in this run; measure it without clamped_"
+                )
+    columns = columns_of(run, names and list(dict.fromkeys(name.removeprefix("clamped_") for name in names)))
     wanted = run.steps if steps is None else list(steps)
     batches = {each: run.task.sample(each, n_sequences, seed) for each in dict.fromkeys(c.evaluation for c in columns)}
     rows = [
         _row(run, step, columns, batches)
         for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)
     ]
-    names = None if rows else [column.name for column in columns]
-    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=names)
+    found = [column.name for column in columns]
+    if rows and acts_on_activations(run.config):
+        found += [name for name in (f"clamped_{each}" for each in found) if name in rows[0]]
+    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=found)
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:

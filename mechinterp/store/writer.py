@@ -35,7 +35,8 @@ class RunWriter:
     """Appends checkpoints to a run file; a context manager that records how the run ended.
 
     A new file, unless it `continues` another: then that file's committed checkpoints are copied first, and the new
-    file takes its place. `created` overrides the date, for a side file, which has its run's. A file that is not
+    file takes its place; its `last` step must still be the last one when this writer has claimed it, else BusyError.
+    `created` overrides the date, for a side file, which has its run's. A file that is not
     `live` appears only when it is complete.
     """
 
@@ -46,6 +47,7 @@ class RunWriter:
         *,
         overwrite: bool = False,
         continues: RunFile | None = None,
+        last: int | None = None,
         engine: str = "",
         device: str = "cpu",
         created: str | None = None,
@@ -63,6 +65,9 @@ class RunWriter:
         n_copied = len(continues.steps) if continues else 0
         self._require_space(self.path.parent, 2 + n_copied)
         self._claim = _claim(self._temporary, self.path)
+        if continues and last is not None and continues.steps[-1] != last:
+            os.close(self._claim)
+            raise BusyError(f"{self.path}: another process has gone on with it meanwhile; look at it again")
         self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
         try:
             about = continues.created if continues else created

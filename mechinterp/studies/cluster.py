@@ -38,9 +38,9 @@ def cluster(path: str | Path | None = None, **settings: Any) -> Iterator[Executo
     """
     settings = {**(read_toml(path) if path else {}), **settings}
     provider, workers = settings.pop("provider", "local"), settings.pop("workers", 1)
-    if provider not in PROVIDERS:
+    if not isinstance(provider, str) or provider not in PROVIDERS:
         raise ConfigError(f"{path or 'cluster'}: {unknown_name('provider', provider, PROVIDERS)}")
-    if not isinstance(workers, int) or workers < 1:
+    if type(workers) is not int or workers < 1:
         raise ConfigError(f"{path or 'cluster'}: workers is {workers!r}; expected at least 1")
     try:
         import parsl.providers
@@ -50,22 +50,30 @@ def cluster(path: str | Path | None = None, **settings: Any) -> Iterator[Executo
     except ImportError as error:
         raise MechinterpError(f"studies on a cluster need Parsl: pip install 'mechinterp[cluster]' ({error})") from None
     try:
-        where = getattr(parsl.providers, PROVIDERS[provider])(**_defaults(provider), **settings)
-    except TypeError as error:
+        where = getattr(parsl.providers, PROVIDERS[provider])(**{**_defaults(provider), **settings})
+    except Exception as error:  # whatever Parsl has against its settings
         raise ConfigError(f"{path or 'cluster'}: Parsl's {PROVIDERS[provider]}: {error}") from None
     with TemporaryDirectory(prefix="mechinterp-parsl-") as scratch:
         pool = HighThroughputExecutor(label="study", provider=where, max_workers_per_node=workers, **_network(provider))
         config = Config(executors=[pool], retries=RETRIES, run_dir=scratch, initialize_logging=False)
-        with ParslPoolExecutor(config) as executor:
+        with _programs_found(), ParslPoolExecutor(config) as executor:
             yield executor
 
 
 def _defaults(provider: str) -> dict[str, Any]:
-    """On this machine, one block of workers that find Parsl's programs beside this interpreter."""
-    if provider != "local":
-        return {}
-    programs = f"{Path(sys.executable).parent}{os.pathsep}$PATH"
-    return {"init_blocks": 1, "max_blocks": 1, "worker_init": f'export PATH="{programs}"'}
+    """On this machine, one block of workers."""
+    return {"init_blocks": 1, "max_blocks": 1} if provider == "local" else {}
+
+
+@contextmanager
+def _programs_found() -> Iterator[None]:
+    """Parsl starts programs of its own by name: they are beside this interpreter, which may not be on the PATH."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def _network(provider: str) -> dict[str, Any]:

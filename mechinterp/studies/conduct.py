@@ -1,17 +1,20 @@
-"""Carry a study out on any `concurrent.futures.Executor`: one process per run, one thread each.
+"""Carry a study out on any `concurrent.futures.Executor`: one process per run.
 
-A run is done once, whatever happens: what is finished is found by its id, what was interrupted is resumed to the same
-bits, and what failed is recorded and left until a retry is asked for. So the same study gives the same bits on one
-worker, on several, and on a cluster.
+A run computes on one thread, and another draws its batches ahead. It is done once, whatever happens: what is finished
+is found by its id, what was interrupted is resumed to the same bits, and what failed is recorded and left until a retry
+is asked for. So the same study gives the same bits on one worker, on several, and on a cluster.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError
-from mechinterp.files import make_folder
+from mechinterp.files import make_folder, replace_text
 from mechinterp.measures import columns_for
 from mechinterp.studies.study import Study, StudyRun
 from mechinterp.studies.worker import GONE, Job, is_done
 from mechinterp.training.interventions import noted
 
 _CHILDREN: set[subprocess.Popen] = set()
+_STOPPING = threading.Event()
+_COLUMNS = ("variant", "seed", "run", "status", "error", "transition", "step", "low", "high", "width")
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 
@@ -51,25 +56,37 @@ def run_study(
     todo = {id: job for id, job in jobs.items() if not is_done(job) and (retry or not _failure_path(job).exists())}
     pool = executor or ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="study")
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=None if progress else True)
+    lost: list[BaseException] = []
+    _STOPPING.clear()
+    futures = [pool.submit(carry_out, job) for job in todo.values()]
     try:
-        for future in as_completed([pool.submit(carry_out, job) for job in todo.values()]):
-            future.result()
+        for future in as_completed(futures):
+            if error := future.exception():
+                lost.append(error)
             bar.update()
     except BaseException:
-        _stop_children()
+        _stop(futures)
         raise
     finally:
         bar.close()
         if executor is None:
             pool.shutdown(cancel_futures=True)
+    if lost:
+        raise MechinterpError(
+            f"study {study.name}: {len(lost)} runs were lost with their workers ({type(lost[0]).__name__}: {lost[0]});"
+            " carry it out again: what is finished is kept, and the others are resumed"
+        )
     return study_table(study, folder)
 
 
 def carry_out(job: Job) -> str | None:
     """Do one job in a process of its own; what went wrong, which is also recorded, or None.
 
-    This is what an executor's worker calls. Should that worker be killed, the process ends with it.
+    This is what an executor's worker calls. Should that worker be killed, the process ends with it. A process that is
+    told to end has not failed: nothing is recorded, and the next one resumes its run.
     """
+    if _STOPPING.is_set():
+        return "the study was stopped"
     failure = _failure_path(job)
     failure.unlink(missing_ok=True)
     with subprocess.Popen(
@@ -93,12 +110,15 @@ def carry_out(job: Job) -> str | None:
             process.kill()
             _CHILDREN.discard(process)
     if code == 0:
+        failure.unlink(missing_ok=True)
         return None
-    if code < 0 or code == GONE:
-        why = f"its process was ended by signal {-code}" if code < 0 else "its process was told to end"
+    if code in (GONE, 130, -signal.SIGTERM, -signal.SIGINT):
+        return "its process was told to end"
+    if code < 0:
+        why = f"its process was ended by signal {-code}"
     else:
         why = said.strip().splitlines()[-1] if said.strip() else f"its process ended with exit code {code}"
-    failure.write_text(json.dumps({"error": why, "output": said[-10_000:]}), encoding="utf-8")
+    replace_text(failure, json.dumps({"error": why, "output": said[-10_000:]}))
     return why
 
 
@@ -110,7 +130,8 @@ def study_table(study: Study, folder: str | Path = "checkpoints/studies") -> pd.
     ``{m}_lag`` (its step minus the main one's; negative: earlier); and accuracies and losses at the end, released
     (``final_icl_accuracy``, …) and, under interventions, clamped (``final_clamped_icl_accuracy``, …).
     """
-    return pd.DataFrame([_row(each, job, study) for each, job in _runs_and_jobs(study, Path(folder))])
+    rows = [_row(each, job, study) for each, job in _runs_and_jobs(study, Path(folder))]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
 
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +175,8 @@ def measured(study: Study, folder: str | Path = "checkpoints/studies") -> dict[t
 
 
 def _runs_and_jobs(study: Study, folder: Path) -> list[tuple[StudyRun, Job]]:
-    """Every run with its job."""
+    """Every run with its job. What is grafted is part of a run, so its weights' digest is part of the id."""
+    runs = [replace(each, config=noted(each.config)) for each in study.runs]
     return [
         (
             each,
@@ -166,7 +188,7 @@ def _runs_and_jobs(study: Study, folder: Path) -> list[tuple[StudyRun, Job]]:
                 cwd=os.getcwd(),
             ),
         )
-        for each in study.runs
+        for each in runs
     ]
 
 
@@ -174,9 +196,17 @@ def _jobs(study: Study, folder: Path) -> dict[str, Job]:
     """The jobs by id, validated: equal configs are one run."""
     for each in study.runs:
         try:
+            if each.config.task.kind == "custom":
+                raise MechinterpError(
+                    "its task is your own, which a worker cannot make from a config; train it in Python"
+                )
             noted(each.config)
             names = [name.removeprefix("clamped_") for name in study.measures]
-            columns_for(each.config.build_task(), each.config.model.n_layers, names)
+            for column in columns_for(each.config.build_task(), each.config.model.n_layers, names):
+                if not column.measure.compute.__module__.startswith("mechinterp."):
+                    raise MechinterpError(
+                        f"workers do not know your measure {column.name!r}; take it afterwards, with mi.measure"
+                    )
         except MechinterpError as error:
             raise MechinterpError(f"study {study.name}: variant {each.variant!r}: {error}") from None
     return {job["id"]: job for _, job in _runs_and_jobs(study, folder)}
@@ -204,6 +234,10 @@ def _failure_path(job: Job) -> Path:
     return Path(job["folder"]) / f"{job['id']}.failed.json"
 
 
-def _stop_children() -> None:
+def _stop(futures: Iterable[Future]) -> None:
+    """No further run is begun here, and those that run here end; what they have written is kept."""
+    _STOPPING.set()
+    for future in futures:
+        future.cancel()
     for process in list(_CHILDREN):
         process.terminate()

@@ -18,17 +18,20 @@ variants.copying.training.steps = 20_000  # or in one
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from mechinterp.config import RunConfig
-from mechinterp.errors import ConfigError, unknown_name
+from pydantic import ConfigDict, Field, ValidationError
+
+from mechinterp.config import RunConfig, explain
+from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 from mechinterp.files import read_toml
+from mechinterp.section import Section
 
 DEFAULT_MEASURES = ("icl_accuracy", "cla", "tla2", "ila1", "tila2")
-_KEYS = ("name", "preset", "config", "seeds", "measures", "base", "variants", "paper_scale")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Study:
                 raise ConfigError(f"study {self.name}: {what} is empty; name at least one")
             if twice := [each for each in values if values.count(each) > 1]:
                 raise ConfigError(f"study {self.name}: {what} names {twice[0]!r} twice; remove one")
-        if "/" in self.name or not self.name:
-            raise ConfigError(f"study {self.name!r}: the name becomes that of files; choose one without /")
+        if not re.fullmatch(r"\w[\w.=+ -]*", self.name):
+            raise ConfigError(f"study {self.name!r}: the name becomes that of files; use letters, digits, _ and -")
         _ = self.runs  # seeds are validated
 
     @property
@@ -90,6 +93,8 @@ class Study:
         """A study from a base config and each variant's changes to it, as `RunConfig.updated` takes them."""
         configs = {}
         for variant, changes in variants.items():
+            if "seed" in changes:
+                raise ConfigError(f"study {name}: variant {variant!r}: seeds are the study's; remove its seed")
             try:
                 configs[variant] = base.updated(changes)
             except ConfigError as error:
@@ -106,52 +111,72 @@ class Study:
         values = read_toml(path)
         try:
             return cls._from_values(values, path, paper_scale)
-        except ConfigError as error:
+        except MechinterpError as error:
             raise ConfigError(f"{path}: {error}") from None
 
     @classmethod
     def _from_values(cls, values: dict[str, Any], path: Path, paper_scale: bool) -> "Study":
-        for key in values:
-            if key not in _KEYS:
-                raise ConfigError(str(unknown_name("key", key, _KEYS)))
-        for key, kind in (("base", dict), ("variants", dict), ("paper_scale", dict), ("seeds", list)):
-            if not isinstance(values.get(key, kind()), kind):
-                raise ConfigError(f"{key} is {values[key]!r}; expected a {'table' if kind is dict else 'list'}")
-        larger = values.get("paper_scale", {})
-        if paper_scale and not larger:
+        file = _validated(_File, values)
+        larger = _validated(_Larger, file.paper_scale)
+        if paper_scale and not file.paper_scale:
             raise ConfigError("has no section [paper_scale]; leave --paper-scale out")
-        values = values | {key: larger[key] for key in ("preset", "config", "seeds") if paper_scale and key in larger}
-        if "preset" in values and "config" in values:
-            raise ConfigError("has a preset and a config; start from one of them")
-        if "config" in values:
-            base = RunConfig.from_toml(path.parent / str(values["config"]))
-        else:
-            base = RunConfig.preset(values.get("preset", "reddy2023-fast"))
-        base = base.updated(flat(values.get("base", {})))
-        variants = values.get("variants", {"base": {}})
-        for variant, changes in variants.items():
-            if not isinstance(changes, dict):
-                raise ConfigError(f"variants.{variant} is {changes!r}; expected a table of settings")
-        variants = {variant: flat(changes) for variant, changes in variants.items()}
+        variants = {variant: flat(changes) for variant, changes in file.variants.items()}
+        base, preset, config, seeds = flat(file.base), file.preset, file.config, file.seeds
         if paper_scale:
-            of_all = {key: each for key, each in larger.items() if key not in ("preset", "config", "seeds", "variants")}
-            base = base.updated(flat(of_all))
-            for variant, changes in larger.get("variants", {}).items():
+            if larger.preset or larger.config:
+                preset, config = larger.preset, larger.config
+            seeds = larger.seeds or seeds
+            base |= flat(larger.model_extra or {})
+            for variant, changes in larger.variants.items():
                 if variant not in variants:
-                    raise ConfigError(f"paper_scale: {unknown_name('variant', variant, variants)}")
+                    raise unknown_name("variant", variant, variants)
                 variants[variant] |= flat(changes)
-        return cls.of(
-            str(values.get("name", path.stem)),
-            base,
-            variants,
-            values.get("seeds", (0, 1, 2)),
-            values.get("measures", DEFAULT_MEASURES),
-        )
+        if preset and config:
+            raise ConfigError("has a preset and a config; start from one of them")
+        start = RunConfig.from_toml(path.parent / config) if config else RunConfig.preset(preset or "reddy2023-fast")
+        return cls.of(file.name or path.stem, start.updated(base), variants, seeds, file.measures)
+
+
+class _Larger(Section):
+    """What --paper-scale changes; whatever else it has are settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    preset: str | None = None
+    config: str | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False)] = ()
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class _File(Section):
+    """A study's TOML file."""
+
+    name: str | None = None
+    preset: str | None = None
+    config: str | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False)] = (0, 1, 2)
+    measures: Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(strict=False)] = DEFAULT_MEASURES
+    base: dict[str, Any] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]]
+    paper_scale: dict[str, Any] = Field(default_factory=dict)
+
+
+_Kind = TypeVar("_Kind", bound=Section)
+
+
+def _validated(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
+    for key in values:
+        if key not in kind.model_fields and kind.model_config.get("extra") == "forbid":
+            raise unknown_name("key", key, kind.model_fields)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as dotted keys."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        is_section = isinstance(value, dict) and key != "interventions"
+        found |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return found

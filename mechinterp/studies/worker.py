@@ -20,12 +20,13 @@ import torch
 
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
-from mechinterp.errors import BusyError, MechinterpError
+from mechinterp.errors import BusyError, MechinterpError, RunFileError
 from mechinterp.files import replace_text
 from mechinterp.measures import measure
 from mechinterp.store import Run, open_run
+from mechinterp.studies.study import DEFAULT_MEASURES
 from mechinterp.training import resume, train
-from mechinterp.training.interventions import noted
+from mechinterp.training.interventions import acts_on_activations, noted
 
 GONE = 70
 """Exit code of a worker whose giver is gone."""
@@ -49,7 +50,7 @@ def is_done(job: Job) -> dict[str, Any] | None:
     folder, id = Path(job["folder"]), job["id"]
     try:
         outcome = json.loads((folder / f"{id}.json").read_text(encoding="utf-8"))
-        same = outcome["version"] == version("mechinterp") and list(outcome["transitions"]) == job["measures"]
+        same = outcome["version"] == version("mechinterp") and {*outcome["transitions"]} >= {*job["measures"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
     there = (folder / f"{id}.csv").exists() and (folder / f"{id}.h5").exists()
@@ -57,9 +58,11 @@ def is_done(job: Job) -> dict[str, Any] | None:
 
 
 def do(job: Job) -> dict[str, Any]:
-    """Train, measure and locate; the outcome, which is also written."""
+    """Train, measure and locate; the outcome, which is also written. Another study may have done it meanwhile."""
     folder, config = Path(job["folder"]), RunConfig.from_dict(job["config"])
     run = _trained(config, folder / f"{job['id']}.h5")
+    if outcome := is_done(job):
+        return outcome
     table = measure(run)
     replace_text(folder / f"{job['id']}.csv", table.to_csv())
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
@@ -67,7 +70,10 @@ def do(job: Job) -> dict[str, Any]:
         "version": version("mechinterp"),
         "steps": run.steps[-1],
         "digest": run.digest(run.steps[-1]),
-        "transitions": {name: locate_or_say_why(_column(table, name)).to_dict() for name in job["measures"]},
+        "transitions": {
+            name: locate_or_say_why(_column(table, name, config)).to_dict()
+            for name in dict.fromkeys([*job["measures"], *(each for each in DEFAULT_MEASURES if each in table)])
+        },
         "final": finals,
     }
     outcome = _plain(outcome)
@@ -75,9 +81,9 @@ def do(job: Job) -> dict[str, Any]:
     return outcome
 
 
-def _column(table: pd.DataFrame, name: str) -> pd.Series:
+def _column(table: pd.DataFrame, name: str, config: RunConfig) -> pd.Series:
     """A measure; where nothing is clamped, a clamped one is the released one."""
-    return pd.Series(table[name if name in table else name.removeprefix("clamped_")])
+    return pd.Series(table[name if acts_on_activations(config) else name.removeprefix("clamped_")])
 
 
 def _trained(config: RunConfig, path: Path) -> Run:
@@ -85,7 +91,12 @@ def _trained(config: RunConfig, path: Path) -> Run:
     while True:
         try:
             if not path.exists():
-                return train(config, path, progress=False)
+                try:
+                    return train(config, path, progress=False)
+                except RunFileError:
+                    if not path.exists():
+                        raise
+                    continue  # another study has begun it meanwhile
             run = open_run(path)
             if run.config != noted(config):
                 raise MechinterpError(f"{path}: holds another run than its name says; delete it")

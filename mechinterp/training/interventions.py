@@ -24,13 +24,15 @@ from mechinterp.tasks.base import Batch
 def noted(config: RunConfig) -> RunConfig:
     """The config with the digests of the weights that it grafts; all that it names must exist.
 
-    An unknown parameter, and a run that lacks the step, or has other weights there than noted before, raise.
+    An unknown parameter; a run that lacks the step, or has other weights there than noted before, or of other shapes;
+    and a parameter that is set while another intervention holds it, or twice at once, raise.
     """
-    _Parameters(config)
-    interventions = []
+    parameters, interventions = _Parameters(config), []
+    parameters.require_consistent()
     for each in config.interventions:
         if isinstance(each, Graft):
             each = each.model_copy(update={"digest": _source_digest(each)})
+            _require_same_shapes(each, parameters.matching(each), config)
         interventions.append(each)
     return config.model_copy(update={"interventions": tuple(interventions)})
 
@@ -139,11 +141,27 @@ class _Parameters:
 
     def __init__(self, config: RunConfig):
         self._all = list(parameter_shapes(config))
-        self._fix = [(each, self._matching(each)) for each in config.interventions if isinstance(each, Fix)]
-        self._freeze = [(each, self._matching(each)) for each in config.interventions if isinstance(each, Freeze)]
-        self._graft = [(each, self._matching(each)) for each in config.interventions if isinstance(each, Graft)]
+        self._fix = [(each, self.matching(each)) for each in config.interventions if isinstance(each, Fix)]
+        self._freeze = [(each, self.matching(each)) for each in config.interventions if isinstance(each, Freeze)]
+        self._graft = [(each, self.matching(each)) for each in config.interventions if isinstance(each, Graft)]
 
-    def _matching(self, each: Fix | Freeze | Graft) -> list[str]:
+    def require_consistent(self) -> None:
+        """No parameter is set twice at a step, nor while another intervention holds it."""
+        sets = [(each, name) for each, names in [*self._graft, *self._fix] for name in names]
+        holds = [(each, name) for each, names in [*self._fix, *self._freeze] for name in names]
+        for number, (each, name) in enumerate(sets):
+            for other, same in sets[:number]:
+                if name == same and each.start == other.start:
+                    raise ConfigError(f"interventions: {name} is set twice at step {each.start}; remove one")
+            for other, same in holds:
+                if name == same and other.start < each.start and (other.stop is None or each.start < other.stop):
+                    raise ConfigError(
+                        f"interventions: {each.kind} sets {name} at step {each.start}, while {other.kind} holds it from"
+                        f" {other.start} on; let that stop at {each.start}"
+                    )
+
+    def matching(self, each: Fix | Freeze | Graft) -> list[str]:
+        """The parameters that an intervention names."""
         found = []
         for pattern in each.parameters:
             names = [name for name in self._all if fnmatchcase(name, pattern)]
@@ -163,6 +181,14 @@ class _Parameters:
 
     def held_at(self, step: int) -> list[str]:
         return [name for each, names in [*self._fix, *self._freeze] if each.is_on(step) for name in names]
+
+
+def _require_same_shapes(graft: Graft, names: list[str], config: RunConfig) -> None:
+    theirs, ours = parameter_shapes(open_run(graft.run).config), parameter_shapes(config)
+    for name in names:
+        if theirs.get(name) != ours[name]:
+            found = f"is {list(theirs[name])}" if name in theirs else "does not exist"
+            raise ConfigError(f"{graft.run}: its {name} {found}, to graft it takes {list(ours[name])}")
 
 
 def _source_digest(graft: Graft) -> str:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from mechinterp.config import CustomTaskConfig, ItemLabelConfig, RunConfig
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError
+from mechinterp.interventions import Graft
 from mechinterp.models.parameters import initial_parameters
 from mechinterp.store import Run, RunWriter, open_run
 from mechinterp.tasks.base import Task
@@ -35,6 +36,9 @@ def train(
     in the file, and `resume` goes on from there.
     """
     config = noted(config if task is None else _config_for(task, config))
+    for each in config.interventions:
+        if isinstance(each, Graft) and Path(each.run).resolve() == Path(path).resolve():
+            raise ConfigError(f"{path}: is the run that is grafted from; choose another file for the new one")
     trained_on: Task = config.build_task() if task is None else task
     if task is not None:
         _check_batch(task)
@@ -61,7 +65,9 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     last, end = run.file.steps[-1], run.config.training.steps if until is None else until
     limit = run.config.training.stop_accuracy
     if until is None and limit is not None and run.file.metrics()["train_accuracy"].iloc[-1] >= limit:
-        raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
+        if run.status != "running":
+            raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
+        end = last  # its writer was killed before it could say that it was done
     if end < last:
         raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
     config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
@@ -73,10 +79,10 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         _say(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
     with (
         recorded_threads(run.environment),
-        RunWriter(path, config, continues=run.file, engine=engine.name, device=device) as writer,
+        RunWriter(path, config, continues=run.file, last=last, engine=engine.name, device=device) as writer,
     ):
         _train(engine, run.task, config, writer, range(last, end), progress)
-        if end < config.training.steps:
+        if until is not None and end < config.training.steps:
             writer.finish("interrupted")
     return open_run(path, task=run.task)
 

@@ -249,6 +249,26 @@ def test_another_environment_is_reported_as_approximate(tiny_run, tmp_path):
         run.model(11)
 
 
+def test_a_resume_that_another_process_has_overtaken_changes_nothing(tiny_config, tmp_path, monkeypatch):
+    from mechinterp.errors import BusyError
+    from mechinterp.training import resume, trainer
+
+    path = tmp_path / "run.h5"
+    mi.train(tiny_config.updated({"training.steps": 10}), path, progress=False)
+    build = trainer.build_engine
+
+    def overtaken(*arguments, **named):
+        monkeypatch.setattr(trainer, "build_engine", build)
+        resume(path, until=20, progress=False)
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(trainer, "build_engine", overtaken)
+    with pytest.raises(BusyError, match="another process has gone on with it"):
+        resume(path, until=20, progress=False)
+    run = mi.open_run(path)
+    assert (run.status, run.steps[-1]) == ("complete", 20)
+
+
 def test_verify_names_the_first_fault(tiny_run, tmp_path, capsys):
     from mechinterp.cli import main
 

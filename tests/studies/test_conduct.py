@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import psutil
 import pytest
@@ -18,7 +20,7 @@ from mechinterp.studies.conduct import compare, measured, run_study
 from mechinterp.studies.study import Study
 from tests.store.survival_children import one_thread
 
-LONG = 4_000
+LONG = 20_000
 CLAMP = {"kind": "clamp", "layer": 0, "pattern": "uniform", "strength": 0.5}
 
 
@@ -30,7 +32,7 @@ def study(tiny_config) -> Study:
 
 @pytest.fixture(scope="module")
 def long_study(tiny_config) -> Study:
-    changes = {"training.steps": LONG, "checkpoints.every": 200}
+    changes = {"training.steps": LONG, "checkpoints.every": 1_000}
     return Study.of("long", tiny_config, {"short": {}, "long": changes}, [0], ["icl_accuracy"])
 
 
@@ -97,11 +99,11 @@ def test_transitions_are_compared_by_seed():
 
 
 def test_a_study_that_is_killed_goes_on_where_it_was(long_study, tmp_path):
-    """The whole command is killed, with SIGKILL; its worker ends by itself."""
+    """The whole command is interrupted, and then killed with SIGKILL; its worker ends by itself."""
     file, folder = tmp_path / "long.toml", tmp_path / "runs"
     short, long = long_study.runs
     lines = ['measures = ["icl_accuracy"]', "seeds = [0]", "[variants.short]", "[variants.long]"]
-    lines += [f"training.steps = {LONG}", "checkpoints.every = 200", "[base]"]
+    lines += [f"training.steps = {LONG}", "checkpoints.every = 1_000", "[base]"]
     nested = short.config.model_dump(mode="json", exclude={"seed", "interventions"}, exclude_none=True)
     for section, values in nested.items():
         lines += [
@@ -112,14 +114,11 @@ def test_a_study_that_is_killed_goes_on_where_it_was(long_study, tmp_path):
     assert [run.id for run in Study.from_toml(file).runs] == [short.id, long.id]
     command = [sys.executable, "-m", "mechinterp.cli", "study", str(file), "--workers", "1", "--runs", str(folder)]
     command += ["--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     growing = folder / f"{long.id}.h5"
-    until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= 3)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    until(lambda: not any(each.is_running() and each.status() != "zombie" for each in workers))
-    assert 3 <= len(mi.open_run(growing).steps) <= LONG // 200
+    for enough, how in ((3, signal.SIGINT), (4, signal.SIGKILL)):
+        assert stopped(command, how, growing, enough) == (130 if how == signal.SIGINT else -how)
+        assert not list(folder.glob("*.failed.json"))
+    assert 3 <= len(mi.open_run(growing).steps) <= LONG // 1_000
     finished = {name: at for name, at in written(folder).items() if name.startswith(short.id)}
     assert len(finished) == 3
     assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
@@ -140,8 +139,6 @@ def test_parsl_gives_the_same_bits_though_a_worker_is_killed(long_study, tmp_pat
         worker.kill()
         killed.append(worker.pid)
 
-    from concurrent.futures import ThreadPoolExecutor
-
     with cluster(provider="local", workers=1) as executor, ThreadPoolExecutor() as beside:
         killer = beside.submit(kill_the_worker)
         table = run_study(long_study, folder, executor=executor, progress=False)
@@ -152,16 +149,44 @@ def test_parsl_gives_the_same_bits_though_a_worker_is_killed(long_study, tmp_pat
 
 
 def test_a_failure_is_recorded_and_left_until_a_retry(tiny_config, tmp_path):
-    variants = {"free": {}, "wild": {"training.learning_rate": 1e9}}
-    study = Study.of("fails", tiny_config, variants, [0], ["icl_accuracy"])
+    wild = {"wild": {"training.learning_rate": 1e9}}
+    study = Study.of("fails", tiny_config, {"free": {}, **wild}, [0], ["icl_accuracy"])
     table = run_study(study, tmp_path, progress=False).set_index("variant")
     assert table["status"].to_dict() == {"free": "done", "wild": "failed"}
     assert "learning_rate" in table.loc["wild", "error"]
     before = written(tmp_path)
     run_study(study, tmp_path, progress=False)
     assert written(tmp_path) == before
+    only = Study.of("only", tiny_config, wild, [0], ["icl_accuracy"])
+    assert compare(run_study(only, tmp_path, progress=False)).loc["wild", ["done", "transitions"]].tolist() == [0, 0]
     run_study(study, tmp_path, retry=True, progress=False)
     assert {name for name, at in written(tmp_path).items() if before[name] != at} == {f"{study.runs[1].id}.failed.json"}
+
+
+def test_two_studies_at_once_share_their_runs(study, tmp_path):
+    with ThreadPoolExecutor() as both:
+        tables = list(both.map(lambda _: run_study(study, tmp_path, workers=1, progress=False), range(2)))
+    pd.testing.assert_frame_equal(*tables)
+    assert set(tables[0]["status"]) == {"done"}
+    assert not list(tmp_path.glob("*.failed.json"))
+
+
+def test_a_run_whose_writer_was_killed_after_its_stop_rule_is_complete(tiny_config, tmp_path):
+    """It had no time to say so."""
+    config = tiny_config.updated({"training.stop_accuracy": 0.001})
+    study = Study.of("stops", config, {"free": {}}, [0], ["icl_accuracy"])
+    path = tmp_path / f"{study.runs[0].id}.h5"
+    with one_thread():
+        stopped = mi.train(config, path, progress=False)
+    with h5py.File(path, "r+") as file:
+        file["status"][0] = 0
+    assert (run_study(study, tmp_path, progress=False)["status"] == "done").all()
+    run = mi.open_run(path)
+    assert (run.status, run.steps, run.digest(run.steps[-1])) == (
+        "complete",
+        stopped.steps,
+        stopped.digest(stopped.steps[-1]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,6 +218,17 @@ def test_a_faulty_cluster_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(MechinterpError, match=message), cluster(path):
         pass
+
+
+def stopped(command: list[str], how: int, growing: Path, enough: int) -> int:
+    """The exit code of a command that is sent a signal when a run has so many checkpoints; its workers have ended."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= enough)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, how)
+    code = process.wait()
+    until(lambda: not any(each.is_running() and each.status() != "zombie" for each in workers))
+    return code
 
 
 def writes(process: psutil.Process, path: Path) -> bool:

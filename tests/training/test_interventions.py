@@ -184,8 +184,7 @@ def test_only_what_the_fused_engine_computes_is_given_to_it(tiny_config):
 
 def test_a_window_acts_within_its_steps_only(tiny_config, tmp_path):
     clamp = {"kind": "clamp", "layer": 0, "pattern": "uniform", "start": 8, "stop": 12}
-    free = {"kind": "clamp", "layer": 0, "pattern": "uniform", "start": 20}
-    ours, theirs = (train(under(tiny_config, each), tmp_path / f"{each['start']}.h5") for each in (clamp, free))
+    ours, theirs = (train(under(tiny_config, *each), tmp_path / f"{len(each)}.h5") for each in ([clamp], []))
     same = [ours.digest(step) == theirs.digest(step) for step in (0, 4, 8, 10, 12, 20)]
     assert same == [True, True, True, False, False, False]
     config = under(tiny_config, clamp)
@@ -268,6 +267,9 @@ def test_accuracy_is_measured_clamped_and_released(tiny_config, tmp_path):
         ({"kind": "silence", "layer": 0, "start": 5, "stop": 5}, "would never be on"),
         ({"kind": "silence", "layer": 0, "start": 99}, "starts at 99, after the last step"),
         ({"kind": "fix", "parameters": []}, "at least 1"),
+        ({"kind": "fix", "parameters": ["*"], "value": 1e300}, "less than or equal to 1000"),
+        ({"kind": "copy", "layer": 1}, "known: start, stop, strength, kind, xi"),
+        ({"layer": 1}, "has no kind"),
     ],
 )
 def test_impossible_interventions_are_refused(tiny_config, intervention, message):
@@ -281,9 +283,64 @@ def test_impossible_interventions_are_refused(tiny_config, intervention, message
     [
         ({"kind": "fix", "parameters": ["blocks.0.attn.W_X"]}, "did you mean 'blocks.0.attn.W_"),
         ({"kind": "graft", "run": "nowhere.h5", "step": 3}, r"nowhere\.h5"),
+        ({"kind": "graft", "run": "TINY", "step": 3}, "step 3 is not saved; the nearest is"),
+        (
+            {"kind": "graft", "run": "WIDE", "step": 0, "parameters": ["*W_Q"]},
+            r"is \[2, 24, 24\].* takes \[1,",
+        ),
     ],
 )
-def test_what_an_intervention_names_must_exist_before_anything_is_written(tiny_config, tmp_path, intervention, message):
+def test_what_an_intervention_names_must_exist_before_anything_is_written(
+    tiny_config, tiny_run, tmp_path, tmp_path_factory, intervention, message
+):
+    if intervention.get("run") == "TINY":
+        intervention = {**intervention, "run": str(tiny_run.path)}
+    if intervention.get("run") == "WIDE":
+        wide = tiny_config.updated({"model.n_heads": 2, "training.steps": 0})
+        intervention = {**intervention, "run": str(train(wide, tmp_path_factory.mktemp("wide") / "wide.h5").path)}
     with pytest.raises(MechinterpError, match=message):
         train(under(tiny_config, intervention), tmp_path / "run.h5")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"kind": "fix"},
+            {"kind": "graft", "start": 6},
+            "graft sets classifier.readout.W at step 6, while fix holds",
+        ),
+        (
+            {"kind": "freeze"},
+            {"kind": "fix", "start": 6},
+            "at step 6, while freeze holds",
+        ),
+        ({"kind": "fix"}, {"kind": "fix", "value": 2.0, "start": 6, "stop": 9}, "while fix holds it from 0"),
+        ({"kind": "fix", "start": 6}, {"kind": "graft", "start": 6}, "is set twice at step 6"),
+    ],
+)
+def test_a_parameter_is_set_only_while_nothing_holds_it(tiny_config, tiny_run, tmp_path, first, second, message):
+    def whole(each: dict) -> dict:
+        source = {"run": str(tiny_run.path), "step": 20} if each["kind"] == "graft" else {}
+        return {**each, **source, "parameters": ["classifier.readout.*"]}
+
+    for pair in ((first, second), (second, first)):
+        with pytest.raises(ConfigError, match=message):
+            train(under(tiny_config, *map(whole, pair)), tmp_path / "run.h5")
+
+
+def test_the_run_that_is_grafted_from_is_not_overwritten(tiny_config, tmp_path):
+    source = train(tiny_config, tmp_path / "source.h5")
+    graft = {"kind": "graft", "run": str(source.path), "step": 10, "start": 5}
+    with pytest.raises(ConfigError, match="is the run that is grafted from"):
+        train(under(tiny_config, graft), source.path)
+    assert mi.open_run(source.path).status == "complete"
+
+
+def test_a_clamped_measure_can_be_asked_for(tiny_config, tiny_run, tmp_path):
+    run = train(under(tiny_config, FORWARD[0]), tmp_path / "run.h5")
+    table = mi.measure(run, ["tila2", "clamped_icl_accuracy"], steps=[0, 20], n_sequences=20)
+    assert list(table) == ["tila2", "icl_accuracy", "clamped_tila2", "clamped_icl_accuracy"]
+    with pytest.raises(MechinterpError, match="nothing is clamped"):
+        mi.measure(tiny_run, ["clamped_icl_accuracy"])

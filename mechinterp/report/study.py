@@ -31,19 +31,16 @@ def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Pa
 
 
 def variant_curves(study: Study, tables: dict[tuple[str, int], pd.DataFrame], measure: str) -> go.Figure:
-    """A measure over training: a colour for each variant, a line for each seed."""
-    by_seed = {
-        f"seed {seed}": pd.concat(
-            [
-                pd.DataFrame({"step": table.index, "variant": variant, measure: table[measure].to_numpy()})
-                for (variant, of_seed), table in tables.items()
-                if of_seed == seed and measure in table
-            ]
-            or [pd.DataFrame(columns=["step", "variant", measure])]
-        )
-        for seed in study.seeds
-    }
-    return figures.trajectories(by_seed, "variant", measure, list(study.variants), f"{measure} by variant")
+    """A measure over training: a colour for each variant, a line for each seed.
+
+    Where nothing is clamped, a clamped measure is the released one.
+    """
+    by_seed = {f"seed {seed}": [pd.DataFrame(columns=["step", "variant", measure])] for seed in study.seeds}
+    for (variant, seed), table in tables.items():
+        values = pd.Series(table[measure if measure in table else measure.removeprefix("clamped_")]).to_numpy()
+        by_seed[f"seed {seed}"].append(pd.DataFrame({"step": table.index, "variant": variant, measure: values}))
+    drawn = {seed: pd.concat(rows[1:]) if rows[1:] else rows[0] for seed, rows in by_seed.items()}
+    return figures.trajectories(drawn, "variant", measure, list(study.variants), f"{measure} by variant")
 
 
 def transition_steps(table: pd.DataFrame) -> go.Figure:

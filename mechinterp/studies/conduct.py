@@ -30,7 +30,8 @@ from mechinterp.training.interventions import noted
 
 _CHILDREN: set[subprocess.Popen] = set()
 _STOPPING = threading.Event()
-_COLUMNS = ("variant", "seed", "run", "status", "error", "transition", "step", "low", "high", "width")
+_LOCATED = ("transition", "step", "low", "high", "width", "before", "after")
+_COLUMNS = ("variant", "seed", "run", "status", "error", *_LOCATED)
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 
@@ -126,9 +127,9 @@ def study_table(study: Study, folder: str | Path = "checkpoints/studies") -> pd.
     """What is known of a study's runs, one row per variant and seed.
 
     Columns: ``variant``, ``seed``, ``run`` (its id), ``status`` (done, failed, or not done), ``error``; of the main
-    measure ``transition``, ``step``, ``low``, ``high``, ``width``; of every other measure m its ``{m}_step`` and
-    ``{m}_lag`` (its step minus the main one's; negative: earlier); and accuracies and losses at the end, released
-    (``final_icl_accuracy``, …) and, under interventions, clamped (``final_clamped_icl_accuracy``, …).
+    measure ``transition``, ``step``, ``low``, ``high``, ``width``, ``before``, ``after``; of every other measure m its
+    ``{m}_step`` and ``{m}_lag`` (its step minus the main one's; negative: earlier); and accuracies and losses at the
+    end, released (``final_icl_accuracy``, …) and, under interventions, clamped (``final_clamped_icl_accuracy``, …).
     """
     rows = [_row(each, job, study) for each, job in _runs_and_jobs(study, Path(folder))]
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
@@ -136,6 +137,8 @@ def study_table(study: Study, folder: str | Path = "checkpoints/studies") -> pd.
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
     """The variants of a study's table: how many runs make the transition, its median step, and how that compares.
+
+    ``after`` is the median plateau that it leads to: not every transition is to the same end.
 
     ``ratio`` is the median over seeds of step(variant) / step(first variant), of seeds in which both make the
     transition; below 1, the variant makes it sooner. ``ratio_low`` and ``ratio_high`` are its extremes.
@@ -156,12 +159,13 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
             "step": found.median(),
             "step_low": found.min(),
             "step_high": found.max(),
+            "after": pd.Series(here["after"], dtype=float).median(),
             "ratio": ratio.median(),
             "ratio_low": ratio.min(),
             "ratio_high": ratio.max(),
         }
         finals = [name for name in here if str(name).startswith("final_") and "icl_accuracy" in str(name)]
-        rows[variant] |= {str(name): here[name].astype(float).median() for name in finals}
+        rows[variant] |= {str(name): pd.Series(here[name], dtype=float).median() for name in finals}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
 
@@ -222,7 +226,7 @@ def _row(run: StudyRun, job: Job, study: Study) -> dict[str, Any]:
     main, *others = study.measures
     transitions: Mapping[str, Mapping[str, Any]] = outcome["transitions"]
     row |= {"status": "done", "error": None}
-    row |= {name: transitions[main][name] for name in ("transition", "step", "low", "high", "width")}
+    row |= {name: transitions[main][name] for name in _LOCATED}
     for name in others:
         step = transitions[name]["step"]
         row[f"{name}_step"] = step

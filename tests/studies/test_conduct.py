@@ -92,7 +92,9 @@ def test_what_is_done_is_not_done_again(study, done):
 
 def test_transitions_are_compared_by_seed():
     rows = [("a", 0, 10.0), ("a", 1, 20.0), ("a", 2, None), ("b", 0, 5.0), ("b", 1, 30.0), ("b", 2, 7.0)]
-    table = pd.DataFrame(rows, columns=["variant", "seed", "step"]).assign(status="done", final_icl_accuracy=1.0)
+    table = pd.DataFrame(rows, columns=["variant", "seed", "step"]).assign(
+        status="done", after=1.0, final_icl_accuracy=1.0
+    )
     found = compare(table)
     assert found.loc["b", ["transitions", "step", "ratio", "ratio_low", "ratio_high"]].tolist() == [3, 7, 1, 0.5, 1.5]
     assert found.loc["a", ["transitions", "ratio"]].tolist() == [2, 1]

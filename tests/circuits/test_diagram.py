@@ -267,8 +267,16 @@ def test_signs_widths_and_names_are_shown(planted):
     assert 'class="pill"' not in to_svg(graph_of(hurt))
     assert "previous token" not in to_svg(graph_of(planted, threshold=1.5))
     assert "No edge has a weight of 1.5 or more" in to_svg(graph_of(planted, threshold=1.5))
-    heavy, light = (planted.assign(effect=planted["effect"] * scale) for scale in (0.9, 0.3))
-    assert to_svg(graph_of(heavy)) != to_svg(graph_of(light))
+
+
+def test_width_is_in_proportion_to_weight(planted):
+    def widths(scale: float) -> list[float]:
+        picture = to_svg(graph_of(planted.assign(effect=planted["effect"].clip(0, 1) * scale)))
+        lines = [each for each in ElementTree.fromstring(picture).iter() if each.get("class") == "line helps"]
+        return [float(each.get("stroke-width")) for each in lines[: len(PLANTED)]]
+
+    assert widths(0.9) == pytest.approx([2 * each for each in widths(0.45)], abs=0.02)
+    assert len(set(widths(0.9))) == 1 < len(set(widths(0.9) + widths(0.3)))
 
 
 def boxes(picture: str) -> tuple[list, list, tuple[float, float]]:

@@ -326,6 +326,49 @@ class Evidence(_Analysis):
 
 
 @dataclass
+class Circuit:
+    """Draw the circuit that carries the answer, every edge measured, as an SVG picture; or several as a film strip."""
+
+    run: RunPath
+    step: int | None = None
+    """Which saved step; by default the last."""
+    steps: tuple[int, ...] = ()
+    """Several saved steps, as a film strip in one picture."""
+    out: Path | None = None
+    """Where the picture goes; by default beside the run file. With --json, only if given."""
+    weight: str = "effect"
+    """effect (the share of the answer that goes without the edge) or attention (attention × OV)."""
+    threshold: float = 0.1
+    """The least weight that is drawn."""
+    n_pairs: int = 256
+    """Sequences to measure on."""
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.circuits.diagram import to_dict
+        from mechinterp.circuits.svg import film_strip, require_place, to_svg
+        from mechinterp.circuits.trajectory import circuit_graphs
+        from mechinterp.files import replace_text
+        from mechinterp.store import open_run
+
+        if self.step is not None and self.steps:
+            raise MechinterpError("--step and --steps exclude each other; give one of them")
+        run = open_run(self.run)
+        if not run.steps:
+            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+        out = require_place(self.out or self.run.with_suffix(".svg")) if self.out or not self.json else None
+        steps = self.steps or (run.steps[-1] if self.step is None else self.step,)
+        asked = {"weight": self.weight, "threshold": self.threshold, "n_pairs": self.n_pairs}
+        graphs = circuit_graphs(run, steps=steps, progress=True, **asked)
+        name = self.run.stem
+        if out is not None:
+            one = f"{name}, step {steps[0]:,}"
+            replace_text(out, film_strip(graphs, name) if self.steps else to_svg(graphs[steps[0]], one))
+        result = {"run": str(run.path), "picture": None if out is None else str(out)}
+        _print(result | {"graphs": {str(n): to_dict(each) for n, each in graphs.items()}}, self.json, f"circuit: {out}")
+
+
+@dataclass
 class Study:
     """Do the runs of a study that are not done yet, and compare the transitions of its variants."""
 
@@ -416,6 +459,7 @@ _COMMANDS: dict[str, type] = {
     "ablate": Ablate,
     "qkov": Qkov,
     "evidence": Evidence,
+    "circuit": Circuit,
     "report": Report,
     "study": Study,
 }

@@ -17,11 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.circuits.ablation import ablate
+from mechinterp.circuits.diagram import THRESHOLD, Weight, checked, circuit_edges, graph_of
 from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.order_parameters import order_parameters
@@ -167,6 +169,19 @@ def _evidence(config: RunConfig, weights: Weights, task: Task, *, n_pairs: int =
     return induction_head_evidence(weights, task, n_pairs=n_pairs, seed=seed)
 
 
+def _circuit(
+    config: RunConfig,
+    weights: Weights,
+    task: Task,
+    *,
+    weight: Weight = Weight.effect,
+    n_pairs: int = 256,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every edge of the circuit diagram: source, target, kind, value, effect, …, weight, drawn, operation."""
+    return circuit_edges(weights, task, weight=weight, n_pairs=n_pairs, seed=seed)
+
+
 ANALYSES: dict[str, Callable[..., pd.DataFrame]] = {
     "patch": _patch,
     "paths": _paths,
@@ -174,6 +189,7 @@ ANALYSES: dict[str, Callable[..., pd.DataFrame]] = {
     "qkov": _qkov,
     "order_parameters": _order_parameters,
     "evidence": _evidence,
+    "circuit": _circuit,
 }
 """Every analysis by name: (config, weights, task, **arguments) → table."""
 
@@ -214,6 +230,21 @@ def analyse(
     finally:
         held.save()
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def circuit_graphs(
+    run: Run,
+    *,
+    steps: int | Iterable[int] | None = None,
+    weight: Weight | str = Weight.effect,
+    threshold: float = THRESHOLD,
+    **arguments: Any,
+) -> dict[int, nx.DiGraph]:
+    """The circuit (`diagram.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
+    weight, threshold = checked(weight, threshold)
+    table = analyse(run, "circuit", steps=steps, **arguments)
+    by_step = table.groupby("step", sort=False) if len(table) else ()
+    return {int(str(step)): graph_of(rows, weight=weight, threshold=threshold) for step, rows in by_step}
 
 
 def _transformer(run: Run, step: int) -> tuple[RunConfig, Weights]:

@@ -19,6 +19,7 @@ SMALL = {
     "qkov": {"n_sequences": 8},
     "order_parameters": {"n_sequences": 8},
     "evidence": {"n_pairs": 8},
+    "circuit": {"n_pairs": 8},
 }
 
 

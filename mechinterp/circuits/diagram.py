@@ -1,0 +1,341 @@
+"""The circuit that carries the answer, as a graph whose every edge is measured (Reddy 2023, figure 5).
+
+Columns are the roles of an in-context sequence, and rows follow the computation: tokens, what each layer's heads write,
+the values, keys and queries that a later layer reads, the answer. With m(·) the lead of the correct label, the logit of
+the answer minus that of another label of the context, mean over clean sequences,
+
+    effect of an edge = (m(clean) − m(without the edge)) / (m(clean) − m(another sequence)),
+
+the share of the lead that goes when the edge is taken out: 1 for an edge on which all of it depends, 0 for one without
+use, negative for one that hurts. Without an edge, the network runs on with
+
+* ``attention`` (layer, key role → query role): p_ij = 0 for all i, j of the roles, the rest of the row scaled up;
+* ``match`` (key of a role → query of a role): scores S_ij = q_i·k_j with the keys k_j of another sequence;
+* ``select`` (query → what its head writes): the query of another sequence;
+* ``path`` (a token or what a layer wrote → key, query or value of a later layer, or the classifier): at this role,
+  what the receiver reads of this sender is that of another sequence (`paths`, with one role instead of all).
+
+The other sequence is the next one of the batch, at the same places. The effect of a node is that of taking its whole
+activation from there; everything from there is another sequence's answer, whose effect is 1. The heads of a layer are
+taken together. `svg` draws the graph.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import networkx as nx
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mechinterp.circuits.evidence import induction_head_evidence
+from mechinterp.circuits.metrics import Metric
+from mechinterp.circuits.patching import measured_span
+from mechinterp.circuits.paths import Receiver
+from mechinterp.circuits.rerun import Activations, Parameters, activations, parameters_of, rerun
+from mechinterp.errors import MechinterpError, NamedEnum, member
+from mechinterp.models.planted import Operation
+from mechinterp.tasks.base import Task
+from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
+
+ROLES = ("other_item", "other_label", "correct_item", "correct_label", "target")
+"""The columns, from left to right. The other pairs stand before and after the correct one."""
+THRESHOLD = 0.1
+"""The least |weight| that is drawn, and that an operation's edge must have."""
+NOISE = 3.0
+"""Standard errors that the lead and an effect must exceed. Three, as a run has dozens of checkpoints."""
+
+
+class Weight(NamedEnum):
+    """What the width of an edge shows."""
+
+    effect = "the share of the lead that goes without the edge"
+    attention = "attention edges only: attention × OV, the length of what is moved over that of what it is added to"
+
+
+def circuit_edges(
+    parameters: Parameters | nn.Module,
+    task: Task,
+    *,
+    weight: Weight | str = Weight.effect,
+    n_pairs: int = 256,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every edge, one row each, whether it is drawn or not; the same edges in the same order for all checkpoints.
+
+    * ``source``, ``target``: nodes, as ``token.ROLE``, ``LAYER.ROLE`` (what the layer's heads write there),
+      ``LAYER.q.ROLE`` (a query; so ``k``, ``v``) or ``answer``; layers count from 0, as in hook names;
+    * ``layer`` of the attention it belongs to, or the number of layers for the classifier; ``kind`` as above;
+    * ``value``: the lead without it, in logits; ``effect`` and its standard error over pairs, ``error``;
+    * ``attention``: of attention edges, ⟨Σ_j p_ij⟩_i over the tokens of both roles, in [0, 1];
+    * ``moved``: of attention edges, attention × OV: ⟨|Σ_j p_ij v_j|⟩_i / ⟨|x_i|⟩_i with x the residual stream;
+    * ``weight``: the effect, or what is moved; ``drawn``: |weight| ≥ `THRESHOLD`, and an effect beyond noise;
+    * ``operation``: of an induction head, where `operations` finds it, else empty;
+    * ``source_effect``, ``target_effect`` of the nodes; ``span``, m(clean) − m(another sequence), with ``span_error``.
+
+    A span within `NOISE` standard errors is noise: nothing is resolved, and effects are not numbers. Raises where
+    `corrupted_pairs` does, and for fewer than two pairs.
+    """
+    weight, parameters = member(Weight, weight), parameters_of(parameters)
+    if n_pairs < 2:
+        raise MechinterpError(f"n_pairs is {n_pairs}; edges carry what they carry in another sequence: give 2 or more")
+    pairs = corrupted_pairs(task, Corruption.swap_label, n_pairs=n_pairs, seed=seed)
+    with torch.no_grad():
+        cuts = _Cuts(activations(parameters, pairs.clean.inputs), pairs)
+        rows = _attention(cuts) + _paths(cuts)
+        nodes = {"answer": 1.0 if cuts.resolved else float("nan")} | _nodes(cuts)
+    for row in rows:
+        row |= {f"{end}_effect": nodes[row[end]] for end in ("source", "target")}
+    table = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs)
+    found = operations(table, induction_head_evidence(parameters, task, n_pairs=n_pairs, seed=seed))
+    table["operation"] = [found.get(edge, "") for edge in zip(table["source"], table["target"], strict=True)]
+    return weighted(table, weight)
+
+
+def weighted(table: pd.DataFrame, weight: Weight | str = Weight.effect, threshold: float = THRESHOLD) -> pd.DataFrame:
+    """The table of `circuit_edges` with the columns ``weight`` and ``drawn`` for another weight or threshold (> 0)."""
+    weight, threshold = checked(weight, threshold)
+    chosen = table["effect" if weight is Weight.effect else "moved"]
+    beyond = table["effect"].abs() > NOISE * table["error"] if weight is Weight.effect else True
+    return table.assign(weight=chosen, drawn=(chosen.abs() >= threshold) & beyond)
+
+
+def checked(weight: Weight | str, threshold: float) -> tuple[Weight, float]:
+    """Both, if there are such; else an error that says what is expected."""
+    if not 0 < threshold < math.inf:
+        raise MechinterpError(f"threshold is {threshold}; expected more than 0")
+    return member(Weight, weight), threshold
+
+
+def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The operations of an induction head that are found, by the edge that does each (names of `planted.Operation`).
+
+    An operation is found where the fact of `induction_head_evidence` that it takes holds, and its edge helps: an effect
+    of `THRESHOLD` or more, beyond noise. That is an effect on the answer: where the circuit is broken anywhere, what is
+    left of it has none.
+    """
+    last, holds = int(table["layer"].max()) - 1, dict(zip(evidence["fact"], evidence["holds"], strict=True))
+    keys = holds["earlier heads → last layer's key"]
+    queries, values = holds["target's query selects"], holds["labels' values are copied"]
+    does = {}
+    for layer in range(last):
+        item = f"{layer}.v.correct_item" if layer else "token.correct_item"
+        does[item, f"{layer}.correct_label"] = (Operation.previous_token, keys)
+        does[f"{layer}.correct_label", f"{last}.k.correct_label"] = (Operation.write, keys)
+    does[f"{last}.k.correct_label", f"{last}.q.target"] = (Operation.match, queries)
+    does[f"{last}.v.correct_label" if last else "token.correct_label", f"{last}.target"] = (Operation.copy, values)
+    does[f"{last}.target", "answer"] = (Operation.readout, values)
+    helps = (table["effect"] >= THRESHOLD) & (table["effect"] > NOISE * table["error"])
+    edges = set(zip(table["source"][helps], table["target"][helps], strict=True))
+    return {edge: operation.name for edge, (operation, holding) in does.items() if holding and edge in edges}
+
+
+def circuit_graph(
+    parameters: Parameters | nn.Module,
+    task: Task,
+    *,
+    weight: Weight | str = Weight.effect,
+    threshold: float = THRESHOLD,
+    n_pairs: int = 256,
+    seed: int = 0,
+) -> nx.DiGraph:
+    """The circuit of a checkpoint's weights (`run.weights(step)`) or of a model: `graph_of` its `circuit_edges`."""
+    weight, threshold = checked(weight, threshold)
+    return graph_of(circuit_edges(parameters, task, n_pairs=n_pairs, seed=seed), weight=weight, threshold=threshold)
+
+
+def graph_of(table: pd.DataFrame, *, weight: Weight | str = Weight.effect, threshold: float = THRESHOLD) -> nx.DiGraph:
+    """The graph of a table of `circuit_edges`; of ``mi.analyse(run, "circuit")``, that of one step.
+
+    Nodes have ``kind`` (token, written, value, key, query, answer), ``layer`` (−1 for tokens), ``role``, ``effect`` and
+    their place ``x``, ``y`` (pixels, downwards), which depends on the number of layers only. Edges have the columns of
+    `circuit_edges`, with ``weight`` and ``drawn`` for the chosen weight and threshold. The graph has ``n_layers``,
+    ``weight``, ``threshold``, ``n_pairs``, ``span``, ``span_error`` and ``resolved``. What is not a number is None.
+    """
+    weight, table = member(Weight, weight), weighted(table, weight, threshold)
+    first = table.iloc[0]
+    about = {name: _plain(first[name]) for name in ("span", "span_error", "n_pairs")}
+    n_layers, resolved = int(table["layer"].max()), bool(abs(first["span"]) > NOISE * first["span_error"])
+    graph = nx.DiGraph(n_layers=n_layers, weight=weight.name, threshold=threshold, resolved=resolved, **about)
+    columns = [
+        name for name in table if name not in ("step", "source", "target", *about) and "_effect" not in str(name)
+    ]
+    for row in table.to_dict("records"):
+        for end in ("source", "target"):
+            if row[end] not in graph:
+                graph.add_node(row[end], **_node(row[end], n_layers), effect=_plain(row[f"{end}_effect"]))
+        graph.add_edge(row["source"], row["target"], **{str(name): _plain(row[name]) for name in columns})
+    return graph
+
+
+def to_dict(graph: nx.DiGraph) -> dict[str, Any]:
+    """The graph as node-link data that JSON has, nodes and edges in their order."""
+    return nx.node_link_data(graph, edges="edges")
+
+
+def to_json(graph: nx.DiGraph) -> str:
+    """`to_dict` as JSON; `from_json` gives the graph back."""
+    return json.dumps(to_dict(graph), ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str) -> nx.DiGraph:
+    """The graph that `to_json` wrote."""
+    return nx.node_link_graph(json.loads(text), edges="edges")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: what is not a number becomes None."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_KINDS = {"q": "query", "k": "key", "v": "value"}
+_LEFT, _COLUMN, _TOP = 190, 140, 96
+_HEIGHTS = {"written 0": 96, "key": 92, "query": 70, "written": 70, "answer": 76}
+"""Distance of a row to the one below, in pixels; values stand beside keys."""
+
+
+def _node(name: str, n_layers: int) -> dict[str, Any]:
+    """What a node is, and its place: columns are roles, rows follow the computation upwards."""
+    *place, role = ("", "target") if name == "answer" else name.split(".")
+    kind = "answer" if name == "answer" else "token" if place == ["token"] else _KINDS.get(place[-1], "written")
+    layer = {"answer": n_layers, "token": -1}.get(kind) if kind in ("answer", "token") else int(place[0])
+    levels = ["token", "written 0"]
+    for n in range(1, n_layers):
+        levels += [f"key {n}", f"query {n}", f"written {n}"]
+    levels.append("answer")
+    heights = [0] + [_HEIGHTS.get(each) or _HEIGHTS[each.split()[0]] for each in levels[1:]]
+    level = levels.index(kind if kind in ("answer", "token") else f"{'key' if kind == 'value' else kind} {layer}")
+    x = _LEFT + _COLUMN * ROLES.index(role) - (30 if kind == "value" else 0)
+    return {"kind": kind, "layer": layer, "role": role, "x": float(x), "y": float(_TOP + sum(heights[level + 1 :]))}
+
+
+@dataclass
+class _Cuts:
+    """A network on clean sequences, to be run again without some edge."""
+
+    base: Activations
+    pairs: Pairs
+    layers: range = field(init=False)
+    span: float = field(init=False)
+    error: float = field(init=False)
+
+    def __post_init__(self):
+        logits = self.base.logits
+        self.layers, self._other = range(self.base.n_layers), self._next(logits)
+        _, self.span, self.error = measured_span(Metric.logit_difference, logits, self._other, self.pairs)
+        self._lead = Metric.logit_difference.each(logits, self.pairs.answers, self.pairs.foils)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether there is a lead to attribute."""
+        return abs(self.span) > NOISE * self.error
+
+    @staticmethod
+    def _next(activation: Tensor) -> Tensor:
+        return activation.roll(1, dims=0)
+
+    def other(self, hook: str) -> Tensor:
+        """An activation as it is in another sequence."""
+        return self._next(self.base[hook])
+
+    def at(self, role: str) -> Bool[Tensor, "batch pos"]:
+        return self.pairs.roles[role]
+
+    def without(self, hook: str, value: Tensor) -> dict[str, float]:
+        """The lead with an activation replaced, and the effect with its error."""
+        lead = Metric.logit_difference.each(rerun(self.base, hook, value), self.pairs.answers, self.pairs.foils)
+        lost, unit = self._lead - lead, self.span if self.resolved else float("nan")
+        error = float(lost.std()) / len(lost) ** 0.5 / abs(unit)
+        return {"value": float(lead.mean()), "effect": float(lost.mean()) / unit, "error": error}
+
+    def queries(self, layer: int) -> tuple[str, ...]:
+        """Roles of the queries that matter: all, and in the last layer the target, which alone is read."""
+        return ("target",) if layer == self.layers[-1] else ROLES
+
+    def links(self, layer: int) -> dict[tuple[str, str], Bool[Tensor, "batch 1 query key"]]:
+        """Which pairs of tokens belong to key role and query role; roles of which no token sees one are left out."""
+        causal = torch.ones(2 * (self.pairs.roles["target"].shape[1],), dtype=torch.bool).tril()
+        every = {
+            (key, query): (self.at(query)[:, :, None] & self.at(key)[:, None, :] & causal)[:, None]
+            for query, key in product(self.queries(layer), ROLES)
+        }
+        return {roles: mask for roles, mask in every.items() if mask.any()}
+
+    def changes(self, before: int) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+        """How what tokens and earlier layers give to the residual stream differs in another sequence."""
+        hooks = {"token": "hook_embed"} | {str(n): f"blocks.{n}.hook_attn_out" for n in range(before)}
+        return {name: self.other(hook) - self.base[hook] for name, hook in hooks.items()}
+
+
+def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
+    """Attention edges of every layer, and, of those that read what others wrote, matching and selecting."""
+    rows, base = [], cuts.base
+    for layer in cuts.layers:
+        attn, reads = f"blocks.{layer}.attn", f"{layer}." if layer else ""
+        q, v, scores, pattern = (base[f"{attn}.hook_{each}"] for each in ("q", "v", "attn_scores", "pattern"))
+        size, links = base[f"blocks.{layer}.hook_resid_pre"].norm(dim=-1), cuts.links(layer)
+        for (key, query), mask in links.items():
+            cut = scores.masked_fill(mask, -torch.inf).softmax(dim=-1).nan_to_num(0.0)  # who sees nothing else: nothing
+            seen, at = pattern * mask, cuts.at(query)
+            moved = torch.einsum("bhqp,bphk->bqk", seen, v).norm(dim=-1)[at].mean() / size[at].mean()
+            rows.append(
+                {"source": f"{reads}v.{key}" if layer else f"token.{key}", "target": f"{layer}.{query}"}
+                | {"layer": layer, "kind": "attention", **cuts.without(f"{attn}.hook_pattern", cut)}
+                | {"attention": float(seen.sum(dim=-1).mean(dim=1)[at].mean()), "moved": float(moved)}
+            )
+        if not layer:
+            continue
+        elsewhere = torch.einsum("bqhk,bphk->bhqp", q, cuts.other(f"{attn}.hook_k"))
+        for (key, query), mask in links.items():
+            found = cuts.without(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
+            ends = {"source": f"{layer}.k.{key}", "target": f"{layer}.q.{query}"}
+            rows.append(ends | {"layer": layer, "kind": "match", **found})
+        for role in cuts.queries(layer):
+            ends = {"source": f"{layer}.q.{role}", "target": f"{layer}.{role}"}
+            rows.append(ends | {"layer": layer, "kind": "select", **_replaced(cuts, f"{attn}.hook_q", role)})
+    return rows
+
+
+def _paths(cuts: _Cuts) -> list[dict[str, Any]]:
+    """Edges from tokens and from what layers wrote to what later layers and the classifier read, role by role."""
+    rows, base = [], cuts.base
+    for layer in [*cuts.layers[1:], len(cuts.layers)]:
+        for through in "qkv" if layer in cuts.layers else ["classifier"]:
+            receivers = [
+                Receiver(layer, head, through) for head in range(base.n_heads if through != "classifier" else 1)
+            ]
+            roles = cuts.queries(layer) if through == "q" else ROLES if through in "kv" else ("target",)
+            for sender, change in cuts.changes(layer).items():
+                read = sum(receiver.reads(base.parameters, change) for receiver in receivers)
+                assert isinstance(read, Tensor)
+                for role in roles:
+                    hook = receivers[0].hook
+                    at = cuts.at(role)[:, :, None, None] if through != "classifier" else torch.tensor(True)
+                    ends = {"source": f"{sender}.{role}", "target": f"{layer}.{through}.{role}"}
+                    ends |= {"target": "answer"} if through == "classifier" else {}
+                    found = cuts.without(hook, base[hook] + read * at)
+                    rows.append(ends | {"layer": layer, "kind": "path", **found})
+    return rows
+
+
+def _replaced(cuts: _Cuts, hook: str, role: str) -> dict[str, float]:
+    """The effect of an activation at the tokens of a role."""
+    value = cuts.base[hook]
+    at = cuts.at(role).view(*cuts.at(role).shape, *(value.ndim - 2) * (1,))
+    return cuts.without(hook, torch.where(at, cuts.other(hook), value))
+
+
+def _nodes(cuts: _Cuts) -> dict[str, float]:
+    """The effect of every node but the answer."""
+    hooks = {f"token.{role}": ("hook_embed", role) for role in ROLES}
+    for layer in cuts.layers:
+        hooks |= {f"{layer}.{role}": (f"blocks.{layer}.hook_attn_out", role) for role in cuts.queries(layer)}
+        for each in "qkv" if layer else "":
+            roles = cuts.queries(layer) if each == "q" else ROLES
+            hooks |= {f"{layer}.{each}.{role}": (f"blocks.{layer}.attn.hook_{each}", role) for role in roles}
+    return {node: _replaced(cuts, hook, role)["effect"] for node, (hook, role) in hooks.items()}

@@ -1,0 +1,324 @@
+"""Circuit graphs as SVG, by a small writer of our own: the same graph gives the same bytes.
+
+Places come from the graph and do not depend on weights, so that pictures of several checkpoints can be laid over each
+other. Numbers have a fixed precision, nothing has an id, arrowheads are shapes of their own, and light and dark mode
+are the reader's (``prefers-color-scheme``). Signs differ in colour (Okabe–Ito) and in dashes.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+from xml.sax.saxutils import escape
+
+import networkx as nx
+
+from mechinterp.errors import MechinterpError
+
+Point = tuple[float, float]
+Curve = tuple[Point, Point, Point, Point]
+"""A cubic Bézier curve: start, two control points, end."""
+
+_STYLE = """
+.circuit text{font:13px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;fill:#1a1a1a}
+.circuit .title{font-size:16px;font-weight:600}
+.circuit .quiet{fill:#595959;font-size:12px}
+.circuit .middle{text-anchor:middle}.circuit .end{text-anchor:end}
+.circuit .ground,.circuit .blank{fill:#fff}
+.circuit .rail{stroke:#d4d4d4;stroke-width:1.2;fill:none}
+.circuit .ring{stroke:#767676;stroke-width:1.2;fill:none}
+.circuit .line{fill:none}
+.circuit .helps{stroke:#0072b2}.circuit .hurts{stroke:#d55e00;stroke-dasharray:6 4}
+.circuit .helps-head{fill:#0072b2}.circuit .hurts-head{fill:#d55e00}
+.circuit .pill{fill:#fff;stroke:#0072b2;stroke-width:1.2}
+.circuit text.letter{font-size:12px}.circuit text.on{fill:#fff}
+.circuit .note{stroke:#fff;stroke-width:6px;paint-order:stroke;stroke-linejoin:round}
+@media (prefers-color-scheme:dark){
+.circuit text{fill:#ececec}.circuit .quiet{fill:#b0b0b0}
+.circuit .ground,.circuit .blank,.circuit .pill{fill:#16181c}
+.circuit .rail{stroke:#3c3f45}.circuit .ring{stroke:#9a9a9a}
+.circuit .helps,.circuit .pill{stroke:#56b4e9}.circuit .hurts{stroke:#f08a3c}
+.circuit .helps-head{fill:#56b4e9}.circuit .hurts-head{fill:#f08a3c}
+.circuit text.on{fill:#16181c}.circuit .note{stroke:#16181c}
+}
+"""
+_NAMES = {
+    "other_item": "other items",
+    "other_label": "other labels",
+    "correct_item": "correct item",
+    "correct_label": "correct label",
+    "target": "target",
+}
+_RADIUS, _PORT = 10.0, 9.0
+_RIGHT, _BELOW, _LEFT_OF_COLUMNS = 92, 44, 140
+_WIDEST = 7.0
+"""Width of a line of weight 1, in pixels; heavier ones grow no further than one half more."""
+
+
+def to_svg(graph: nx.DiGraph, title: str = "Circuit") -> str:
+    """A graph of `diagram.circuit_graph` as an SVG document, with its legend. The title is text, whatever it holds."""
+    width, height = _size(graph)
+    legend, below = _legend([graph], width)
+    parts = [_panel(graph, title, rows=True), f'<g transform="translate(0 {height})">{legend}</g>']
+    return _document(title, width, height + below, parts)
+
+
+def film_strip(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training") -> str:
+    """Graphs by training step, as one SVG document: equal panels from left to right and downwards, and one legend."""
+    width, height = max((_size(each) for each in graphs.values()), default=(600, 0))
+    n = max(1, min(4, math.ceil(math.sqrt(len(graphs)))))
+    cut = 122  # row names stand in the first panel of a line only
+    total = n * (width - cut) + cut
+    parts = [_text(20, 32, title, "title")]
+    for number, (step, graph) in enumerate(graphs.items()):
+        line, column = divmod(number, n)
+        x, y = column * (width - cut), 44 + line * height
+        panel = _panel(graph, f"step {step:,}", rows=column == 0)
+        parts.append(f'<g transform="translate({x} {y})">{panel}</g>')
+    drawn = 44 + math.ceil(len(graphs) / n) * height
+    legend, below = _legend(list(graphs.values()), total)
+    parts.append(f'<g transform="translate(0 {drawn})">{legend}</g>')
+    return _document(title, total, drawn + below, parts)
+
+
+def require_place(path: Path) -> Path:
+    """The path, if a picture may be written there: an existing picture is replaced, a run file never is."""
+    if path.is_file() and path.read_bytes()[:4] == b"\x89HDF":
+        raise MechinterpError(f"{path}: is a run file, not a picture; choose another file")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise MechinterpError(f"{path}: cannot be written; choose another file")
+    return path
+
+
+def _document(title: str, width: int, height: int, parts: list[str]) -> str:
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="circuit" width="{width}" height="{height}"'
+        f' viewBox="0 0 {width} {height}" role="img">\n<title>{_safe(title)}</title>\n<style>{_STYLE}</style>\n'
+        f'<rect class="ground" width="{width}" height="{height}"/>\n{body}\n</svg>\n'
+    )
+
+
+def _size(graph: nx.DiGraph) -> tuple[int, int]:
+    places = graph.nodes.values()
+    return int(max(each["x"] for each in places)) + _RIGHT, int(max(each["y"] for each in places)) + _BELOW
+
+
+def _panel(graph: nx.DiGraph, title: str, *, rows: bool) -> str:
+    """A graph with its title, the lead it explains, and the names of columns and, if asked, rows."""
+    left = 20 if rows else 142
+    lead = f"lead {_number(graph.graph['span'])} ± {_number(graph.graph['span_error'])}"
+    parts = [_text(left, 32, title, "title"), _text(left, 51, f"{lead} (logits)", "quiet")]
+    parts += _rails(graph)
+    shown = [(graph.nodes[a], graph.nodes[b], edge) for a, b, edge in graph.edges(data=True)]
+    drawn = [each for each in shown if each[2]["drawn"]]
+    parts += [_edge(*each) for each in sorted(drawn, key=lambda each: -abs(each[2]["weight"]))]
+    parts += [_circle(name, node) for name, node in graph.nodes(data=True)]
+    for node in graph.nodes.values():
+        if node["kind"] == "token":
+            parts.append(_text(node["x"], node["y"] + 30, _NAMES[node["role"]], "middle"))
+        if rows and node["role"] == "target" and (name := _row_name(node)):
+            parts.append(_text(_LEFT_OF_COLUMNS, node["y"] + 4, name, "quiet end"))
+    parts += [_pill(*each) for each in drawn if each[2]["operation"]]
+    if not drawn:
+        parts += _note(graph)
+    return "\n".join(parts)
+
+
+def _row_name(node: Mapping[str, Any]) -> str:
+    layer = f"layer {node['layer'] + 1}"
+    names = {"token": "tokens", "written": f"{layer} writes", "query": f"{layer}: queries", "answer": "answer"}
+    return names.get(node["kind"], f"{layer}: values, keys" if node["kind"] == "key" else "")
+
+
+def _rails(graph: nx.DiGraph) -> list[str]:
+    """The residual stream: every column from its token up to the last layer that reads it."""
+    tops: dict[float, list[float]] = {}
+    for node in graph.nodes.values():
+        tops.setdefault(node["x"], []).append(node["y"])
+    tokens = {node["x"]: node["y"] for node in graph.nodes.values() if node["kind"] == "token"}
+    return [f'<path class="rail" d="M{x:.1f} {y:.1f}V{min(tops[x]):.1f}"/>' for x, y in tokens.items()]
+
+
+def _edge(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
+    width = _width(edge["weight"])
+    curve, sign = _curve(source, target, edge["kind"]), "helps" if edge["weight"] > 0 else "hurts"
+    what = f"{edge['kind']}, {_place(source)} → {_place(target)}: {edge['weight']:+.3f}"
+    name = f" ({edge['operation'].replace('_', ' ')})" if edge["operation"] else ""
+    return f"<g><title>{_safe(what + name)}</title>{_arrow(curve, width, sign)}</g>"
+
+
+def _place(node: Mapping[str, Any]) -> str:
+    role = node["role"].replace("_", " ")
+    if node["kind"] in ("token", "answer"):
+        return role if node["kind"] == "token" else "answer"
+    return f"layer {node['layer'] + 1} {node['kind']} at {role}"
+
+
+def _width(weight: float) -> float:
+    return max(1.2, _WIDEST * min(abs(weight), 1.5))
+
+
+def _curve(source: Mapping[str, Any], target: Mapping[str, Any], kind: str) -> Curve:
+    """The way of an edge, between centres: straight, around the nodes between, or, for keys, up and then across."""
+    (x0, y0), (x1, y1) = ((node["x"], node["y"]) for node in (source, target))
+    dx, dy = x1 - x0, y1 - y0
+    if dx and (kind == "match" or source["kind"] == "value"):  # from afar it arrives level, from nearby from below
+        below = -0.3 * dy * max(0.0, 1 - abs(dx) / 480)
+        return (x0, y0), (x0 + 0.1 * dx, y0 + 0.8 * dy), (x0 + 0.5 * dx, y1 + below), (x1, y1)
+    if kind == "path" and not (target["kind"] == "answer" and source["layer"] == target["layer"] - 1):
+        skips = target["layer"] - source["layer"] - 1  # layers between
+        if target["kind"] == "answer":
+            return (x0, y0), (x0 + 58 + 16 * skips, y0 - 50), (x0 + 58 + 16 * skips, y1 + 50), (x1, y1)
+        side = {"value": -1, "key": -1, "query": 1}[target["kind"]]
+        if skips or target["kind"] == "query":
+            out = side * (20 + 12 * skips + (8 if target["kind"] == "value" else 0))
+            return (x0, y0), (x0 + out * 1.2, y0 + 0.33 * dy), (x1 + out, y1 - 0.33 * dy), (x1, y1)
+    if kind == "attention" and source["kind"] == "token" and not dx:
+        return (x0, y0), (x0 + 26, y0 + 0.3 * dy), (x1 + 26, y1 - 0.3 * dy), (x1, y1)
+    return (x0, y0), (x0 + dx / 3, y0 + dy / 3), (x1 - dx / 3, y1 - dy / 3), (x1, y1)
+
+
+def _arrow(curve: Curve, width: float, sign: str) -> str:
+    """The line and its head, between the borders of the nodes at both ends."""
+    head = 5 + 0.9 * width
+    start, tip = _at_distance(curve, _RADIUS + 1), _at_distance(curve, _RADIUS + 1, from_end=True)
+    neck = _at_distance(curve, _RADIUS + head, from_end=True)
+    (x, y), a, b = _point(curve, tip), *_part(curve, start, neck)[2:]
+    bx, by = b
+    length = math.hypot(x - bx, y - by) or 1.0
+    ux, uy = (x - bx) / length, (y - by) / length
+    half = 2.5 + 0.62 * width
+    wings = [(bx - uy * half, by + ux * half), (bx + uy * half, by - ux * half)]
+    line = _part(curve, start, neck)
+    path = f"M{_xy(line[0])}C{_xy(line[1])} {_xy(a)} {_xy(b)}"
+    shape = f"M{_xy((x, y))}L{_xy(wings[0])}L{_xy(wings[1])}Z"
+    return f'<path class="line {sign}" stroke-width="{width:.2f}" d="{path}"/><path class="{sign}-head" d="{shape}"/>'
+
+
+def _point(curve: Curve, t: float) -> Point:
+    weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+    x, y = (sum(weight * point[axis] for weight, point in zip(weights, curve, strict=True)) for axis in (0, 1))
+    return x, y
+
+
+def _at_distance(curve: Curve, distance: float, *, from_end: bool = False) -> float:
+    """The parameter at which the curve is first this far from one of its ends, as it leaves it."""
+    end = curve[3] if from_end else curve[0]
+    for n in range(201):
+        t = 1 - n / 200 if from_end else n / 200
+        if math.dist(_point(curve, t), end) >= distance:
+            return t
+    return 0.5
+
+
+def _part(curve: Curve, low: float, high: float) -> Curve:
+    """The piece of a curve between two parameters (blossoming)."""
+
+    def blossom(a: float, b: float, c: float) -> Point:
+        points = list(curve)
+        for t in (a, b, c):
+            points = [(p[0] + t * (q[0] - p[0]), p[1] + t * (q[1] - p[1])) for p, q in pairwise(points)]
+        return points[0]
+
+    return blossom(low, low, low), blossom(low, low, high), blossom(low, high, high), blossom(high, high, high)
+
+
+def _circle(name: str, node: Mapping[str, Any]) -> str:
+    """A node, shaded by its effect; what a layer reads is a square with its letter, the answer says so."""
+    x, y, effect = node["x"], node["y"], node["effect"]
+    shade = min(1.0, abs(effect)) if effect is not None else 0.0
+    sign = "helps" if (effect or 0) > 0 else "hurts"
+    letter = {"query": "q", "key": "k", "value": "v"}.get(node["kind"])
+    if node["kind"] == "answer":
+        shape = f'<rect x="{x - 36:.1f}" y="{y - 13:.1f}" width="72" height="26" rx="13"'
+    elif letter:
+        shape = f'<rect x="{x - _PORT:.1f}" y="{y - _PORT:.1f}" width="18" height="18" rx="3"'
+    else:
+        shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS:.0f}"'
+    said = "no effect resolved" if effect is None else f"effect {effect:+.3f}"
+    parts = [f"<g><title>{_safe(f'{_place(node)}: {said}')}</title>", f'{shape} class="blank"/>']
+    parts += [f'{shape} class="{sign}-head" fill-opacity="{shade:.2f}"/>', f'{shape} class="ring"/>']
+    if text := "answer" if node["kind"] == "answer" else letter:
+        parts.append(_text(x, y + 4, text, f"letter middle{' on' if shade > 0.55 else ''}"))
+    return "".join(parts) + "</g>"
+
+
+_SIDE = {"write": 1, "readout": -1}
+"""Operations on upright edges, whose name stands beside them."""
+_ALONG = {"previous_token": 0.28}
+"""Where on its edge an operation's name stands, if not in the middle."""
+
+
+def _pill(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
+    """The name of an operation on its edge, with the weight."""
+    x, y = _point(_curve(source, target, edge["kind"]), _ALONG.get(edge["operation"], 0.5))
+    text = f"{edge['operation'].replace('_', ' ')} {edge['weight']:.2f}"
+    half = 3.1 * len(text) + 8
+    x += _SIDE.get(edge["operation"], 0) * (half + _width(edge["weight"]) / 2 + 3)
+    box = f'<rect class="pill" x="{x - half:.1f}" y="{y - 10:.1f}" width="{2 * half:.1f}" height="20" rx="10"/>'
+    return box + _text(x, y + 4, text, "letter middle")
+
+
+def _note(graph: nx.DiGraph) -> list[str]:
+    """Why nothing is drawn."""
+    if graph.graph["weight"] == "effect" and not graph.graph["resolved"]:
+        lines = ["Nothing is resolved yet at this step:", "the lead of the correct label is within noise."]
+    else:
+        lines = [f"No edge has a weight of {graph.graph['threshold']:g} or more."]
+    x, y = _size(graph)[0] / 2 + 20, _size(graph)[1] / 2
+    return [_text(x, y + 18 * n, line, "middle note") for n, line in enumerate(lines)]
+
+
+_MEASURED = {
+    "effect": (
+        "Width of an edge, shade of a node: the share of the lead that goes when it is taken out. The lead is the logit"
+        " of the correct label minus that of another label of the context, above what an unrelated sequence gives;"
+        " mean over {n_pairs} in-context sequences ± standard error. Attention edges (from a token or a value to what a"
+        " layer writes) are cut, and the rest of the attention is scaled up; all other edges and nodes are given what"
+        " they carry in another sequence. Drawn: shares of {threshold:g} or more beyond three standard errors."
+    ),
+    "attention": (
+        "Width of an edge: attention × OV, the length of what attention moves along it over the length of what it is"
+        " added to; mean over {n_pairs} in-context sequences. Drawn from {threshold:g} on. Shade of a node: the share"
+        " of the lead (logit of the correct label minus that of another label of the context, above what an unrelated"
+        " sequence gives) that goes when it holds what it holds in another sequence."
+    ),
+}
+
+
+def _legend(graphs: list[nx.DiGraph], width: int) -> tuple[str, int]:
+    """What widths, shades and colours mean, and how it was measured; with its height."""
+    about = graphs[0].graph if graphs else {"weight": "effect", "threshold": 0.0, "n_pairs": 0}
+    parts, x = [], 15.0
+    samples = [("0.25", 0.25, "helps"), ("0.50", 0.5, "helps"), ("1.00 helps", 1.0, "helps"), ("hurts", 0.5, "hurts")]
+    for text, weight, sign in samples[:3] if about["weight"] == "attention" else samples:
+        line: Curve = ((x, 16.0), (x + 24, 16.0), (x + 48, 16.0), (x + 72, 16.0))
+        text = text.replace(" helps", "") if about["weight"] == "attention" else text
+        parts += [_arrow(line, _width(weight), sign), _text(x + 68, 20, text, "quiet")]
+        x += 84 + 7 * len(text)
+    text = _MEASURED[about["weight"]].format(**about)
+    lines = wrap(text, int((width - 40) / 6.2))
+    parts += [_text(20, 46 + 17 * n, line, "quiet") for n, line in enumerate(lines)]
+    return "\n".join(parts), 46 + 17 * len(lines) + 6
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def _text(x: float | int, y: float | int, text: str, kind: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{_safe(text)}</text>'
+
+
+def _xy(point: Point) -> str:
+    return f"{point[0]:.1f} {point[1]:.1f}"
+
+
+def _safe(text: str) -> str:
+    """Text for XML: markup escaped, and characters that XML does not allow shown as such."""
+    return escape(re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))

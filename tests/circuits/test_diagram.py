@@ -1,0 +1,397 @@
+"""The diagram has the planted edges and no others, and draws them the same way every time."""
+
+import json
+import shutil
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import mechinterp as mi
+from mechinterp.circuits.diagram import (
+    NOISE,
+    ROLES,
+    THRESHOLD,
+    Weight,
+    circuit_edges,
+    circuit_graph,
+    from_json,
+    graph_of,
+    operations,
+    to_json,
+    weighted,
+)
+from mechinterp.circuits.metrics import Metric
+from mechinterp.circuits.patching import measured_span
+from mechinterp.circuits.svg import film_strip, to_svg
+from mechinterp.circuits.trajectory import circuit_graphs
+from mechinterp.cli import main
+from mechinterp.errors import MechinterpError
+from mechinterp.models.parameters import parameter_shapes
+from mechinterp.models.planted import Operation, induction_head, memorising_decoy, random_label_decoy
+from mechinterp.models.transformer import build_model
+from mechinterp.tasks.corruption import corrupted_pairs
+
+PLANTED = {
+    ("token.correct_item", "0.correct_label"): "previous_token",
+    ("0.correct_label", "1.k.correct_label"): "write",
+    ("token.target", "1.q.target"): "",
+    ("1.k.correct_label", "1.q.target"): "match",
+    ("1.q.target", "1.target"): "",
+    ("token.correct_label", "1.v.correct_label"): "",
+    ("1.v.correct_label", "1.target"): "copy",
+    ("1.target", "answer"): "readout",
+}
+"""Every edge of the planted induction head, with the operation that it does."""
+
+
+@pytest.fixture(scope="module")
+def full():
+    return mi.RunConfig.preset("reddy2023")
+
+
+@pytest.fixture(scope="module")
+def planted(full):
+    return circuit_edges(induction_head(full), full.build_task(), n_pairs=100)
+
+
+@pytest.fixture(scope="module")
+def deep(tiny_config):
+    """Random weights of three layers with two heads."""
+    config = tiny_config.updated({"model.n_layers": 3, "model.n_heads": 2})
+    rng = np.random.default_rng(3)
+    weights = {n: torch.from_numpy(rng.normal(size=s) / s[-1] ** 0.5) for n, s in parameter_shapes(config).items()}
+    weights = {name: value.float() for name, value in weights.items()}
+    return config, weights, circuit_edges(weights, config.build_task(), n_pairs=20)
+
+
+def drawn(table) -> dict[tuple[str, str], str]:
+    rows = table[table["drawn"]]
+    return {(row["source"], row["target"]): row["operation"] for row in rows.to_dict("records")}
+
+
+# What is measured
+
+
+def test_a_planted_head_has_exactly_the_planted_edges(full, planted):
+    assert drawn(planted) == PLANTED
+    rows = planted[planted["drawn"]]
+    assert rows["effect"].tolist() == pytest.approx([1] * len(PLANTED), abs=0.12)
+    # The first token sees itself only. Where it is the correct item, its key then matches as well as its label's does,
+    # and half of the attention is lost to it.
+    first = float(corrupted_pairs(full.build_task(), n_pairs=100).roles["correct_item"][:, 0].double().mean())
+    lost = {("token.correct_item", "0.correct_item"), ("1.v.correct_item", "1.target")}
+    lost |= {("1.k.correct_item", "1.q.target"), ("0.correct_item", "1.k.correct_item")}
+    rest = planted[~planted["drawn"]].set_index(["source", "target"])
+    expected = [-20.0 * first / 2 / rest["span"].iloc[0] if edge in lost else 0.0 for edge in rest.index]
+    assert rest["effect"].tolist() == pytest.approx(expected, abs=0.02)  # other sequences hold the same class by chance
+    by_edge = planted.set_index(["source", "target"])
+    assert by_edge["effect"]["1.target", "answer"] == pytest.approx(1, abs=1e-9)  # all that the classifier reads
+    previous = by_edge.loc[("token.correct_item", "0.correct_label")]
+    assert previous["attention"] == pytest.approx(1, abs=1e-6)
+    assert previous["moved"] == pytest.approx(0.5**0.5, abs=0.02)  # content of length 1, to position ⊕ content
+    assert previous["source_effect"] == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("without", Operation)
+def test_a_twin_lacks_the_edge_of_its_operation(full, without):
+    graph = circuit_graph(induction_head(full, without=without), full.build_task(), n_pairs=100)
+    shown = {edge["operation"]: (a, b) for a, b, edge in graph.edges(data=True) if edge["drawn"]}
+    assert without.name not in shown
+    (missing,) = (edge for edge, operation in PLANTED.items() if operation == without.name)
+    assert missing not in shown.values()
+    assert "Nothing is resolved" in to_svg(graph)
+
+
+def test_a_broken_operation_is_not_named_where_its_edge_still_has_an_effect(full):
+    """Uniform attention of layer 1 still mixes the item into its label: with weak scores that helps a little."""
+    twin = induction_head(full, without="previous_token", alpha=12.0)
+    table = circuit_edges(twin, full.build_task(), n_pairs=400)
+    shown = drawn(table)
+    assert {("token.correct_item", "0.correct_label"), ("0.correct_label", "1.k.correct_label")} <= set(shown)
+    assert set(shown.values()) == {"", "match", "copy", "readout"}
+
+
+def test_decoys_and_untrained_networks_have_no_operation(full):
+    task = full.build_task()
+    assert not any(circuit_edges(random_label_decoy(full), task, n_pairs=100)["operation"])
+    table = circuit_edges(build_model(full), task, n_pairs=100)
+    assert not any(table["operation"])
+    assert not table["drawn"].any()
+    assert table["effect"].isna().all()
+    config = mi.RunConfig().updated({"task.n_classes": 64, "model.classifier_depth": 1, "model.classifier_width": 64})
+    assert not any(circuit_edges(memorising_decoy(config), config.build_task(), n_pairs=100)["operation"])
+
+
+def test_an_operation_takes_both_its_fact_and_its_edge(planted):
+    facts = ["answers from the context", "earlier heads → last layer's key"]
+    facts += ["target's query selects", "labels' values are copied"]
+    found = [
+        sorted(operations(planted, pd.DataFrame({"fact": facts, "holds": [fact != lost for fact in facts]})).values())
+        for lost in facts
+    ]
+    everything = sorted(each.name for each in Operation)
+    assert found[0] == everything
+    assert [sorted(set(everything) - set(each)) for each in found[1:]] == [
+        ["previous_token", "write"],
+        ["match"],
+        ["copy", "readout"],
+    ]
+    halved = planted.assign(effect=planted["effect"].where(planted["kind"] != "match", THRESHOLD / 2))
+    whole = pd.DataFrame({"fact": facts, "holds": True})
+    assert sorted(operations(halved, whole).values()) == sorted(set(everything) - {"match"})
+    noisy = planted.assign(error=planted["error"].where(planted["kind"] != "match", 1.0))
+    assert sorted(operations(noisy, whole).values()) == sorted(set(everything) - {"match"})
+
+
+def test_every_kind_of_edge_is_the_intervention_it_says(deep):
+    """Against hooks on the model itself, in three layers of two heads."""
+    config, weights, table = deep
+    model, pairs = build_model(config, weights), corrupted_pairs(config.build_task(), n_pairs=20)
+    roles, found = pairs.roles, table.set_index(["source", "target"])["value"]
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(pairs.clean.inputs)
+    _, span, error = measured_span(Metric.logit_difference, logits, logits.roll(1, 0), pairs)
+    lead = float(Metric.logit_difference.of(logits, pairs.answers, pairs.foils))
+    assert table["span"][0] == pytest.approx(span, rel=1e-4)
+    resolved = abs(span) > NOISE * error
+    expected = (lead - table["value"]) / (span if resolved else float("nan"))
+    assert table["effect"].tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-4, nan_ok=True)
+
+    def value(hook, change):
+        with torch.no_grad():
+            changed = model.run_with_hooks(pairs.clean.inputs, fwd_hooks=[(hook, lambda x, hook: change(x.clone()))])
+        return pytest.approx(float(Metric.logit_difference.of(changed, pairs.answers, pairs.foils)), rel=1e-3, abs=1e-4)
+
+    def link(query, key):
+        return (roles[query][:, :, None] & roles[key][:, None, :])[:, None]
+
+    def cut(pattern):
+        pattern = pattern * ~link("other_label", "correct_item")
+        return pattern / pattern.sum(-1, keepdim=True).clamp(min=1e-9)
+
+    assert found["1.v.correct_item", "1.other_label"] == value("blocks.1.attn.hook_pattern", cut)
+
+    def mismatch(scores):
+        q, k = (cache[f"blocks.1.attn.hook_{each}"] for each in "qk")
+        elsewhere = torch.einsum("bqhd,bkhd->bhqk", q, k.roll(1, 0))
+        return torch.where(link("target", "other_item"), elsewhere, scores)
+
+    assert found["1.k.other_item", "1.q.target"] == value("blocks.1.attn.hook_attn_scores", mismatch)
+
+    def other_query(q):
+        return torch.where(roles["other_item"][:, :, None, None], q.roll(1, 0), q)
+
+    assert found["1.q.other_item", "1.other_item"] == value("blocks.1.attn.hook_q", other_query)
+
+    def other_key(k):
+        sent = cache["blocks.0.hook_attn_out"]
+        change = torch.einsum("bpd,hdk->bphk", sent.roll(1, 0) - sent, weights["blocks.2.attn.W_K"])
+        return k + change * roles["correct_label"][:, :, None, None]
+
+    assert found["0.correct_label", "2.k.correct_label"] == value("blocks.2.attn.hook_k", other_key)
+
+    def without_token(state):
+        return state + (cache["hook_embed"].roll(1, 0) - cache["hook_embed"])[:, -1]
+
+    assert found["token.target", "answer"] == value("classifier.hook_in", without_token)
+    # layer 3's output at the target, and what came before: together all that the classifier reads
+    sent = {name.split(".")[0] for name, target in found.index if target == "answer"}
+    assert sent == {"token", "0", "1", "2"}
+
+
+def test_noise_and_small_weights_are_not_drawn(planted):
+    assert not weighted(planted, threshold=1.5)["drawn"].any()
+    assert weighted(planted, threshold=1e-9)["drawn"].sum() >= len(PLANTED)
+    assert not weighted(planted.assign(error=1.0))["drawn"].any()
+    signed = weighted(planted.assign(effect=-planted["effect"]))
+    assert set(drawn(signed)) == set(PLANTED)
+    attention = weighted(planted, Weight.attention)
+    assert set(attention["kind"][attention["drawn"]]) == {"attention"}
+    assert ("1.v.correct_label", "1.target") in drawn(attention)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"weight": "efect"}, "unknown weight 'efect'; did you mean 'effect'"),
+        ({"threshold": 0.0}, "threshold is 0.0; expected more than 0"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"n_pairs": 1}, "n_pairs is 1"),
+    ],
+)
+def test_misspelt_requests_are_refused(full, arguments, match):
+    with pytest.raises(MechinterpError, match=match):
+        circuit_graph(induction_head(full), full.build_task(), **arguments)
+
+
+# How it is drawn
+
+
+def test_places_do_not_depend_on_weights(tiny_run, deep):
+    first, second = (circuit_graph(tiny_run.weights(step), tiny_run.task, n_pairs=8) for step in (0, 20))
+    assert {n: (d["x"], d["y"]) for n, d in first.nodes(data=True)} == {
+        n: (d["x"], d["y"]) for n, d in second.nodes(data=True)
+    }
+    assert list(first.edges) == list(second.edges)
+    for graph in (first, graph_of(deep[2])):
+        places = [(node["x"], node["y"]) for node in graph.nodes.values()]
+        assert len(set(places)) == len(places)
+        columns = [graph.nodes[f"token.{role}"]["x"] for role in ROLES]
+        assert columns == sorted(columns)
+
+
+def test_a_picture_is_the_same_bytes_and_well_formed(tiny_run, planted, deep):
+    pictures = [to_svg(circuit_graph(tiny_run.weights(20), tiny_run.task, n_pairs=8), "a") for _ in range(2)]
+    assert pictures[0] == pictures[1]
+    loud = deep[2].assign(weight=1.0, effect=np.linspace(-2, 2, len(deep[2])), error=1e-3, span=1.0, span_error=0.1)
+    for graph in (graph_of(planted), graph_of(loud), graph_of(planted, weight="attention")):
+        picture = to_svg(graph)
+        ElementTree.fromstring(picture)
+        assert "nan" not in picture
+        legend = 4 if graph.graph["weight"] == "effect" else 3
+        n_drawn = sum(edge["drawn"] for _, _, edge in graph.edges(data=True))
+        assert picture.count('class="line ') == n_drawn + legend
+        assert n_drawn > 0
+
+
+def test_signs_widths_and_names_are_shown(planted):
+    picture = to_svg(graph_of(planted))
+    for name in ("previous token", "write", "match", "copy", "readout"):
+        assert f">{name} " in picture
+    assert picture.count('class="line hurts"') == 1  # the legend's
+    hurt = planted.assign(effect=planted["effect"].where(planted["operation"] != "match", -1.0), operation="")
+    assert to_svg(graph_of(hurt)).count('class="line hurts"') == 2
+    assert 'class="pill"' not in to_svg(graph_of(hurt))
+    assert "previous token" not in to_svg(graph_of(planted, threshold=1.5))
+    assert "No edge has a weight of 1.5 or more" in to_svg(graph_of(planted, threshold=1.5))
+
+
+def test_width_is_in_proportion_to_weight(planted):
+    def widths(scale: float) -> list[float]:
+        picture = to_svg(graph_of(planted.assign(effect=planted["effect"].clip(0, 1) * scale)))
+        lines = [each for each in ElementTree.fromstring(picture).iter() if each.get("class") == "line helps"]
+        return [float(each.get("stroke-width")) for each in lines[: len(PLANTED)]]
+
+    assert widths(0.9) == pytest.approx([2 * each for each in widths(0.45)], abs=0.02)
+    assert len(set(widths(0.9))) == 1 < len(set(widths(0.9) + widths(0.3)))
+
+
+def boxes(picture: str) -> tuple[list, list, tuple[float, float]]:
+    """Edges of the names of operations, of nodes, and the picture's size."""
+    root = ElementTree.fromstring(picture)
+    pills, nodes = [], []
+    for each in root.iter():
+        kind, get = each.get("class", ""), lambda name, each=each: float(each.get(name))
+        if each.tag.endswith("rect") and kind in ("pill", "ring"):
+            box = (get("x"), get("y"), get("x") + get("width"), get("y") + get("height"))
+            (pills if kind == "pill" else nodes).append(box)
+        elif each.tag.endswith("circle") and kind == "ring":
+            x, y, r = get("cx"), get("cy"), get("r")
+            nodes.append((x - r, y - r, x + r, y + r))
+    return pills, nodes, (float(root.get("width")), float(root.get("height")))
+
+
+def test_names_hide_no_node_and_no_other_name(planted):
+    pills, nodes, (width, height) = boxes(to_svg(graph_of(planted)))
+    assert len(pills) == 5
+    assert len(nodes) == 23
+    for number, (left, top, right, bottom) in enumerate(pills):
+        assert 0 < left < right < width
+        assert 0 < top < bottom < height
+        for other in nodes + pills[:number]:
+            assert right < other[0] or other[2] < left or bottom < other[1] or other[3] < top
+
+
+def test_a_hostile_title_is_text(planted):
+    title = '</text><script>alert("1")</script>&\x00\ud800'
+    for picture in (to_svg(graph_of(planted), title), film_strip({0: graph_of(planted)}, title)):
+        root = ElementTree.fromstring(picture)
+        assert "<script" not in picture
+        shown = [each.text for each in root.iter() if each.get("class") == "title"]
+        assert shown[0] == '</text><script>alert("1")</script>&\ufffd\ufffd'
+
+
+def test_a_film_strip_has_a_panel_for_every_step(planted):
+    graphs = {step: graph_of(planted) for step in (0, 10, 2_000)}
+    picture = film_strip(graphs)
+    root = ElementTree.fromstring(picture)
+    titles = [each.text for each in root.iter() if each.get("class") == "title"]
+    assert titles == ["Circuit over training", "step 0", "step 10", "step 2,000"]
+    assert picture.count("Width of an edge") == 1
+    assert picture == film_strip(graphs)
+
+
+def test_json_gives_the_graph_back(planted, tiny_run):
+    for graph in (graph_of(planted), circuit_graph(tiny_run.weights(0), tiny_run.task, n_pairs=8)):
+        again = from_json(to_json(graph))
+        assert again.graph == graph.graph
+        assert dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
+        assert list(again.edges(data=True)) == list(graph.edges(data=True))
+        assert to_svg(again) == to_svg(graph)
+
+
+# Over a run
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    return mi.open_run(shutil.copy(tiny_run.path, tmp_path / "run.h5"))
+
+
+def test_kept_tables_give_the_same_graphs(run):
+    first = circuit_graphs(run, steps=[0, 20], n_pairs=8)
+    again = circuit_graphs(run, steps=[20, 0], n_pairs=8)  # from what was kept
+    fresh = circuit_graph(run.weights(20), run.task, n_pairs=8)
+    assert list(first) == [0, 20]
+    assert to_json(first[20]) == to_json(again[20]) == to_json(fresh)
+    assert circuit_graphs(run, steps=[]) == {}
+
+
+def test_the_command_draws_and_prints(run, tmp_path, capsys):
+    out = tmp_path / "c.svg"
+    small = ["circuit", str(run.path), "--n-pairs", "8"]
+    assert main([*small, "--step", "4", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"circuit: {out}\n"
+    first = out.read_bytes()
+    assert b"run, step 4<" in first
+    assert main([*small, "--step", "4", "--out", str(out)]) == 0
+    assert out.read_bytes() == first
+    assert main([*small, "--steps", "0", "4", "--out", str(out)]) == 0
+    assert out.read_text().count(">step ") == 2
+    capsys.readouterr()
+    assert main([*small, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["picture"] is None
+    assert not run.path.with_suffix(".svg").exists()
+    graph = from_json(json.dumps(printed["graphs"]["20"]))
+    assert graph.nodes["answer"]["kind"] == "answer"
+    assert main(small) == 0
+    assert b"run, step 20<" in run.path.with_suffix(".svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weight", "efect"], "unknown weight 'efect'; did you mean 'effect'?"),
+        (["--step", "3"], "step 3 is not saved"),
+        (["--steps", "0", "3"], "step 3 is not saved"),
+        (["--step", "2", "--steps", "0"], "--step and --steps exclude each other"),
+        (["--out", "RUN"], "is a run file, not a picture"),
+        (["--out", "/nope/c.svg"], "/nope/c.svg: cannot be written"),
+        (["--out", "."], "cannot be written"),
+        (["--threshold", "-1"], "threshold is -1.0; expected more than 0"),
+        (["--n-pairs", "1"], "n_pairs is 1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(run, tmp_path, capsys, options, message):
+    before = run.path.read_bytes()
+    assert main(["circuit", str(run.path), *(str(run.path) if each == "RUN" else each for each in options)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert run.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]

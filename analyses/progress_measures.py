@@ -38,7 +38,7 @@ class ProgressMeasures:
             table.to_csv(self.out / f"{name}.csv")
             print(table.iloc[[0, len(table) // 2, -1]].round(3).T.to_string())
         origins = {
-            name: emergence_table(table, ["icl_accuracy"])["step"].iloc[0] or 0 for name, table in tables.items()
+            name: float(emergence_table(table, ["icl_accuracy"])["step"].iloc[0] or 0) for name, table in tables.items()
         }
         title = f"Progress measures of {len(tables)} runs, aligned at the transition of IC accuracy"
         figure = aligned(tables, origins, SHOWN, title)

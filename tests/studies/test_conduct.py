@@ -21,6 +21,12 @@ from mechinterp.studies.study import Study
 from tests.store.survival_children import one_thread
 
 LONG = 20_000
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background would ignore
+from mechinterp.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 CLAMP = {"kind": "clamp", "layer": 0, "pattern": "uniform", "strength": 0.5}
 
 
@@ -114,7 +120,7 @@ def test_a_study_that_is_killed_goes_on_where_it_was(long_study, tmp_path):
         ]
     file.write_text("\n".join(lines))
     assert [run.id for run in Study.from_toml(file).runs] == [short.id, long.id]
-    command = [sys.executable, "-m", "mechinterp.cli", "study", str(file), "--workers", "1", "--runs", str(folder)]
+    command = [sys.executable, "-c", COMMAND, "study", str(file), "--workers", "1", "--runs", str(folder)]
     command += ["--out", str(tmp_path / "out")]
     growing = folder / f"{long.id}.h5"
     for enough, how in ((3, signal.SIGINT), (4, signal.SIGKILL)):

@@ -40,12 +40,17 @@ $body
 """)
 
 
-def write_page(path: Path, title: str, parts: Iterable[str]) -> Path:
-    """Write a page and return its path. An existing page is replaced; a run file never is."""
+def require_page(path: Path) -> None:
+    """Refuse a path that a page cannot be written to, before anything is computed for it."""
     if path.is_file() and path.read_bytes()[:4] == b"\x89HDF":
         raise MechinterpError(f"{path}: is a run file, not a page; choose another file for the report")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise MechinterpError(f"{path}: cannot be written; choose another file")
+
+
+def write_page(path: Path, title: str, parts: Iterable[str]) -> Path:
+    """Write a page and return its path. An existing page is replaced; a run file never is."""
+    require_page(path)
     page = _PAGE.substitute(title=html.escape(title), plotly=get_plotlyjs(), body="\n".join(parts))
     try:
         path.write_text(page, encoding="utf-8")

@@ -20,6 +20,7 @@ def write_report(run: Run, table: pd.DataFrame, path: str | Path, *, measure: st
     It shows what was run, the curves with their located transitions, attention maps before and after, what carries the
     answer over training (item–label task), and the emergence table. An existing page is replaced; a run file never is.
     """
+    html.require_page(Path(path))
     emergence = emergence_table(table)
     headline = measure or str(table.columns[0])
     parts = [

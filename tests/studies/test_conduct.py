@@ -20,7 +20,7 @@ from mechinterp.studies.conduct import compare, measured, run_study
 from mechinterp.studies.study import Study
 from tests.store.survival_children import one_thread
 
-LONG = 20_000
+LONG = 10_000
 COMMAND = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background would ignore
@@ -38,7 +38,7 @@ def study(tiny_config) -> Study:
 
 @pytest.fixture(scope="module")
 def long_study(tiny_config) -> Study:
-    changes = {"training.steps": LONG, "checkpoints.every": 1_000}
+    changes = {"training.steps": LONG, "checkpoints.every": 500}
     return Study.of("long", tiny_config, {"short": {}, "long": changes}, [0], ["icl_accuracy"])
 
 
@@ -111,7 +111,7 @@ def test_a_study_that_is_killed_goes_on_where_it_was(long_study, tmp_path):
     file, folder = tmp_path / "long.toml", tmp_path / "runs"
     short, long = long_study.runs
     lines = ['measures = ["icl_accuracy"]', "seeds = [0]", "[variants.short]", "[variants.long]"]
-    lines += [f"training.steps = {LONG}", "checkpoints.every = 1_000", "[base]"]
+    lines += [f"training.steps = {LONG}", "checkpoints.every = 500", "[base]"]
     nested = short.config.model_dump(mode="json", exclude={"seed", "interventions"}, exclude_none=True)
     for section, values in nested.items():
         lines += [
@@ -126,7 +126,7 @@ def test_a_study_that_is_killed_goes_on_where_it_was(long_study, tmp_path):
     for enough, how in ((3, signal.SIGINT), (4, signal.SIGKILL)):
         assert stopped(command, how, growing, enough) == (130 if how == signal.SIGINT else -how)
         assert not list(folder.glob("*.failed.json"))
-    assert 3 <= len(mi.open_run(growing).steps) <= LONG // 1_000
+    assert 3 <= len(mi.open_run(growing).steps) <= LONG // 500
     finished = {name: at for name, at in written(folder).items() if name.startswith(short.id)}
     assert len(finished) == 3
     assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0

@@ -28,9 +28,9 @@ _STYLE = """
 .circuit .title{font-size:16px;font-weight:600}
 .circuit .quiet{fill:#595959;font-size:12px}
 .circuit .middle{text-anchor:middle}.circuit .end{text-anchor:end}
-.circuit .ground,.circuit .blank{fill:#fff}
+.circuit .ground,.circuit .node{fill:#fff}
 .circuit .rail{stroke:#d4d4d4;stroke-width:1.2;fill:none}
-.circuit .ring{stroke:#767676;stroke-width:1.2;fill:none}
+.circuit .node{stroke:#767676;stroke-width:1.2}
 .circuit .line{fill:none}
 .circuit .helps{stroke:#0072b2}.circuit .hurts{stroke:#d55e00;stroke-dasharray:6 4}
 .circuit .helps-head{fill:#0072b2}.circuit .hurts-head{fill:#d55e00}
@@ -39,8 +39,8 @@ _STYLE = """
 .circuit .note{stroke:#fff;stroke-width:6px;paint-order:stroke;stroke-linejoin:round}
 @media (prefers-color-scheme:dark){
 .circuit text{fill:#ececec}.circuit .quiet{fill:#b0b0b0}
-.circuit .ground,.circuit .blank,.circuit .pill{fill:#16181c}
-.circuit .rail{stroke:#3c3f45}.circuit .ring{stroke:#9a9a9a}
+.circuit .ground,.circuit .node,.circuit .pill{fill:#16181c}
+.circuit .rail{stroke:#3c3f45}.circuit .node{stroke:#9a9a9a}
 .circuit .helps,.circuit .pill{stroke:#56b4e9}.circuit .hurts{stroke:#f08a3c}
 .circuit .helps-head{fill:#56b4e9}.circuit .hurts-head{fill:#f08a3c}
 .circuit text.on{fill:#16181c}.circuit .note{stroke:#16181c}
@@ -62,27 +62,44 @@ _WIDEST = 7.0
 def to_svg(graph: nx.DiGraph, title: str = "Circuit") -> str:
     """A graph of `diagram.circuit_graph` as an SVG document, with its legend. The title is text, whatever it holds."""
     width, height = _size(graph)
-    legend, below = _legend([graph], width)
-    parts = [_panel(graph, title, rows=True), f'<g transform="translate(0 {height})">{legend}</g>']
+    legend, below = _legend(graph, width)
+    parts = [_ground(graph), _contents(graph, title), _moved(0, height, legend)]
     return _document(title, width, height + below, parts)
 
 
 def film_strip(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training") -> str:
-    """Graphs by training step, as one SVG document: equal panels from left to right and downwards, and one legend."""
-    width, height = max((_size(each) for each in graphs.values()), default=(600, 0))
-    n = max(1, min(4, math.ceil(math.sqrt(len(graphs)))))
+    """Graphs by training step, as one SVG document: equal panels from left to right and downwards, and one legend.
+
+    Raises without graphs, and for graphs that one legend does not describe: of another weight, threshold, number of
+    pairs or number of layers.
+    """
+    first = _alike(graphs)
+    width, height = _size(first)
+    n = min(4, math.ceil(math.sqrt(len(graphs))))
     cut = 122  # row names stand in the first panel of a line only
     total = n * (width - cut) + cut
     parts = [_text(20, 32, title, "title")]
     for number, (step, graph) in enumerate(graphs.items()):
         line, column = divmod(number, n)
-        x, y = column * (width - cut), 44 + line * height
-        panel = _panel(graph, f"step {step:,}", rows=column == 0)
-        parts.append(f'<g transform="translate({x} {y})">{panel}</g>')
+        panel = _ground(graph, rows=column == 0) + _contents(graph, f"step {step:,}", left=142 if column else 20)
+        parts.append(_moved(column * (width - cut), 44 + line * height, panel))
     drawn = 44 + math.ceil(len(graphs) / n) * height
-    legend, below = _legend(list(graphs.values()), total)
-    parts.append(f'<g transform="translate(0 {drawn})">{legend}</g>')
-    return _document(title, total, drawn + below, parts)
+    legend, below = _legend(first, total)
+    return _document(title, total, drawn + below, [*parts, _moved(0, drawn, legend)])
+
+
+def panels(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training") -> tuple[str, dict[int, str]]:
+    """The frame that all graphs share, and what stands in it at each training step.
+
+    The frame is an ``<svg>`` element with style, columns, rows, legend and an empty ``<g class="panel"></g>``; a page
+    shows a step by giving this group that step's markup as its content. Raises as `film_strip`.
+    """
+    first = _alike(graphs)
+    width, height = _size(first)
+    legend, below = _legend(first, width)
+    parts = [_ground(first), '<g class="panel"></g>', _moved(0, height, legend)]
+    frame = _document(title, width, height + below, parts)
+    return frame, {step: _contents(graph, f"step {step:,}") for step, graph in graphs.items()}
 
 
 def require_place(path: Path) -> Path:
@@ -108,21 +125,42 @@ def _size(graph: nx.DiGraph) -> tuple[int, int]:
     return int(max(each["x"] for each in places)) + _RIGHT, int(max(each["y"] for each in places)) + _BELOW
 
 
-def _panel(graph: nx.DiGraph, title: str, *, rows: bool) -> str:
-    """A graph with its title, the lead it explains, and the names of columns and, if asked, rows."""
-    left = 20 if rows else 142
-    lead = f"lead {_number(graph.graph['span'])} ± {_number(graph.graph['span_error'])}"
-    parts = [_text(left, 32, title, "title"), _text(left, 51, f"{lead} (logits)", "quiet")]
-    parts += _rails(graph)
-    shown = [(graph.nodes[a], graph.nodes[b], edge) for a, b, edge in graph.edges(data=True)]
-    drawn = [each for each in shown if each[2]["drawn"]]
-    parts += [_edge(*each) for each in sorted(drawn, key=lambda each: -abs(each[2]["weight"]))]
-    parts += [_circle(name, node) for name, node in graph.nodes(data=True)]
+def _alike(graphs: Mapping[int, nx.DiGraph]) -> nx.DiGraph:
+    """The first of the graphs, which shares with all others what places and the legend depend on."""
+    if not graphs:
+        raise MechinterpError("no graphs to draw; give at least one step")
+    first, *others = graphs.values()
+    for name in ("n_layers", "weight", "threshold", "n_pairs"):
+        for other in others:
+            if other.graph[name] != first.graph[name]:
+                different = f"{first.graph[name]} and {other.graph[name]}"
+                raise MechinterpError(f"graphs of {name} {different} share no legend; draw them apart")
+    return first
+
+
+def _moved(x: int, y: int, markup: str) -> str:
+    return f'<g transform="translate({x} {y})">{markup}</g>'
+
+
+def _ground(graph: nx.DiGraph, *, rows: bool = True) -> str:
+    """What does not depend on weights: the residual stream, the names of columns and, if asked, of rows."""
+    parts = _rails(graph)
     for node in graph.nodes.values():
         if node["kind"] == "token":
             parts.append(_text(node["x"], node["y"] + 30, _NAMES[node["role"]], "middle"))
         if rows and node["role"] == "target" and (name := _row_name(node)):
             parts.append(_text(_LEFT_OF_COLUMNS, node["y"] + 4, name, "quiet end"))
+    return "\n".join(parts)
+
+
+def _contents(graph: nx.DiGraph, title: str, *, left: int = 20) -> str:
+    """What weights decide: the lead that is explained, under a title; edges, nodes and the names of operations."""
+    lead = f"lead {_number(graph.graph['span'])} ± {_number(graph.graph['span_error'])}"
+    parts = [_text(left, 32, title, "title"), _text(left, 51, f"{lead} (logits)", "quiet")]
+    shown = [(graph.nodes[a], graph.nodes[b], edge) for a, b, edge in graph.edges(data=True)]
+    drawn = [each for each in shown if each[2]["drawn"]]
+    parts += [_edge(*each) for each in sorted(drawn, key=lambda each: -abs(each[2]["weight"]))]
+    parts += [_shape(node) for node in graph.nodes.values()]
     parts += [_pill(*each) for each in drawn if each[2]["operation"]]
     if not drawn:
         parts += _note(graph)
@@ -141,7 +179,7 @@ def _rails(graph: nx.DiGraph) -> list[str]:
     for node in graph.nodes.values():
         tops.setdefault(node["x"], []).append(node["y"])
     tokens = {node["x"]: node["y"] for node in graph.nodes.values() if node["kind"] == "token"}
-    return [f'<path class="rail" d="M{x:.1f} {y:.1f}V{min(tops[x]):.1f}"/>' for x, y in tokens.items()]
+    return [f'<path class="rail" d="M{_xy((x, y))}V{_n(min(tops[x]))}"/>' for x, y in tokens.items()]
 
 
 def _edge(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
@@ -228,21 +266,22 @@ def _part(curve: Curve, low: float, high: float) -> Curve:
     return blossom(low, low, low), blossom(low, low, high), blossom(low, high, high), blossom(high, high, high)
 
 
-def _circle(name: str, node: Mapping[str, Any]) -> str:
+def _shape(node: Mapping[str, Any]) -> str:
     """A node, shaded by its effect; what a layer reads is a square with its letter, the answer says so."""
     x, y, effect = node["x"], node["y"], node["effect"]
-    shade = min(1.0, abs(effect)) if effect is not None else 0.0
-    sign = "helps" if (effect or 0) > 0 else "hurts"
+    known = effect is not None
+    shade = min(1.0, abs(effect)) if known else 0.0
     letter = {"query": "q", "key": "k", "value": "v"}.get(node["kind"])
     if node["kind"] == "answer":
-        shape = f'<rect x="{x - 36:.1f}" y="{y - 13:.1f}" width="72" height="26" rx="13"'
+        shape = f'<rect x="{_n(x - 36)}" y="{_n(y - 13)}" width="72" height="26" rx="13"'
     elif letter:
-        shape = f'<rect x="{x - _PORT:.1f}" y="{y - _PORT:.1f}" width="18" height="18" rx="3"'
+        shape = f'<rect x="{_n(x - _PORT)}" y="{_n(y - _PORT)}" width="18" height="18" rx="3"'
     else:
-        shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS:.0f}"'
-    said = "no effect resolved" if effect is None else f"effect {effect:+.3f}"
-    parts = [f"<g><title>{_safe(f'{_place(node)}: {said}')}</title>", f'{shape} class="blank"/>']
-    parts += [f'{shape} class="{sign}-head" fill-opacity="{shade:.2f}"/>', f'{shape} class="ring"/>']
+        shape = f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(_RADIUS)}"'
+    said = f"effect {effect:+.3f}" if known else "no effect resolved"
+    parts = [f"<g><title>{_safe(f'{_place(node)}: {said}')}</title>", f'{shape} class="node"/>']
+    if known and shade >= 0.005:
+        parts.append(f'{shape} class="{"helps" if effect > 0 else "hurts"}-head" fill-opacity="{shade:.2f}"/>')
     if text := "answer" if node["kind"] == "answer" else letter:
         parts.append(_text(x, y + 4, text, f"letter middle{' on' if shade > 0.55 else ''}"))
     return "".join(parts) + "</g>"
@@ -260,7 +299,7 @@ def _pill(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[st
     text = f"{edge['operation'].replace('_', ' ')} {edge['weight']:.2f}"
     half = 3.1 * len(text) + 8
     x += _SIDE.get(edge["operation"], 0) * (half + _width(edge["weight"]) / 2 + 3)
-    box = f'<rect class="pill" x="{x - half:.1f}" y="{y - 10:.1f}" width="{2 * half:.1f}" height="20" rx="10"/>'
+    box = f'<rect class="pill" x="{_n(x - half)}" y="{_n(y - 10)}" width="{_n(2 * half)}" height="20" rx="10"/>'
     return box + _text(x, y + 4, text, "letter middle")
 
 
@@ -291,10 +330,9 @@ _MEASURED = {
 }
 
 
-def _legend(graphs: list[nx.DiGraph], width: int) -> tuple[str, int]:
+def _legend(graph: nx.DiGraph, width: int) -> tuple[str, int]:
     """What widths, shades and colours mean, and how it was measured; with its height."""
-    about = graphs[0].graph if graphs else {"weight": "effect", "threshold": 0.0, "n_pairs": 0}
-    parts, x = [], 15.0
+    about, parts, x = graph.graph, [], 15.0
     samples = [("0.25", 0.25, "helps"), ("0.50", 0.5, "helps"), ("1.00 helps", 1.0, "helps"), ("hurts", 0.5, "hurts")]
     for text, weight, sign in samples[:3] if about["weight"] == "attention" else samples:
         line: Curve = ((x, 16.0), (x + 24, 16.0), (x + 48, 16.0), (x + 72, 16.0))
@@ -312,11 +350,16 @@ def _number(value: float | None) -> str:
 
 
 def _text(x: float | int, y: float | int, text: str, kind: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{_safe(text)}</text>'
+    return f'<text x="{_n(x)}" y="{_n(y)}" class="{kind}">{_safe(text)}</text>'
+
+
+def _n(pixels: float | int) -> str:
+    """Pixels to a tenth, in few characters."""
+    return f"{pixels:.1f}".removesuffix(".0")
 
 
 def _xy(point: Point) -> str:
-    return f"{point[0]:.1f} {point[1]:.1f}"
+    return f"{_n(point[0])} {_n(point[1])}"
 
 
 def _safe(text: str) -> str:

@@ -1,6 +1,7 @@
 """The diagram has the planted edges and no others, and draws them the same way every time."""
 
 import json
+import re
 import shutil
 from xml.etree import ElementTree
 
@@ -25,7 +26,7 @@ from mechinterp.circuits.diagram import (
 )
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import measured_span
-from mechinterp.circuits.svg import film_strip, to_svg
+from mechinterp.circuits.svg import film_strip, panels, to_svg
 from mechinterp.circuits.trajectory import circuit_graphs
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
@@ -285,10 +286,10 @@ def boxes(picture: str) -> tuple[list, list, tuple[float, float]]:
     pills, nodes = [], []
     for each in root.iter():
         kind, get = each.get("class", ""), lambda name, each=each: float(each.get(name))
-        if each.tag.endswith("rect") and kind in ("pill", "ring"):
+        if each.tag.endswith("rect") and kind in ("pill", "node"):
             box = (get("x"), get("y"), get("x") + get("width"), get("y") + get("height"))
             (pills if kind == "pill" else nodes).append(box)
-        elif each.tag.endswith("circle") and kind == "ring":
+        elif each.tag.endswith("circle") and kind == "node":
             x, y, r = get("cx"), get("cy"), get("r")
             nodes.append((x - r, y - r, x + r, y + r))
     return pills, nodes, (float(root.get("width")), float(root.get("height")))
@@ -322,6 +323,39 @@ def test_a_film_strip_has_a_panel_for_every_step(planted):
     assert titles == ["Circuit over training", "step 0", "step 10", "step 2,000"]
     assert picture.count("Width of an edge") == 1
     assert picture == film_strip(graphs)
+
+
+def test_a_frame_and_a_panel_make_the_picture(planted):
+    shown = {0: graph_of(planted.assign(effect=0.0)), 2_000: graph_of(planted)}
+    frame, contents = panels(shown)
+    assert list(contents) == [0, 2_000]
+    empty = '<g class="panel"></g>'
+    assert frame.count(empty) == 1
+    for step, graph in shown.items():
+        whole, alone = frame.replace(empty, contents[step]), to_svg(graph, f"step {step:,}")
+        assert [(each.tag, each.attrib) for each in ElementTree.fromstring(whole).iter()] == [
+            (each.tag, each.attrib) for each in ElementTree.fromstring(alone).iter()
+        ]
+    assert "previous token" in contents[2_000]
+    assert "previous token" not in frame + contents[0]
+
+
+def test_a_picture_leaves_the_page_around_it_alone(planted):
+    frame, contents = panels({0: graph_of(planted)})
+    root = ElementTree.fromstring(frame.replace('<g class="panel"></g>', contents[0]))
+    assert not {name for each in root.iter() for name in each.attrib if name in ("id", "style") or name[:2] == "on"}
+    (style,) = (each.text or "" for each in root.iter() if each.tag.endswith("style"))
+    selectors = re.findall(r"([^{}]+)\{[^{}]", re.sub(r"@media[^{]*\{", "", style))
+    assert len(selectors) > 10
+    assert all(part.strip().startswith(".circuit ") for each in selectors for part in each.split(","))
+
+
+@pytest.mark.parametrize("draw", [film_strip, panels])
+def test_graphs_that_share_no_legend_are_refused(planted, draw):
+    with pytest.raises(MechinterpError, match="no graphs to draw; give at least one step"):
+        draw({})
+    with pytest.raises(MechinterpError, match=r"graphs of threshold 0\.1 and 0\.2 share no legend; draw them apart"):
+        draw({0: graph_of(planted), 1: graph_of(planted, threshold=0.2)})
 
 
 def test_json_gives_the_graph_back(planted, tiny_run):

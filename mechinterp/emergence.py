@@ -121,9 +121,9 @@ def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *
     located = [{name: locate_emergence(table[name]) for name in {*measures, reference}} for table in tables]
     rows = {}
     for name in measures:
-        found = [_step_of(run[name]) for run in located if run[name].transition]
+        found = [_known(run[name].step) for run in located if run[name].transition]
         both = [run for run in located if run[name].transition and run[reference].transition]
-        lags = np.array([_step_of(run[name]) - _step_of(run[reference]) for run in both])
+        lags = np.array([_known(run[name].step) - _known(run[reference].step) for run in both])
         row = {"n_runs": len(located), "n_transitions": len(found)}
         row |= {f"step_{q:02d}": np.quantile(found, q / 100) if found else np.nan for q in (5, 50, 95)}
         widths = [each.width for each in (run[name] for run in located) if each.width is not None]
@@ -145,6 +145,29 @@ def locate_or_say_why(curve: pd.Series) -> Emergence:
         return locate_emergence(curve)
     except MechinterpError as error:
         return Emergence(False, str(error), None, None, None, None, None, None, np.nan, "step")
+
+
+def crossing(curve: pd.Series, level: float = 0.5) -> float | None:
+    """The step at which `curve`, indexed by training step, rises through `level`; None where it does not.
+
+    Noise makes a curve cross several times, so that the first crossing comes too early and the last one too late. Of
+    all steps c, the crossing is where "below the level before c, at or above it from c on" is true of most
+    checkpoints; of several such steps, the first. It is interpolated linearly between the two checkpoints around it.
+    A crossing must be true of more checkpoints than "always below" and "always above": a single peak is none, nor is a
+    rise that is lost again for more checkpoints than it lasted.
+
+    Unlike the midpoint of `locate_emergence`, it asks for no plateaus and for no certain shape: Reddy 2023 aligns runs
+    where IC accuracy crosses 50 % (figure 4). Values that are not finite are left out; MechinterpError where steps do
+    not ascend.
+    """
+    steps, values = _finite(curve)
+    above = values >= level
+    wrong = np.concatenate([[0], np.cumsum(above)]) + np.concatenate([np.cumsum(~above[::-1])[::-1], [0]])
+    first = int(wrong.argmin())  # checkpoints before it count as below; wrong[0]: always above, wrong[-1]: always below
+    if wrong[first] >= min(wrong[0], wrong[-1]):
+        return None
+    share = (level - values[first - 1]) / (values[first] - values[first - 1])
+    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
 
 
 @dataclass(frozen=True)
@@ -254,11 +277,17 @@ def _bootstrap_midpoints(fit: _Logistic, x: Curve, y: Curve, n_bootstrap: int, b
 
 
 def _checked(curve: pd.Series) -> tuple[Curve, Curve]:
+    steps, values = _finite(curve)
+    if len(steps) < 8:
+        raise MechinterpError(f"locating a transition needs 8 checkpoints, this curve has {len(steps)}; save more")
+    return steps, values
+
+
+def _finite(curve: pd.Series) -> tuple[Curve, Curve]:
+    """Steps and values where the values are finite; the steps must ascend."""
     steps, values = np.asarray(curve.index, dtype=float), np.asarray(curve, dtype=float)
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
-    if len(steps) < 8:
-        raise MechinterpError(f"locating a transition needs 8 checkpoints, this curve has {len(steps)}; save more")
     if not (np.diff(steps) > 0).all():
         raise MechinterpError("the curve's steps are not ascending; sort it by step")
     return steps, values
@@ -274,9 +303,10 @@ def _from_scale(x: ArrayLike, scale: Scale) -> Curve:
     return np.expm1(np.asarray(x, float)) if scale == "log_step" else np.asarray(x, float)
 
 
-def _step_of(found: Emergence) -> float:
-    assert found.step is not None
-    return found.step
+def _known(of_a_transition: float | None) -> float:
+    """What is None without a transition only."""
+    assert of_a_transition is not None
+    return of_a_transition
 
 
 def _median_with_interval(values: Curve, n_bootstrap: int = 2000) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import mechinterp as mi
-from mechinterp.emergence import WIDTH_IN_SCALES, locate_emergence
+from mechinterp.emergence import WIDTH_IN_SCALES, crossing, locate_emergence
 from mechinterp.errors import MechinterpError
 
 STEPS = np.arange(0, 6001, 100)
@@ -122,3 +122,55 @@ def test_lags_between_measures_over_runs():
     assert np.isnan(result.loc["never", "lag_50"])
     few = mi.compare_emergence(tables[:3], ["early"], reference="late")
     assert np.isnan(few.loc["early", "lag_low"]), "three runs cannot give a 95 % interval of a median"
+
+
+def test_a_crossing_is_interpolated_between_its_two_checkpoints():
+    assert crossing(pd.Series([0.0, 0.2, 0.6, 1.0], index=[0, 10, 30, 40])) == pytest.approx(10 + 20 * 0.3 / 0.4)
+    assert crossing(curve(STEPS / 6000), level=0.25) == pytest.approx(1500)
+    assert crossing(curve(logistic(3210, 800))) == pytest.approx(3210, abs=1)
+    reached = pd.Series([0.1, 0.5, 0.5], index=[0, 100, 200])
+    assert crossing(reached) == 100
+
+
+@pytest.mark.parametrize(
+    ("above", "expected"),
+    [
+        ("....####", 3.5),
+        (".#..####", 3.5),  # an early peak
+        ("..#.####", 1.5),  # two places are as good: the first
+        ("....##.#", 3.5),  # a late dip
+        (".#......########.#", 7.5),  # both
+        ("...##.....", None),  # lost again
+        ("...#####..", 2.5),  # lost again, but lasted longer
+        ("......#.", None),  # a single peak
+        ("........", None),
+        ("########", None),
+        ("#.######", None),  # a single dip
+        (".......#", 6.5),
+        (".", None),
+        ("", None),
+    ],
+)
+def test_a_crossing_separates_below_from_above(above, expected):
+    found = crossing(pd.Series([0.75 if mark == "#" else 0.25 for mark in above], dtype=float))
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_crossing_in_noise_is_neither_the_first_nor_the_last():
+    rng, truth = np.random.default_rng(5), 3000
+    errors, first, last = [], [], []
+    for _ in range(40):
+        noisy = curve(logistic(truth, 1500) + noise(rng, 0.0, scale=0.2))
+        errors.append(crossing(noisy) - truth)
+        first.append(STEPS[(noisy >= 0.5).to_numpy().argmax()] - truth)
+        last.append(STEPS[np.flatnonzero(noisy < 0.5)[-1]] - truth)
+    assert np.mean(np.abs(errors)) < 200
+    assert np.mean(first) < -500
+    assert np.mean(last) > 500
+
+
+def test_a_crossing_leaves_out_what_is_no_number_and_refuses_unsorted_steps():
+    gap = pd.Series([0.0, np.nan, 1.0, 1.0], index=[0, 50, 100, 150])
+    assert crossing(gap) == 50
+    with pytest.raises(MechinterpError, match="not ascending"):
+        crossing(gap[::-1])

@@ -170,6 +170,23 @@ def crossing(curve: pd.Series, level: float = 0.5) -> float | None:
     return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
 
 
+def steps_around(found: Emergence | pd.Series, steps: Sequence[int], *, during: bool = False) -> list[int]:
+    """The saved steps that show a transition: the last before it, the first after it, and the last of all; ascending.
+
+    `found` is a transition or its row in `emergence_table`, `steps` the saved steps, ascending. Before and after are a
+    10–90 % width away from the midpoint, where a logistic has made 1 % and 99 % of its rise; where nothing that far is
+    saved, it is the first or the last step. With `during`, also the step nearest to the midpoint. Without a transition:
+    the step in the middle, and the last.
+    """
+    if not found.transition:
+        return sorted({steps[len(steps) // 2], steps[-1]})
+    midpoint, width = _known(found.step), _known(found.width)
+    before = max((step for step in steps if step <= midpoint - width), default=steps[0])
+    after = min((step for step in steps if step >= midpoint + width), default=steps[-1])
+    midway = {min(steps, key=lambda step: abs(step - midpoint))} if during else set()
+    return sorted({before, after, steps[-1]} | midway)
+
+
 @dataclass(frozen=True)
 class _Logistic:
     before: float

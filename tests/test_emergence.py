@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import mechinterp as mi
-from mechinterp.emergence import WIDTH_IN_SCALES, crossing, locate_emergence
+from mechinterp.emergence import WIDTH_IN_SCALES, crossing, emergence_table, locate_emergence, steps_around
 from mechinterp.errors import MechinterpError
 
 STEPS = np.arange(0, 6001, 100)
@@ -174,3 +174,16 @@ def test_a_crossing_leaves_out_what_is_no_number_and_refuses_unsorted_steps():
     assert crossing(gap) == 50
     with pytest.raises(MechinterpError, match="not ascending"):
         crossing(gap[::-1])
+
+
+def test_steps_around_a_transition():
+    found = locate_emergence(curve(logistic(3210, 800)))
+    saved = STEPS.tolist()
+    assert steps_around(found, saved) == [2400, 4100, 6000]
+    assert steps_around(found, saved, during=True) == [2400, 3200, 4100, 6000]
+    row = emergence_table(pd.DataFrame({"y": logistic(3210, 800)}, index=STEPS)).loc["y"]
+    assert steps_around(row, saved) == [2400, 4100, 6000]
+    assert steps_around(found, [3000, 3400]) == [3000, 3400], "nothing is saved that far away"
+    never = locate_emergence(curve(np.zeros(len(STEPS))))
+    assert steps_around(never, saved, during=True) == [3000, 6000]
+    assert steps_around(never, [7]) == [7]

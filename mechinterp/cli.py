@@ -90,7 +90,7 @@ class Run(Train):
         run = self.train()
         table = measure(run, progress=True)
         found = locate_or_say_why(table[self.measure])
-        write_report(run, table, report, measure=self.measure)
+        write_report(run, table, report, measure=self.measure, progress=True)
         table.to_csv(csv)
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
         _print(result | found.to_dict(), self.json, f"{_sentence(self.measure, found)}\nreport: {report}")
@@ -231,18 +231,61 @@ class Emergence:
 
 @dataclass
 class Report:
-    """Write the offline HTML page of a run."""
+    """Write the offline page of a run, with a slider over its checkpoints; or that of a study, as far as it is done."""
 
-    run: RunPath
+    files: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN …]", help="The run; others are laid over its curves, aligned at 50 percent."),
+    ] = ()
+    measure: str | None = None
+    """The measure whose transition is the headline; by default the first."""
+    study: Path | None = None
+    """A study's TOML file, instead of a run."""
+    paper_scale: bool = False
+    """The full study, as the file's section [paper_scale] has it."""
+    runs: Path = Path("checkpoints/studies")
+    """Folder of the study's runs."""
     out: Path | None = None
-    """Where the page goes; by default beside the run file."""
+    """Where the page goes; by default beside the run file, or in results/NAME for a study."""
+    json: Json = False
 
     def execute(self) -> None:
+        if bool(self.files) == bool(self.study):
+            raise MechinterpError("name a run file, or a study's TOML file by --study; one of the two")
+        page = self._study(self.study) if self.study else self._run()
+        _print({"report": str(page)}, self.json, f"report: {page}")
+
+    def _run(self) -> Path:
+        from mechinterp.measures import columns_of, measure
         from mechinterp.report import write_report
+        from mechinterp.report.html import require_page
         from mechinterp.store import open_run
 
-        table = _measured(self.run, None, None, 1000)
-        print(f"report: {write_report(open_run(self.run), table, self.out or self.run.with_suffix('.html'))}")
+        out = self.out or self.files[0].with_suffix(".html")
+        require_page(out)
+        runs = [open_run(path) for path in self.files]
+        for run in runs:
+            columns_of(run, [self.measure] if self.measure else None)
+        names = [path.stem for path in self.files]
+        if len(set(names)) < len(names):
+            names = [str(path) for path in self.files]
+        first, *others = (measure(run, progress=True) for run in runs)
+        overlaid = dict(zip(names[1:], others, strict=True))
+        return write_report(runs[0], first, out, measure=self.measure, others=overlaid, progress=True)
+
+    def _study(self, file: Path) -> Path:
+        from mechinterp.files import make_folder
+        from mechinterp.report.study import write_study_report
+        from mechinterp.studies.conduct import study_table
+        from mechinterp.studies.study import Study
+
+        study = Study.from_toml(file, paper_scale=self.paper_scale)
+        table = study_table(study, self.runs)
+        if "done" not in set(table["status"]):
+            raise MechinterpError(f"{file}: no run of it is done in {self.runs}; carry it out: mechinterp study {file}")
+        out = self.out or make_folder(Path("results") / study.name) / f"{study.name}.html"
+        return write_study_report(study, table, self.runs, out)
 
 
 @dataclass

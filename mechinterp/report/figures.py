@@ -18,11 +18,17 @@ COLOURS = {
     "tila2": "#009E73",
     "cla": "#0072B2",
     "tla2": "#CC79A7",
+    "icl_loss": "#000000",
+    "iwl_loss": "#56B4E9",
+    "swap_loss": "#E69F00",
+    "train_loss": "#999999",
 }
 """Colours by measure (Okabe–Ito, safe for the colour-blind); ILA1, TILA2, CLA and TLA2 as in Reddy 2023, figure 4."""
 
 
-def curves(table: pd.DataFrame, names: list[str], title: str, emergence: pd.DataFrame | None = None) -> go.Figure:
+def curves(
+    table: pd.DataFrame, names: list[str], title: str, emergence: pd.DataFrame | None = None, *, y: str = "fraction"
+) -> go.Figure:
     """Measures over training steps; the interval of each located transition is shaded, its step marked."""
     figure = go.Figure()
     for name in names:
@@ -33,7 +39,7 @@ def curves(table: pd.DataFrame, names: list[str], title: str, emergence: pd.Data
         found = emergence.loc[name]
         figure.add_vrect(x0=found["low"], x1=found["high"], fillcolor=colour, opacity=0.15, line_width=0)
         figure.add_vline(x=found["step"], line={"color": colour, "dash": "dot", "width": 1})
-    return _styled(figure, title, "step (updates)", "fraction")
+    return _styled(figure, title, "step (updates)", y)
 
 
 def aligned(tables: dict[str, pd.DataFrame], origins: dict[str, float], names: list[str], title: str) -> go.Figure:
@@ -47,7 +53,7 @@ def aligned(tables: dict[str, pd.DataFrame], origins: dict[str, float], names: l
                 name=name,
                 legendgroup=name,
                 showlegend=number == 0,
-                line={"color": COLOURS[name], "width": 1.5},
+                line={"color": COLOURS.get(name.removeprefix("clamped_"), "#444444"), "width": 1.5},
                 hovertext=run,
             )
     return _styled(figure, title, "steps since the transition", "fraction")
@@ -68,6 +74,61 @@ def each_seed(tables: dict[str, pd.DataFrame], names: list[str], title: str) -> 
                 hovertext=f"{run}: {name}",
             )
     return _styled(figure, title, "step (updates)", names[0] if len(names) == 1 else "fraction")
+
+
+def attention_map(pattern: NDArray, token_names: list[str], title: str) -> go.Figure:
+    """One head's pattern, query (row) × key (column)."""
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=pattern, x=token_names, y=token_names, name=title, zmin=0, zmax=1, colorscale="Viridis", showscale=False
+    )
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, title, "key", "query")
+
+
+def block_map(
+    strengths: NDArray, rows: list[str], columns: list[str], title: str, top: float, *, reads: bool
+) -> go.Figure:
+    """One head's QK circuit, query part × key part, or, unless it `reads`, its OV circuit; the scale ends at `top`."""
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=strengths,
+        x=columns,
+        y=rows,
+        name=title,
+        zmin=0,
+        zmax=top,
+        colorscale="Viridis",
+        showscale=False,
+        texttemplate="%{z:.2f}",
+    )
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, title, "key part" if reads else "written", "query part" if reads else "read")
+
+
+def plane(x: NDArray, y: NDArray, x_title: str, y_title: str) -> go.Figure:
+    """The path of two quantities over training."""
+    figure = go.Figure()
+    figure.add_scatter(x=x, y=y, name="all checkpoints", line={"color": "#0072B2", "width": 1.5})
+    return _styled(figure, f"{x_title.split()[0]} and {y_title.split()[0]}", x_title, y_title)
+
+
+def order_parameters(table: pd.DataFrame) -> go.Figure:
+    """β₁, α and β₂ over training (columns ``beta1``, ``alpha``, ``beta2``), and ξ (``xi``) on an axis of its own."""
+    figure = go.Figure()
+    for column, name, colour in (("beta1", "β₁", "#D55E00"), ("alpha", "α", "#009E73"), ("beta2", "β₂", "#CC79A7")):
+        figure.add_scatter(x=table.index.to_numpy(), y=table[column].to_numpy(), name=name, line={"color": colour})
+    figure.add_scatter(
+        x=table.index.to_numpy(), y=table["xi"].to_numpy(), name="ξ (right)", line={"color": "#0072B2"}, yaxis="y2"
+    )
+    styled = _styled(figure, "Over training", "step (updates)", "β₁, α, β₂")
+    right = {"overlaying": "y", "side": "right", "title": {"text": "ξ"}, "showgrid": False, "tickmode": "auto"}
+    return styled.update_layout(yaxis2=right)
+
+
+def head_name(layer: int, head: int, n_heads: int) -> str:
+    """Layers and heads count from 1 in text, and a head is named where there are several."""
+    return f"layer {layer + 1}" + (f", head {head + 1}" if n_heads > 1 else "")
 
 
 def attention_maps(patterns: dict[int, tuple[NDArray, NDArray]], token_names: list[str], title: str) -> go.Figure:
@@ -109,7 +170,7 @@ def trajectories(
             figure.add_hrect(y0=low, y1=high, fillcolor=colour, opacity=0.15, line_width=0, layer="below")
     for number, (run, table) in enumerate(tables.items()):
         for each, (dash, colour) in zip(shown, cycle(styles), strict=False):
-            rows = table[table[label] == each]
+            rows = table.loc[table[label] == each]
             figure.add_scatter(
                 x=rows["step"].to_numpy(),
                 y=rows[value].to_numpy(),

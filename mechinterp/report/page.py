@@ -1,36 +1,70 @@
-"""The report of a run: one HTML file that works offline, with plotly.js inside it, once."""
+"""The report of a run: one HTML file that works offline, with a slider over all of its checkpoints."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechinterp.emergence import emergence_table
+from mechinterp.emergence import crossing, emergence_table
 from mechinterp.errors import MechinterpError
-from mechinterp.models.functional import forward
-from mechinterp.report import figures, html
+from mechinterp.report import checkpoints, figures, html
 from mechinterp.store import Run
 
+_SIZES: dict[str, dict[str, int]] = {
+    "circuit": {"n_pairs": 128},
+    "paths": {"n_pairs": 64},
+    "qkov": {"n_sequences": 50},
+    "order_parameters": {"n_sequences": 200},
+    "ablate": {"n_sequences": 100},
+}
+"""What the analyses of every checkpoint are measured on: less than for a single one: there are many."""
+_PROGRESS = ["icl_accuracy", "ila1", "tila2", "cla", "tla2"]
 
-def write_report(run: Run, table: pd.DataFrame, path: str | Path, *, measure: str | None = None) -> Path:
+
+def write_report(
+    run: Run,
+    table: pd.DataFrame,
+    path: str | Path,
+    *,
+    measure: str | None = None,
+    others: Mapping[str, pd.DataFrame] | None = None,
+    progress: bool = False,
+) -> Path:
     """Write the page of a run, from its table of measures, and return its path.
 
-    `measure` is the column whose transition is the headline, by default the first.
+    `measure` is the column whose transition is the headline, by default the first. `others` are the tables of other
+    runs, by name, that are laid over this one, aligned where that measure crosses 50 %. With `progress`, bars show how
+    far the analyses are.
 
-    It shows what was run, the curves with their located transitions, attention maps before and after, what carries the
-    answer over training (item–label task), and the emergence table. An existing page is replaced; a run file never is.
+    A slider over the checkpoints that the table has moves attention, the circuit, the QK and OV circuits and the order
+    parameters, and marks its place on all curves; then come the emergence table and what was run. What this run's
+    task or network does not admit is left out, and the page says why. An existing page is replaced; a run file never
+    is.
     """
     html.require_page(Path(path))
-    emergence = emergence_table(table)
+    if table.empty:
+        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
     headline = measure or str(table.columns[0])
+    page = _RunPage(run, table, emergence_table(table), headline, others or {}, progress)
+    seen, omitted = _admitted(page.at_a_step())
+    curves, also_omitted = _admitted(page.over_training())
     parts = [
-        html.lead(verdict(emergence, headline)),
-        *(html.figure(*each) for each in _figures(run, table, emergence, headline)),
-        "<h2>Emergence</h2>",
-        "<p>A four-parameter logistic in the step, against a constant and a line; 95 % interval by a moving-block"
-        " bootstrap.</p>",
-        html.table(emergence),
-        "<h2>What was run</h2>",
+        html.lead(verdict(page.emergence, headline)),
+        html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
+        html.section("At this step"),
+        html.grid(seen, uneven=True),
+        html.section("Over training", "The vertical line is the step that the slider shows; a click moves it."),
+        html.grid(curves),
+        *(html.section("Not shown", reason) for reason in [*omitted, *also_omitted]),
+        html.section(
+            "Emergence",
+            "A four-parameter logistic in the step, against a constant and a line; 95 % interval by a moving-block"
+            " bootstrap. The interval is nominal, and says nothing of other seeds.",
+        ),
+        html.table(page.emergence),
+        html.section("What was run"),
         html.table(_facts(run)),
         html.code(run.config.model_dump_json(indent=2)),
     ]
@@ -48,108 +82,180 @@ def verdict(emergence: pd.DataFrame, name: str) -> str:
     )
 
 
-def _figures(run: Run, table: pd.DataFrame, emergence: pd.DataFrame, headline: str) -> list[tuple[go.Figure, str]]:
-    accuracies = [name for name in table if name.endswith("_accuracy")]
-    progress = [name for name in ("icl_accuracy", "ila1", "tila2", "cla", "tla2") if name in table]
-    made = [
-        (
-            figures.curves(table, accuracies, "Accuracy over training"),
-            "Accuracy on each evaluation set; the same sequences at every step.",
-        )
-    ]
-    if len(progress) > 1:
-        caption = "Progress measures. Dotted lines: located transitions; shaded: their 95 % intervals."
-        made.append((figures.curves(table, progress, "Progress measures", emergence), caption))
-    if run.config.model.n_layers >= 2:
-        made.append(_attention(run, emergence.loc[headline]))
-    if run.config.model.n_layers >= 2 and run.config.task.kind == "item_label":
-        made += _circuit(run)
-    return made
+Part = Callable[[], str]
 
 
-def _circuit(run: Run) -> list[tuple[go.Figure, str]]:
-    """What carries the answer, over training: query–key interactions, paths, and what ablations cost.
-
-    An analysis that this run does not admit (a context with one label has no other to suggest) is left out.
-    """
-    from mechinterp.circuits.patching import resolved  # these import TransformerLens, which takes seconds
-    from mechinterp.circuits.trajectory import analyse, null_bands
-
-    made = []
-    for analysis, size, columns, value, title, caption in _CIRCUIT:
+def _admitted(parts: Mapping[str, Part]) -> tuple[list[str], list[str]]:
+    """The parts that a run admits, and, of the others, why not."""
+    made, omitted = [], []
+    for name, part in parts.items():
         try:
-            table = analyse(run, analysis, **size)
-        except MechinterpError:
-            continue
-        table, bands = table.assign(label=_labels(table, columns)), {}
-        if analysis == "qkov":
-            table, untrained = table[table["quantity"].str.startswith("qk ")], null_bands(run, **size)
-            bands = dict(
-                zip(_labels(untrained, columns), zip(untrained["low"], untrained["high"], strict=True), strict=True)
-            )
-        elif analysis == "ablate":
-            table["cost"] = table["intact"] - table["value"]
-        else:
-            table = resolved(table)
-        end = table[table["step"] == table["step"].max()]
-        shown = list(end.assign(size=end[value].abs()).nlargest(8, "size")["label"])
-        made.append((figures.trajectories({run.path.stem: table}, "label", value, shown, title, bands), caption))
-    return made
+            made.append(part())
+        except MechinterpError as error:
+            omitted.append(f"{name}: {error}.")
+    return made, omitted
 
 
-def _labels(table: pd.DataFrame, columns: tuple[str, ...]) -> pd.Series:
-    return table[columns[0]].str.cat([table[column] for column in columns[1:]], sep=" ")
+@dataclass(frozen=True)
+class _RunPage:
+    """The figures of a run's page."""
+
+    run: Run
+    table: pd.DataFrame
+    emergence: pd.DataFrame
+    headline: str
+    others: Mapping[str, pd.DataFrame]
+    progress: bool
+
+    @property
+    def steps(self) -> list[int]:
+        return list(self.table.index)
+
+    def readout(self) -> list[str]:
+        """The measures whose values stand beside the slider."""
+        return self._held([self.headline, *_PROGRESS, "iwl_accuracy", "train_loss"])
+
+    def at_a_step(self) -> dict[str, Part]:
+        """What the slider moves."""
+        run, steps = self.run, self.steps
+        return {
+            "Circuit": lambda: checkpoints.circuit(run, steps, _SIZES["circuit"]["n_pairs"], progress=self.progress),
+            "Attention": lambda: checkpoints.attention(run, steps),
+            "QK and OV circuits": lambda: checkpoints.blocks(
+                self._analysed("qkov"), _SIZES["qkov"]["n_sequences"], run.config.model.n_heads
+            ),
+            "Order parameters": lambda: checkpoints.order_parameters(
+                self._analysed("order_parameters"), _SIZES["order_parameters"]["n_sequences"]
+            ),
+        }
+
+    def over_training(self) -> dict[str, Part]:
+        """Curves, with the slider's step on them."""
+        parts: dict[str, Part] = {
+            "Progress measures": self._progress_measures,
+            "Accuracy": lambda: self._evaluations("accuracy", "Share of right answers on each evaluation set."),
+            "Loss": lambda: self._evaluations("loss", "Cross-entropy on each evaluation set, in nats."),
+            "Query–key interactions": self._interactions,
+            "Paths that carry the pairing": self._paths,
+            "What an ablation costs": self._ablations,
+        }
+        return parts | ({"Runs, aligned": self._aligned} if self.others else {})
+
+    def _progress_measures(self) -> str:
+        names = self._held([self.headline, *_PROGRESS])
+        return checkpoints.over_training(
+            figures.curves(self.table, names, "Progress measures", self.emergence),
+            "Each is the mean over the sequences of an evaluation set, the same ones at every step. Dotted lines:"
+            " located transitions; shaded: their 95 % intervals.",
+        )
+
+    def _evaluations(self, what: str, caption: str) -> str:
+        names = [name for name in self.table if name.endswith(f"_{what}") and not name.startswith("clamped_")]
+        if not names:
+            raise MechinterpError(f"no {what} was measured")
+        return checkpoints.over_training(figures.curves(self.table, names, what.title(), y=what), caption)
+
+    def _interactions(self) -> str:
+        from mechinterp.circuits.trajectory import null_bands
+
+        rows, untrained = self._analysed("qkov"), null_bands(self.run, **_SIZES["qkov"])
+        names = _joined(untrained, "quantity", "part")
+        bands = dict(zip(names, zip(untrained["low"], untrained["high"], strict=True), strict=True))
+        return self._strongest(
+            rows[rows["quantity"].str.startswith("qk ")],
+            ("quantity", "part"),
+            "value",
+            "Query–key interactions",
+            "How strongly each interaction (query part–key part) of each head (layer.head, from 0) moves attention, in"
+            " score units; buffer is what earlier layers wrote. The eight strongest at the end; shaded: 95 % of"
+            " untrained networks.",
+            bands,
+        )
+
+    def _paths(self) -> str:
+        from mechinterp.circuits.patching import resolved
+
+        rows = resolved(self._analysed("paths"))
+        if rows.empty:
+            raise MechinterpError("at no step is there an answer to restore, beyond two standard errors")
+        return self._strongest(
+            rows,
+            ("sender", "receiver"),
+            "effect",
+            "Paths that carry the pairing",
+            "Path patching with shuffled positions: the share of the answer that one edge (sender, receiver) restores,"
+            f" mean over {_SIZES['paths']['n_pairs']} pairs of sequences, where there is an answer to restore (beyond"
+            " two standard errors). The eight largest at the end.",
+        )
+
+    def _ablations(self) -> str:
+        rows = self._analysed("ablate")
+        return self._strongest(
+            rows.assign(cost=rows["intact"] - rows["value"]),
+            ("hook", "ablation"),
+            "cost",
+            "What an ablation costs",
+            f"Accuracy on {_SIZES['ablate']['n_sequences']} sequences of the evaluation set"
+            f" “{self.run.task.evaluations[0]}” that is lost when a component is taken out in one way. The eight"
+            " largest losses at the end.",
+        )
+
+    def _aligned(self) -> str:
+        first, tables = self.run.path.stem, {self.run.path.stem: self.table, **self.others}
+        drawing, caption, origins = aligned(tables, self.headline)
+        if first not in origins:
+            raise MechinterpError(f"{self.headline} does not cross 50 % in this run")
+        return checkpoints.over_training(drawing, caption, origin=origins[first])
+
+    def _analysed(self, analysis: str) -> pd.DataFrame:
+        from mechinterp.circuits.trajectory import analyse  # imports TransformerLens, which takes seconds
+
+        return analyse(self.run, analysis, steps=self.steps, progress=self.progress, **_SIZES[analysis])
+
+    def _strongest(
+        self,
+        rows: pd.DataFrame,
+        labels: tuple[str, str],
+        value: str,
+        title: str,
+        caption: str,
+        bands: dict[str, tuple[float, float]] | None = None,
+    ) -> str:
+        """A line for each of the eight labels whose value is largest at the end."""
+        rows = rows.assign(label=_joined(rows, *labels))
+        end = rows[rows["step"] == rows["step"].max()]
+        shown = list(end.assign(size=pd.Series(end[value]).abs()).nlargest(8, "size")["label"])
+        drawing = figures.trajectories({self.run.path.stem: rows}, "label", value, shown, title, bands)
+        return checkpoints.over_training(drawing, caption)
+
+    def _held(self, names: list[str]) -> list[str]:
+        return [name for name in dict.fromkeys(names) if name in self.table]
 
 
-_CIRCUIT: tuple[tuple[str, dict[str, int], tuple[str, ...], str, str, str], ...] = (
-    (
-        "qkov",
-        {"n_sequences": 50},
-        ("quantity", "part"),
-        "value",
-        "Query–key interactions",
-        "How strongly each interaction (query part–key part) of each head moves attention, in score units; buffer is"
-        " what earlier layers wrote. The eight strongest at the end; shaded: the same in untrained networks.",
-    ),
-    (
-        "paths",
-        {"n_pairs": 64},
-        ("sender", "receiver"),
-        "effect",
-        "Paths that carry the pairing",
-        "Path patching with shuffled positions: the share of the answer that one edge (sender, receiver)"
-        " restores, where there is an answer to restore (beyond two standard errors).",
-    ),
-    (
-        "ablate",
-        {"n_sequences": 100},
-        ("hook", "ablation"),
-        "cost",
-        "What an ablation costs",
-        "Accuracy on the first evaluation set that is lost when a component is taken out in one way.",
-    ),
-)
+def aligned(
+    tables: Mapping[str, pd.DataFrame], headline: str, title: str = "Runs, aligned"
+) -> tuple[go.Figure, str, dict[str, float]]:
+    """All runs' progress measures, laid over each other where the headline crosses 50 %; the caption; and those steps.
 
-
-def _attention(run: Run, found: pd.Series) -> tuple[go.Figure, str]:
-    """Attention on one sequence at three steps: before and after the located transition, and at the end."""
-    steps = run.steps
-    before = after = steps[len(steps) // 2]
-    if found["transition"]:
-        before = max([step for step in steps if step <= found["step"] - found["width"]], default=steps[0])
-        after = min([step for step in steps if step >= found["step"] + found["width"]], default=steps[-1])
-    batch = run.task.sample(run.task.evaluations[0], 1)
-    patterns = {}
-    for step in sorted({before, after, steps[-1]}):
-        _, cache = forward(run.weights(step), batch.inputs)
-        layer1, layer2 = (cache[f"blocks.{layer}.attn.hook_pattern"][0, 0].numpy() for layer in (0, 1))
-        patterns[step] = (layer1, layer2[-1])
-    names = figures.token_names(batch.inputs.shape[1], {role: mask[0].numpy() for role, mask in batch.roles.items()})
-    caption = (
-        "Attention on one sequence of the first evaluation set (head 1). Top: layer 1, query (row) to key (column)."
-        " Bottom: the target's row of layer 2; ★ is the target's correct label."
+    Runs in which it never does are left out, and the caption says so.
+    """
+    if missing := [name for name, each in tables.items() if headline not in each]:
+        raise MechinterpError(f"{', '.join(missing)} cannot be measured by {headline}")
+    crossed = {name: crossing(pd.Series(each[headline])) for name, each in tables.items()}
+    origins = {name: origin for name, origin in crossed.items() if origin is not None}
+    if not origins:
+        raise MechinterpError(f"{headline} crosses 50 % in none of the runs")
+    without = [name for name in tables if name not in origins]
+    steps = ", ".join(f"{name} at step {origin:,.0f}" for name, origin in origins.items())
+    caption = f"{len(origins)} runs, aligned where {headline} crosses 50 %, as in Reddy 2023, figure 4 ({steps})." + (
+        f" It never does in {', '.join(without)}." if without else ""
     )
-    return figures.attention_maps(patterns, names, "Attention before and after"), caption
+    names = list(dict.fromkeys([headline, *_PROGRESS]))
+    return figures.aligned({name: tables[name] for name in origins}, origins, names, title), caption, origins
+
+
+def _joined(rows: pd.DataFrame, first: str, second: str) -> pd.Series:
+    return rows[first].str.cat(rows[second], sep=" ")
 
 
 def _facts(run: Run) -> pd.DataFrame:

@@ -1,0 +1,171 @@
+"""The report in a browser, as a reader has it: from a file, without a network. Skipped where there is no Chromium."""
+
+import csv
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import mechinterp as mi
+
+CHROMIUM = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt-get install chromium, or set BROWSER_PATH")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="module")
+def report(tiny_run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    run = mi.open_run(shutil.copy(tiny_run.path, folder / "<b>odd & run.h5"))
+    table = mi.measure(run, n_sequences=20)
+    table["icl_accuracy"] = [0.1] * 5 + [0.5] + [0.9] * 5
+    return mi.write_report(run, table, folder / "r.html", others={"<img src=x onerror=alert(1)>": table})
+
+
+@contextmanager
+def opened(browser, path: Path, *, fragment: str = "", **context):
+    """The page, ready; afterwards: it has asked for nothing, and the console is empty."""
+    page = browser.new_context(**{"viewport": DESK, "offline": True, **context}).new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri() + fragment)
+    page.wait_for_selector("html.ready", state="attached")
+    yield page
+    page.wait_for_timeout(50)
+    assert said == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+    page.context.close()
+
+
+def _seen(page) -> dict[str, object]:
+    """Everything that follows the slider and is in view."""
+    return {
+        "step": page.text_content(".now"),
+        "readout": page.locator(".readout dd").all_text_contents(),
+        "circuit": page.inner_html("svg .panel"),
+        "attention": page.locator("figure[data-name=attention] image").first.get_attribute("href"),
+    }
+
+
+def _all_differ(before: dict, after: dict) -> bool:
+    return all(before[name] != after[name] for name in before)
+
+
+def _settled(page, step: int) -> None:
+    page.locator(".now", has_text=re.compile(f"^step {step}$")).wait_for()
+    page.wait_for_timeout(100)
+
+
+def test_dragging_the_slider_moves_everything_together(browser, report):
+    with opened(browser, report) as page:
+        assert page.text_content(".now") == "step 20"
+        last = _seen(page)
+        box = page.locator(".scrubber input").bounding_box()
+        page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
+        _settled(page, 10)
+        middle = _seen(page)
+        page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2, steps=8)
+        page.mouse.up()
+        _settled(page, 0)
+        assert _all_differ(last, middle)
+        assert _all_differ(middle, _seen(page))
+
+
+@pytest.mark.parametrize("figure", ["order-parameters", "progress-measures", "accuracy", "loss", "runs-aligned"])
+def test_the_mark_on_a_curve_is_at_the_step_shown(browser, report, figure):
+    """Where the mark lies, plotly's own axis finds the step again; in the aligned figure less the crossing, step 10."""
+    with opened(browser, report) as page:
+        drawing = page.locator(f"figure[data-name={figure}] .drawing:has(.cursor)")
+        drawing.scroll_into_view_if_needed()
+        for step, key in ((20, "End"), (0, "Home"), (2, "ArrowRight")):
+            page.keyboard.press(key)
+            _settled(page, step)
+            at = drawing.evaluate(
+                """(div) => div._fullLayout.xaxis.p2d(
+                    parseFloat(div.querySelector(".cursor").style.left) - div._fullLayout._size.l)"""
+            )
+            assert at == pytest.approx(step - (10 if figure == "runs-aligned" else 0), abs=0.05)
+
+
+def test_the_dot_follows_the_order_parameters(browser, report):
+    with opened(browser, report) as page:
+        drawing = page.locator("figure[data-name=order-parameters] .drawing:has(.dot)")
+        drawing.scroll_into_view_if_needed()
+        page.keyboard.press("Home")
+        _settled(page, 0)
+        at = """(div) => {
+            const {style} = div.querySelector(".dot"), {xaxis, yaxis, _size} = div._fullLayout;
+            const left = xaxis.p2d(parseFloat(style.left) - _size.l), top = yaxis.p2d(parseFloat(style.top) - _size.t);
+            return [left - div.data[0].x[0], top - div.data[0].y[0]];
+        }"""
+        assert drawing.evaluate(at) == pytest.approx([0, 0], abs=2e-3)
+
+
+def test_keys_and_play(browser, report):
+    with opened(browser, report, fragment="#step=6") as page:
+        assert page.text_content(".now") == "step 6"
+        for key, step in (("ArrowRight", 8), ("ArrowLeft", 6), ("End", 20), ("Home", 0), ("Shift+ArrowRight", 20)):
+            page.keyboard.press(key)
+            _settled(page, step)
+        page.keyboard.press(" ")  # from the end, it begins anew
+        page.locator(".now", has_text=re.compile("^step [0-4]$")).wait_for()
+        page.keyboard.press(" ")
+        stopped = page.text_content(".now")
+        page.wait_for_timeout(1500)  # longer than a checkpoint is shown while it plays
+        assert page.text_content(".now") == stopped
+        page.click(".scrubber .transition")
+        _settled(page, 10)
+
+
+def test_numbers_can_be_taken_away(browser, report, tiny_run):
+    with opened(browser, report) as page:
+
+        def taken(figure: str, button: str = ".csv") -> str:
+            with page.expect_download() as download:
+                page.click(f"figure[data-name={figure}] {button}")
+            return Path(download.value.path()).read_text(encoding="utf-8")
+
+        rows = list(csv.DictReader(taken("attention").splitlines()))
+        assert len(rows) == 11 * 2 * 7 * 7
+        assert list(rows[0]) == ["step", "series", "key", "query", "attention"]
+        _, cache = tiny_run.model(20).run_with_cache(tiny_run.task.sample("icl", 1).inputs)
+        expected = cache["blocks.1.attn.hook_pattern"][0, 0, -1, 3]
+        found = [r for r in rows if (r["step"], r["series"], r["query"]) == ("20", "layer 2", "target")][3]
+        assert float(found["attention"]) == pytest.approx(float(expected), abs=0.51 / 255)
+
+        rows = list(csv.DictReader(taken("accuracy").splitlines()))
+        assert [row["accuracy"] for row in rows if row["series"] == "icl_accuracy"][5] == "0.5"
+        assert len(taken("circuit").splitlines()) > 11
+        assert taken("circuit", ".svg").startswith("<svg")
+
+
+def test_names_stay_names(browser, report):
+    with opened(browser, report) as page:
+        assert page.text_content("h1") == "Run <b>odd & run.h5"
+        assert page.locator("h1 b, figure img").count() == 0
+        assert "<img src=x onerror=alert(1)>" in page.text_content("figure[data-name=runs-aligned] figcaption")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_whole_in_either_scheme(browser, report, scheme):
+    with opened(browser, report, viewport=PHONE, has_touch=True, is_mobile=True, color_scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        ink, ground = page.evaluate("['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name])")
+        assert (sum(map(int, ink[4:-1].split(","))) > sum(map(int, ground[4:-1].split(",")))) == (scheme == "dark")
+        tick = page.locator("figure[data-name=accuracy] .xtick text").first
+        assert tick.evaluate("(text) => getComputedStyle(text).fill") == ink

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import measured_span
+from mechinterp.circuits.patching import Site, measured_span, patched
 from mechinterp.circuits.paths import Receiver
 from mechinterp.circuits.rerun import Activations, Parameters, activations, parameters_of, rerun
 from mechinterp.errors import MechinterpError, NamedEnum, member
@@ -90,8 +90,9 @@ def circuit_edges(
         nodes = {"answer": 1.0 if cuts.resolved else float("nan")} | _nodes(cuts)
     for row in rows:
         row |= {f"{end}_effect": nodes[row[end]] for end in ("source", "target")}
-    table = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs)
-    found = operations(table, induction_head_evidence(parameters, task, n_pairs=n_pairs, seed=seed))
+    table, found = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs), {}
+    if cuts.resolved:  # else no effect is a number, and there is nothing to find
+        found = operations(table, induction_head_evidence(parameters, task, n_pairs=n_pairs, seed=seed))
     table["operation"] = [found.get(edge, "") for edge in zip(table["source"], table["target"], strict=True)]
     return weighted(table, weight)
 
@@ -220,35 +221,38 @@ class _Cuts:
 
     base: Activations
     pairs: Pairs
+    other: Activations = field(init=False)
+    """Every activation as it is in another sequence."""
     layers: range = field(init=False)
     span: float = field(init=False)
     error: float = field(init=False)
 
     def __post_init__(self):
-        logits = self.base.logits
-        self.layers, self._other = range(self.base.n_layers), self._next(logits)
-        _, self.span, self.error = measured_span(Metric.logit_difference, logits, self._other, self.pairs)
-        self._lead = Metric.logit_difference.each(logits, self.pairs.answers, self.pairs.foils)
+        self.other = Activations(self.base.parameters, {hook: x.roll(1, 0) for hook, x in self.base.values.items()})
+        self.layers, pairs = range(self.base.n_layers), self.pairs
+        self._lead = Metric.logit_difference.each(self.base.logits, pairs.answers, pairs.foils)
+        logits = self.base.logits, self.other.logits
+        _, self.span, self.error = measured_span(Metric.logit_difference, *logits, pairs)
 
     @property
     def resolved(self) -> bool:
         """Whether there is a lead to attribute."""
         return abs(self.span) > NOISE * self.error
 
-    @staticmethod
-    def _next(activation: Tensor) -> Tensor:
-        return activation.roll(1, dims=0)
-
-    def other(self, hook: str) -> Tensor:
-        """An activation as it is in another sequence."""
-        return self._next(self.base[hook])
-
     def at(self, role: str) -> Bool[Tensor, "batch pos"]:
         return self.pairs.roles[role]
 
     def without(self, hook: str, value: Tensor) -> dict[str, float]:
         """The lead with an activation replaced, and the effect with its error."""
-        lead = Metric.logit_difference.each(rerun(self.base, hook, value), self.pairs.answers, self.pairs.foils)
+        return self.measured(rerun(self.base, hook, value))
+
+    def elsewhere(self, hook: str, role: str) -> dict[str, float]:
+        """The same with the activation of another sequence at the tokens of a role."""
+        return self.measured(patched(self.base, self.other, Site(hook, role), self.pairs.roles))
+
+    def measured(self, logits: Float[Tensor, "batch n_labels"]) -> dict[str, float]:
+        """The lead in these logits, and the effect with its error."""
+        lead = Metric.logit_difference.each(logits, self.pairs.answers, self.pairs.foils)
         lost, unit = self._lead - lead, self.span if self.resolved else float("nan")
         error = float(lost.std()) / len(lost) ** 0.5 / abs(unit)
         return {"value": float(lead.mean()), "effect": float(lost.mean()) / unit, "error": error}
@@ -269,7 +273,7 @@ class _Cuts:
     def changes(self, before: int) -> dict[str, Float[Tensor, "batch pos d_model"]]:
         """How what tokens and earlier layers give to the residual stream differs in another sequence."""
         hooks = {"token": "hook_embed"} | {str(n): f"blocks.{n}.hook_attn_out" for n in range(before)}
-        return {name: self.other(hook) - self.base[hook] for name, hook in hooks.items()}
+        return {name: self.other[hook] - self.base[hook] for name, hook in hooks.items()}
 
 
 def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
@@ -277,27 +281,36 @@ def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
     rows, base = [], cuts.base
     for layer in cuts.layers:
         attn, reads = f"blocks.{layer}.attn", f"{layer}." if layer else ""
-        q, v, scores, pattern = (base[f"{attn}.hook_{each}"] for each in ("q", "v", "attn_scores", "pattern"))
+        q, v, z, scores, pattern = (base[f"{attn}.hook_{each}"] for each in ("q", "v", "z", "attn_scores", "pattern"))
         size, links = base[f"blocks.{layer}.hook_resid_pre"].norm(dim=-1), cuts.links(layer)
-        for (key, query), mask in links.items():
-            cut = scores.masked_fill(mask, -torch.inf).softmax(dim=-1).nan_to_num(0.0)  # who sees nothing else: nothing
-            seen, at = pattern * mask, cuts.at(query)
-            moved = torch.einsum("bhqp,bphk->bqk", seen, v).norm(dim=-1)[at].mean() / size[at].mean()
+        read = slice(-1 if layer == cuts.layers[-1] else None, None)  # of the last layer, the target's row only
+        from_key = {}
+        for key in ROLES:
+            keys = cuts.at(key)[:, None, None]
+            left = scores[:, :, read].masked_fill(keys, -torch.inf).softmax(dim=-1)
+            left = left.nan_to_num(0.0)  # who sees nothing else: nothing
+            seen = pattern[:, :, read] * keys
+            moved = torch.einsum("bhqp,bphk->bqk", seen, v).norm(dim=-1)
+            from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), seen.sum(dim=-1).mean(dim=1), moved
+        for key, query in links:
+            (written, seen, moved), at = from_key[key], cuts.at(query)
             rows.append(
                 {"source": f"{reads}v.{key}" if layer else f"token.{key}", "target": f"{layer}.{query}"}
-                | {"layer": layer, "kind": "attention", **cuts.without(f"{attn}.hook_pattern", cut)}
-                | {"attention": float(seen.sum(dim=-1).mean(dim=1)[at].mean()), "moved": float(moved)}
+                | {"layer": layer, "kind": "attention"}
+                | cuts.without(f"{attn}.hook_z", torch.where(at[:, :, None, None], written, z))
+                | {"attention": float(seen[at[:, read]].mean())}
+                | {"moved": float(moved[at[:, read]].mean() / size[at].mean())}
             )
         if not layer:
             continue
-        elsewhere = torch.einsum("bqhk,bphk->bhqp", q, cuts.other(f"{attn}.hook_k"))
+        elsewhere = torch.einsum("bqhk,bphk->bhqp", q, cuts.other[f"{attn}.hook_k"])
         for (key, query), mask in links.items():
             found = cuts.without(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
             ends = {"source": f"{layer}.k.{key}", "target": f"{layer}.q.{query}"}
             rows.append(ends | {"layer": layer, "kind": "match", **found})
         for role in cuts.queries(layer):
             ends = {"source": f"{layer}.q.{role}", "target": f"{layer}.{role}"}
-            rows.append(ends | {"layer": layer, "kind": "select", **_replaced(cuts, f"{attn}.hook_q", role)})
+            rows.append(ends | {"layer": layer, "kind": "select", **cuts.elsewhere(f"{attn}.hook_q", role)})
     return rows
 
 
@@ -310,24 +323,17 @@ def _paths(cuts: _Cuts) -> list[dict[str, Any]]:
                 Receiver(layer, head, through) for head in range(base.n_heads if through != "classifier" else 1)
             ]
             roles = cuts.queries(layer) if through == "q" else ROLES if through in "kv" else ("target",)
+            hook = receivers[0].hook
             for sender, change in cuts.changes(layer).items():
                 read = sum(receiver.reads(base.parameters, change) for receiver in receivers)
-                assert isinstance(read, Tensor)
+                changed = base[hook] + read
                 for role in roles:
-                    hook = receivers[0].hook
                     at = cuts.at(role)[:, :, None, None] if through != "classifier" else torch.tensor(True)
                     ends = {"source": f"{sender}.{role}", "target": f"{layer}.{through}.{role}"}
                     ends |= {"target": "answer"} if through == "classifier" else {}
-                    found = cuts.without(hook, base[hook] + read * at)
+                    found = cuts.without(hook, torch.where(at, changed, base[hook]))
                     rows.append(ends | {"layer": layer, "kind": "path", **found})
     return rows
-
-
-def _replaced(cuts: _Cuts, hook: str, role: str) -> dict[str, float]:
-    """The effect of an activation at the tokens of a role."""
-    value = cuts.base[hook]
-    at = cuts.at(role).view(*cuts.at(role).shape, *(value.ndim - 2) * (1,))
-    return cuts.without(hook, torch.where(at, cuts.other(hook), value))
 
 
 def _nodes(cuts: _Cuts) -> dict[str, float]:
@@ -338,4 +344,4 @@ def _nodes(cuts: _Cuts) -> dict[str, float]:
         for each in "qkv" if layer else "":
             roles = cuts.queries(layer) if each == "q" else ROLES
             hooks |= {f"{layer}.{each}.{role}": (f"blocks.{layer}.attn.hook_{each}", role) for role in roles}
-    return {node: _replaced(cuts, hook, role)["effect"] for node, (hook, role) in hooks.items()}
+    return {node: cuts.elsewhere(hook, role)["effect"] for node, (hook, role) in hooks.items()}

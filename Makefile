@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint docs bench clean
 
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
 	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast.h5 --overwrite
@@ -14,6 +14,9 @@ lint: .venv/installed  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: .venv/installed  ## the documentation, in docs/_build/html; warnings are errors
+	$(BIN)/sphinx-build -W -q docs docs/_build/html
 
 bench: .venv/installed  ## timings, as ratios of interleaved runs
 	$(BIN)/python -m benchmarks.step

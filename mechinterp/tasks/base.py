@@ -60,13 +60,11 @@ class Roles(dict[str, Bool[Tensor, "batch pos"]]):
 class Batch:
     """Sequences with what is known about them.
 
-    Attributes:
-        labels: Int [batch], the correct label of the last token, the target; 0 … n_labels−1.
-        roles: Bool [batch, pos] by name: which positions play a role. Measures and patching address positions through
-            roles. The built-in names: item, label, target, correct_item and correct_label (those of the target's
-            class).
-        token_labels: Int [batch, pos], the label that a token shows, −1 where it shows none; or None.
-        table: the tokens as a look-up, where they have that form; or None.
+    * ``labels``: Int [batch], the correct label of the last token, the target; 0 … n_labels−1.
+    * ``roles``: Bool [batch, pos] by name: which positions play a role. Measures and patching address positions through
+      roles. The built-in names: item, label, target, correct_item and correct_label (those of the target's class).
+    * ``token_labels``: Int [batch, pos], the label that a token shows, −1 where it shows none; or None.
+    * ``table``: the tokens as a look-up, where they have that form; or None.
     """
 
     def __init__(

@@ -1,0 +1,233 @@
+"""The documentation does what it says: its code runs, its pages build, its links lead somewhere.
+
+A page is run from top to bottom in a folder of its own, all of its python blocks in one namespace. Of sh blocks, the
+lines ``mechinterp …`` and ``python -m analyses.…`` are run in this process by the function behind them; other commands
+are left out, if `LEFT_OUT` names them. A toml block is validated as the study or the run config that it is, and is then
+study.toml or run.toml in that folder.
+
+What is substituted, so that this takes seconds, and why the output that pages show is not compared:
+
+* presets have the network and the task of `SMALL`, at their own number of steps up to 6,000;
+* the run of the fast preset, which pages train or expect as ``checkpoints/reddy2023-fast-0.h5`` (1, 2), is trained once
+  and copied, whatever its seed;
+* of a study, all configs are validated as they are, but every run is a copy of one tiny run.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from glob import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+import mechinterp as mi
+import mechinterp.training
+from mechinterp.cli import _COMMANDS, main
+from mechinterp.config import PRESETS
+from mechinterp.files import read_toml
+from mechinterp.measures import MEASURES
+from mechinterp.studies.worker import do
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv")
+SMALL = TINY | {"task.n_classes": 16, "task.n_labels": 8, "task.n_pairs": 4, "training.batch_size": 4}
+SAVED = {"checkpoints.every": 1_000, "checkpoints.at": [3_400]}
+FAST = "checkpoints/reddy2023-fast-{}.h5"
+
+
+class Block(NamedTuple):
+    language: str
+    line: int
+    """Where its first line stands in the page."""
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page that have a language."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(found[1], text.count("\n", 0, found.start(2)) + 1, found[2])
+        for found in re.finditer(r"^```(\w+)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    ]
+
+
+def test_no_block_of_a_page_is_overlooked():
+    for page in PAGES:
+        fences = re.findall(r"^\s*```[^\s{`]+", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert len(fences) == len(blocks(page)), page
+        assert {block.language for block in blocks(page)} <= {"python", "sh", "toml", "text"}, page
+    assert sum(block.language == "python" for page in PAGES for block in blocks(page)) > 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """What is this small takes longer on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_presets() -> Iterator[None]:
+    """Presets of `SMALL` networks."""
+    small = {}
+    for name in PRESETS:
+        steps = min(6_000, mi.RunConfig.preset(name).training.steps)
+        changes = {key: value for key, value in SMALL.items() if key != "training.steps"} | {"training.steps": steps}
+        small[name] = mi.RunConfig.preset(name).updated(changes | {"checkpoints.every": 1_000}).model_dump()
+    with pytest.MonkeyPatch.context() as patched:
+        for name, values in small.items():
+            patched.setitem(PRESETS, name, values)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fast_run(small_presets, tmp_path_factory) -> Path:
+    """The run of the fast preset, with the steps that pages look at."""
+    config = mi.RunConfig.preset("reddy2023-fast").updated(SAVED)
+    return mi.train(config, tmp_path_factory.mktemp("preset") / "fast.h5", progress=False).path
+
+
+@pytest.fixture
+def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterator[None]:
+    """Training copies the run of the fast preset, and studies copy one tiny run."""
+    real_train, tiny, one_by_one = mechinterp.training.train, tmp_path_factory.getbasetemp() / "tiny", threading.Lock()
+    tiny.mkdir(exist_ok=True)
+
+    def train(config, path, **options):
+        if config.updated({"seed": 0}) != mi.RunConfig.preset("reddy2023-fast"):
+            return real_train(config, path, **options)
+        Path(path).parent.mkdir(exist_ok=True)
+        return mi.open_run(shutil.copy(fast_run, path))
+
+    def carry_out(job):
+        with one_by_one:
+            do({**job, "folder": str(tiny), "id": "tiny", "config": tiny_config.model_dump(mode="json")})
+            for made in tiny.glob("tiny.*"):
+                shutil.copy(made, Path(job["folder"]) / f"{job['id']}{made.suffix}")
+
+    monkeypatch.setattr(mechinterp.training, "train", train)
+    monkeypatch.setattr("mechinterp.studies.conduct.carry_out", carry_out)
+    for name, measure in MEASURES.items():  # pages register their own, which goes with them
+        monkeypatch.setitem(MEASURES, name, measure)
+    known = set(MEASURES)
+    yield
+    for name in set(MEASURES) - known:
+        del MEASURES[name]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_runs(page, substituted, fast_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("analyses").symlink_to(ROOT / "analyses")
+    Path("checkpoints").mkdir()
+    for seed in range(3):
+        if f"--out {FAST.format(seed)}" not in page.read_text(encoding="utf-8"):
+            shutil.copy(fast_run, FAST.format(seed))
+    namespace = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python":
+            source = "\n" * (block.line - 1) + block.text  # so that an error names the page's own line
+            exec(compile(source, page, "exec"), namespace)
+        elif block.language == "toml":
+            validate(block)
+        elif block.language == "sh":
+            for line in block.text.splitlines():
+                run(line, f"{page.name}: {line}")
+
+
+def validate(block: Block) -> None:
+    Path("block.toml").write_text(block.text, encoding="utf-8")
+    if "variants" in read_toml("block.toml"):
+        path = Path("block.toml").rename("study.toml")
+        assert mi.Study.from_toml(path).runs
+        mi.Study.from_toml(path, paper_scale="paper_scale" in read_toml(path))
+    else:
+        mi.RunConfig.from_toml(Path("block.toml").rename("run.toml"))
+
+
+def run(line: str, where: str) -> None:
+    """Run the commands of a line of shell, as far as they are ours."""
+    for command in line.partition("#")[0].split("&&"):
+        words = [found for word in shlex.split(command) for found in sorted(glob(word)) or [word]]
+        if not words or any(words[: len(known.split())] == known.split() for known in LEFT_OUT):
+            continue
+        if words[0] == "mechinterp":
+            code = exit_code(main, words[1:])
+        else:
+            assert words[:2] == ["python", "-m"], f"{where}: is neither ours nor in LEFT_OUT"
+            assert words[2].startswith("analyses."), f"{where}: is neither ours nor in LEFT_OUT"
+            code = exit_code(as_main, words[2:])
+        assert code == 0, where
+
+
+def as_main(words: list[str]) -> None:
+    """``python -m WORDS``."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", words)
+        patched.delitem(sys.modules, words[0], raising=False)
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+def exit_code(function, words: list[str]) -> int:
+    try:
+        return function(words) or 0
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def test_commands_that_are_neither_ours_nor_left_out_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in ("rm -rf checkpoints", "python -m http.server", "make run && curl x"):
+        with pytest.raises(AssertionError, match="neither ours nor in LEFT_OUT"):
+            run(line, line)
+    with pytest.raises(AssertionError, match="mechinterp info"):
+        run("mechinterp info nope.h5", "mechinterp info")
+
+
+def test_the_page_of_commands_has_every_command_and_option():
+    page = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
+    for name, command in _COMMANDS.items():
+        assert f"| `{name}" in page, name
+        options = {"start": "from", "stop": "to"} if name == "replay" else {}
+        for field in fields(command):
+            if field.name not in ("run", "file", "settings"):
+                option = options.get(field.name, field.name).replace("_", "-")
+                assert re.search(rf"--{option}\b", page), f"{name} --{option}"
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "-q", "-d", str(tmp_path / "trees"), "docs", str(tmp_path / "html")]
+    done = subprocess.run(sphinx, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "html/api/configuration.html").read_text(encoding="utf-8")
+    assert 'id="mechinterp.config.ItemLabelConfig.n_classes"' in reference
+    for page in (tmp_path / "html").rglob("*.html"):  # which is read without the network
+        assert not re.search(r'(src|<link [^>]*href)="(https?:)?//', page.read_text(encoding="utf-8")), page
+
+
+LINKING = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "analyses/README.md", "checkpoints/README.md"))]
+
+
+@pytest.mark.parametrize(
+    "page", [*LINKING, ROOT / "benchmarks/README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_between_pages_lead_somewhere(page):
+    text = re.sub(r"^```\w.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target

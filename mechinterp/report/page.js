@@ -82,7 +82,11 @@
       this.data = this.spec.data.map(shown);
       this.layout = { ...shown(this.spec.layout), template: template() };
       if (touch.matches) this.layout.dragmode = false; // a finger scrolls the page
-      if (this.spec.frames) this.data[0].z = this.spec.frames[this.index];
+      if (this.spec.frames) {
+        this.data[0].z = this.spec.frames[this.index];
+        for (const axis of ["xaxis", "yaxis"]) Object.assign(this.layout[axis], { automargin: false, fixedrange: true });
+        Object.assign(this.layout, { margin: { l: 80, r: 8, t: 30, b: 64 }, dragmode: false });
+      }
       await Plotly.react(this.div, this.data, this.layout, CONFIG);
     }
 

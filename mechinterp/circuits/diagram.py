@@ -75,9 +75,11 @@ def circuit_edges(
     * ``moved``: of attention edges, attention × OV: ⟨|Σ_j p_ij v_j|⟩_i / ⟨|x_i|⟩_i with x the residual stream;
     * ``weight``: the effect, or what is moved; ``drawn``: |weight| ≥ `THRESHOLD`, and an effect beyond noise;
     * ``operation``: of an induction head, where `operations` finds it, else empty;
-    * ``source_effect``, ``target_effect`` of the nodes; ``span``, m(clean) − m(another sequence), with ``span_error``.
+    * ``source_effect``, ``source_error``, ``target_effect``, ``target_error`` of the nodes;
+    * ``span``, m(clean) − m(another sequence), with its standard error, ``span_error``.
 
-    A span within `NOISE` standard errors is noise: nothing is resolved, and effects are not numbers. Raises where
+    A span within `NOISE` standard errors is noise, and without a positive one there is no lead to share out: nothing is
+    resolved, and effects are not numbers. Raises where
     `corrupted_pairs` does, and for fewer than two pairs.
     """
     weight, parameters = member(Weight, weight), parameters_of(parameters)
@@ -87,9 +89,9 @@ def circuit_edges(
     with torch.no_grad():
         cuts = _Cuts(activations(parameters, pairs.clean.inputs), pairs)
         rows = _attention(cuts) + _paths(cuts)
-        nodes = {"answer": 1.0 if cuts.resolved else float("nan")} | _nodes(cuts)
+        nodes = _nodes(cuts)
     for row in rows:
-        row |= {f"{end}_effect": nodes[row[end]] for end in ("source", "target")}
+        row |= {f"{end}_{name}": nodes[row[end]][name] for end in ("source", "target") for name in ("effect", "error")}
     table, found = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs), {}
     if cuts.resolved:  # else no effect is a number, and there is nothing to find
         found = operations(table, induction_head_evidence(parameters, task, n_pairs=n_pairs, seed=seed))
@@ -152,23 +154,25 @@ def circuit_graph(
 def graph_of(table: pd.DataFrame, *, weight: Weight | str = Weight.effect, threshold: float = THRESHOLD) -> nx.DiGraph:
     """The graph of a table of `circuit_edges`; of ``mi.analyse(run, "circuit")``, that of one step.
 
-    Nodes have ``kind`` (token, written, value, key, query, answer), ``layer`` (−1 for tokens), ``role``, ``effect`` and
-    their place ``x``, ``y`` (pixels, downwards), which depends on the number of layers only. Edges have the columns of
-    `circuit_edges`, with ``weight`` and ``drawn`` for the chosen weight and threshold. The graph has ``n_layers``,
-    ``weight``, ``threshold``, ``n_pairs``, ``span``, ``span_error`` and ``resolved``. What is not a number is None.
+    Nodes have ``kind`` (token, written, value, key, query, answer), ``layer`` (−1 for tokens), ``role``, ``effect``,
+    ``error`` and their place ``x``, ``y`` (pixels, downwards), which depends on the number of layers only. Edges have
+    the columns of `circuit_edges`, with ``weight`` and ``drawn`` for the chosen weight and threshold. The graph has
+    ``n_layers``, ``weight``, ``threshold``, ``n_pairs``, ``span``, ``span_error`` and ``resolved``. What is not a
+    number is None. Raises for the rows of several steps.
     """
+    if table.empty or table.duplicated(["source", "target"]).any():
+        raise MechinterpError("a circuit graph is of one step; choose its rows: table[table['step'] == step]")
     weight, table = member(Weight, weight), weighted(table, weight, threshold)
     first = table.iloc[0]
     about = {name: _plain(first[name]) for name in ("span", "span_error", "n_pairs")}
-    n_layers, resolved = int(table["layer"].max()), bool(abs(first["span"]) > NOISE * first["span_error"])
+    n_layers, resolved = int(table["layer"].max()), bool(first["span"] > NOISE * first["span_error"])
     graph = nx.DiGraph(n_layers=n_layers, weight=weight.name, threshold=threshold, resolved=resolved, **about)
-    columns = [
-        name for name in table if name not in ("step", "source", "target", *about) and "_effect" not in str(name)
-    ]
+    columns = [name for name in table if not str(name).startswith(("step", "source", "target", "span", "n_pairs"))]
     for row in table.to_dict("records"):
         for end in ("source", "target"):
             if row[end] not in graph:
-                graph.add_node(row[end], **_node(row[end], n_layers), effect=_plain(row[f"{end}_effect"]))
+                measured = {name: _plain(row[f"{end}_{name}"]) for name in ("effect", "error")}
+                graph.add_node(row[end], **_node(row[end], n_layers), **measured)
         graph.add_edge(row["source"], row["target"], **{str(name): _plain(row[name]) for name in columns})
     return graph
 
@@ -184,8 +188,15 @@ def to_json(graph: nx.DiGraph) -> str:
 
 
 def from_json(text: str) -> nx.DiGraph:
-    """The graph that `to_json` wrote."""
-    return nx.node_link_graph(json.loads(text), edges="edges")
+    """The graph that `to_json` wrote; other text is refused."""
+    try:
+        graph = nx.node_link_graph(json.loads(text), edges="edges")
+    except (ValueError, TypeError, AttributeError, KeyError, nx.NetworkXError):
+        graph = nx.DiGraph()
+    if "answer" not in graph:
+        expected = "expected what to_json wrote, or one of the graphs that `mechinterp circuit --json` prints"
+        raise MechinterpError(f"not the JSON of a circuit graph; {expected}")
+    return graph
 
 
 def _plain(value: Any) -> Any:
@@ -195,7 +206,7 @@ def _plain(value: Any) -> Any:
 
 
 _KINDS = {"q": "query", "k": "key", "v": "value"}
-_LEFT, _COLUMN, _TOP = 190, 140, 96
+_COLUMN, _TOP = 140, 96
 _HEIGHTS = {"written 0": 96, "key": 92, "query": 70, "written": 70, "answer": 76}
 """Distance of a row to the one below, in pixels; values stand beside keys."""
 
@@ -211,7 +222,8 @@ def _node(name: str, n_layers: int) -> dict[str, Any]:
     levels.append("answer")
     heights = [0] + [_HEIGHTS.get(each) or _HEIGHTS[each.split()[0]] for each in levels[1:]]
     level = levels.index(kind if kind in ("answer", "token") else f"{'key' if kind == 'value' else kind} {layer}")
-    x = _LEFT + _COLUMN * ROLES.index(role) - (30 if kind == "value" else 0)
+    left = 162 + 20 * n_layers  # every layer has its own way past the ones between, beside the column
+    x = left + _COLUMN * ROLES.index(role) - (30 if kind == "value" else 0)
     return {"kind": kind, "layer": layer, "role": role, "x": float(x), "y": float(_TOP + sum(heights[level + 1 :]))}
 
 
@@ -237,7 +249,7 @@ class _Cuts:
     @property
     def resolved(self) -> bool:
         """Whether there is a lead to attribute."""
-        return abs(self.span) > NOISE * self.error
+        return self.span > NOISE * self.error
 
     def at(self, role: str) -> Bool[Tensor, "batch pos"]:
         return self.pairs.roles[role]
@@ -254,7 +266,7 @@ class _Cuts:
         """The lead in these logits, and the effect with its error."""
         lead = Metric.logit_difference.each(logits, self.pairs.answers, self.pairs.foils)
         lost, unit = self._lead - lead, self.span if self.resolved else float("nan")
-        error = float(lost.std()) / len(lost) ** 0.5 / abs(unit)
+        error = float(lost.std()) / len(lost) ** 0.5 / unit
         return {"value": float(lead.mean()), "effect": float(lost.mean()) / unit, "error": error}
 
     def queries(self, layer: int) -> tuple[str, ...]:
@@ -336,12 +348,13 @@ def _paths(cuts: _Cuts) -> list[dict[str, Any]]:
     return rows
 
 
-def _nodes(cuts: _Cuts) -> dict[str, float]:
-    """The effect of every node but the answer."""
+def _nodes(cuts: _Cuts) -> dict[str, dict[str, float]]:
+    """The effect of every node, with its error; that of the answer is 1."""
     hooks = {f"token.{role}": ("hook_embed", role) for role in ROLES}
     for layer in cuts.layers:
         hooks |= {f"{layer}.{role}": (f"blocks.{layer}.hook_attn_out", role) for role in cuts.queries(layer)}
         for each in "qkv" if layer else "":
             roles = cuts.queries(layer) if each == "q" else ROLES
             hooks |= {f"{layer}.{each}.{role}": (f"blocks.{layer}.attn.hook_{each}", role) for role in roles}
-    return {node: cuts.elsewhere(hook, role)["effect"] for node, (hook, role) in hooks.items()}
+    nodes = {node: cuts.elsewhere(hook, role) for node, (hook, role) in hooks.items()}
+    return nodes | {"answer": cuts.measured(cuts.other.logits)}

@@ -242,6 +242,7 @@ def circuit_graphs(
 ) -> dict[int, nx.DiGraph]:
     """The circuit (`diagram.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
     weight, threshold = checked(weight, threshold)
+    steps = steps if steps is None or isinstance(steps, int) else dict.fromkeys(steps)
     table = analyse(run, "circuit", steps=steps, **arguments)
     by_step = table.groupby("step", sort=False) if len(table) else ()
     return {int(str(step)): graph_of(rows, weight=weight, threshold=threshold) for step, rows in by_step}

@@ -1,8 +1,9 @@
 """Circuit graphs as SVG, by a small writer of our own: the same graph gives the same bytes.
 
 Places come from the graph and do not depend on weights, so that pictures of several checkpoints can be laid over each
-other. Numbers have a fixed precision, nothing has an id, arrowheads are shapes of their own, and light and dark mode
-are the reader's (``prefers-color-scheme``). Signs differ in colour (Okabe–Ito) and in dashes.
+other. Numbers have a fixed precision, nothing has an id, arrowheads are shapes of their own. A picture on its own is
+light or dark as its reader wants (``prefers-color-scheme``); inside a page it is light, and its style applies to
+nothing else there. Signs differ in colour (Okabe–Ito) and in dashes.
 """
 
 import math
@@ -15,8 +16,10 @@ from textwrap import wrap
 from typing import Any
 from xml.sax.saxutils import escape
 
+import h5py
 import networkx as nx
 
+from mechinterp.circuits.diagram import NOISE
 from mechinterp.errors import MechinterpError
 
 Point = tuple[float, float]
@@ -38,12 +41,12 @@ _STYLE = """
 .circuit text.letter{font-size:12px}.circuit text.on{fill:#fff}
 .circuit .note{stroke:#fff;stroke-width:6px;paint-order:stroke;stroke-linejoin:round}
 @media (prefers-color-scheme:dark){
-.circuit text{fill:#ececec}.circuit .quiet{fill:#b0b0b0}
-.circuit .ground,.circuit .node,.circuit .pill{fill:#16181c}
-.circuit .rail{stroke:#3c3f45}.circuit .node{stroke:#9a9a9a}
-.circuit .helps,.circuit .pill{stroke:#56b4e9}.circuit .hurts{stroke:#f08a3c}
-.circuit .helps-head{fill:#56b4e9}.circuit .hurts-head{fill:#f08a3c}
-.circuit text.on{fill:#16181c}.circuit .note{stroke:#16181c}
+.circuit:root text{fill:#ececec}.circuit:root .quiet{fill:#b0b0b0}
+.circuit:root .ground,.circuit:root .node,.circuit:root .pill{fill:#16181c}
+.circuit:root .rail{stroke:#3c3f45}.circuit:root .node{stroke:#9a9a9a}
+.circuit:root .helps,.circuit:root .pill{stroke:#56b4e9}.circuit:root .hurts{stroke:#f08a3c}
+.circuit:root .helps-head{fill:#56b4e9}.circuit:root .hurts-head{fill:#f08a3c}
+.circuit:root text.on{fill:#16181c}.circuit:root .note{stroke:#16181c}
 }
 """
 _NAMES = {
@@ -53,10 +56,11 @@ _NAMES = {
     "correct_label": "correct label",
     "target": "target",
 }
-_RADIUS, _PORT = 10.0, 9.0
-_RIGHT, _BELOW, _LEFT_OF_COLUMNS = 92, 44, 140
+_RADIUS, _PORT, _ANSWER = 10.0, 9.0, (72, 26)
+"""Of a circle; half of a square; width and height of the answer. Pixels."""
+_BELOW, _LEFT_OF_COLUMNS = 44, 140
 _WIDEST = 7.0
-"""Width of a line of weight 1, in pixels; heavier ones grow no further than one half more."""
+"""Width of a line of weight 1, in pixels; heavier ones grow up to 1.5."""
 
 
 def to_svg(graph: nx.DiGraph, title: str = "Circuit") -> str:
@@ -64,7 +68,7 @@ def to_svg(graph: nx.DiGraph, title: str = "Circuit") -> str:
     width, height = _size(graph)
     legend, below = _legend(graph, width)
     parts = [_ground(graph), _contents(graph, title), _moved(0, height, legend)]
-    return _document(title, width, height + below, parts)
+    return _document(title, _described(graph), width, height + below, parts)
 
 
 def film_strip(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training") -> str:
@@ -78,14 +82,15 @@ def film_strip(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over trai
     n = min(4, math.ceil(math.sqrt(len(graphs))))
     cut = 122  # row names stand in the first panel of a line only
     total = n * (width - cut) + cut
-    parts = [_text(20, 32, title, "title")]
+    parts = [_title(20, title, total)]
     for number, (step, graph) in enumerate(graphs.items()):
         line, column = divmod(number, n)
         panel = _ground(graph, rows=column == 0) + _contents(graph, f"step {step:,}", left=142 if column else 20)
         parts.append(_moved(column * (width - cut), 44 + line * height, panel))
     drawn = 44 + math.ceil(len(graphs) / n) * height
     legend, below = _legend(first, total)
-    return _document(title, total, drawn + below, [*parts, _moved(0, drawn, legend)])
+    content = "\n".join(f"Step {step:,}: {_described(graph)}" for step, graph in graphs.items())
+    return _document(title, content, total, drawn + below, [*parts, _moved(0, drawn, legend)])
 
 
 def panels(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training") -> tuple[str, dict[int, str]]:
@@ -98,31 +103,42 @@ def panels(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training
     width, height = _size(first)
     legend, below = _legend(first, width)
     parts = [_ground(first), '<g class="panel"></g>', _moved(0, height, legend)]
-    frame = _document(title, width, height + below, parts)
-    return frame, {step: _contents(graph, f"step {step:,}") for step, graph in graphs.items()}
+    return _document(title, "", width, height + below, parts), {
+        step: _contents(graph, f"step {step:,}") for step, graph in graphs.items()
+    }
 
 
 def require_place(path: Path) -> Path:
     """The path, if a picture may be written there: an existing picture is replaced, a run file never is."""
-    if path.is_file() and path.read_bytes()[:4] == b"\x89HDF":
+    if path.is_file() and h5py.is_hdf5(path):
         raise MechinterpError(f"{path}: is a run file, not a picture; choose another file")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
         raise MechinterpError(f"{path}: cannot be written; choose another file")
     return path
 
 
-def _document(title: str, width: int, height: int, parts: list[str]) -> str:
-    body = "\n".join(parts)
+def _document(title: str, content: str, width: int, height: int, parts: list[str]) -> str:
+    """An image that is described by its content; without such a description, a group whose parts are read."""
+    described = f"<desc>{_safe(content)}</desc>\n" if content else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="circuit" width="{width}" height="{height}"'
-        f' viewBox="0 0 {width} {height}" role="img">\n<title>{_safe(title)}</title>\n<style>{_STYLE}</style>\n'
-        f'<rect class="ground" width="{width}" height="{height}"/>\n{body}\n</svg>\n'
+        f' viewBox="0 0 {width} {height}" role="{"img" if content else "group"}">\n'
+        f"<title>{_safe(title)}</title>\n{described}<style>{_STYLE}</style>\n"
+        f'<rect class="ground" width="{width}" height="{height}"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
+def _described(graph: nx.DiGraph) -> str:
+    """The picture in words."""
+    drawn = [edge for _, _, edge in graph.edges(data=True) if edge["drawn"]]
+    found = [f"{_named(edge)} {edge['weight']:.2f}" for edge in drawn if edge["operation"]]
+    edges = f"{len(drawn)} of {graph.number_of_edges()} edges drawn" if drawn else " ".join(_why_empty(graph))
+    return f"{_lead(graph)}. {edges.rstrip('.')}. Operations found: {', '.join(found) or 'none'}."
+
+
 def _size(graph: nx.DiGraph) -> tuple[int, int]:
-    places = graph.nodes.values()
-    return int(max(each["x"] for each in places)) + _RIGHT, int(max(each["y"] for each in places)) + _BELOW
+    places, right = graph.nodes.values(), 68 + 12 * graph.graph["n_layers"]  # the ways to the answer
+    return int(max(each["x"] for each in places)) + right, int(max(each["y"] for each in places)) + _BELOW
 
 
 def _alike(graphs: Mapping[int, nx.DiGraph]) -> nx.DiGraph:
@@ -155,8 +171,7 @@ def _ground(graph: nx.DiGraph, *, rows: bool = True) -> str:
 
 def _contents(graph: nx.DiGraph, title: str, *, left: int = 20) -> str:
     """What weights decide: the lead that is explained, under a title; edges, nodes and the names of operations."""
-    lead = f"lead {_number(graph.graph['span'])} ± {_number(graph.graph['span_error'])}"
-    parts = [_text(left, 32, title, "title"), _text(left, 51, f"{lead} (logits)", "quiet")]
+    parts = [_title(left, title, _size(graph)[0]), _text(left, 51, _lead(graph), "quiet")]
     shown = [(graph.nodes[a], graph.nodes[b], edge) for a, b, edge in graph.edges(data=True)]
     drawn = [each for each in shown if each[2]["drawn"]]
     parts += [_edge(*each) for each in sorted(drawn, key=lambda each: -abs(each[2]["weight"]))]
@@ -165,6 +180,16 @@ def _contents(graph: nx.DiGraph, title: str, *, left: int = 20) -> str:
     if not drawn:
         parts += _note(graph)
     return "\n".join(parts)
+
+
+def _title(x: int, title: str, width: int) -> str:
+    """A title, as much of it as the picture is wide."""
+    fits = (width - 2 * x) // 9
+    return _text(x, 32, title if len(title) <= fits else title[: fits - 1] + "…", "title")
+
+
+def _lead(graph: nx.DiGraph) -> str:
+    return f"lead {_number(graph.graph['span'])} ± {_number(graph.graph['span_error'])} (logits)"
 
 
 def _row_name(node: Mapping[str, Any]) -> str:
@@ -185,8 +210,9 @@ def _rails(graph: nx.DiGraph) -> list[str]:
 def _edge(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
     width = _width(edge["weight"])
     curve, sign = _curve(source, target, edge["kind"]), "helps" if edge["weight"] > 0 else "hurts"
-    what = f"{edge['kind']}, {_place(source)} → {_place(target)}: {edge['weight']:+.3f}"
-    name = f" ({edge['operation'].replace('_', ' ')})" if edge["operation"] else ""
+    error = f" ± {edge['error']:.3f}" if edge["weight"] == edge["effect"] else ""
+    what = f"{edge['kind']}, {_place(source)} → {_place(target)}: {edge['weight']:+.3f}{error}"
+    name = f" ({_named(edge)})" if edge["operation"] else ""
     return f"<g><title>{_safe(what + name)}</title>{_arrow(curve, width, sign)}</g>"
 
 
@@ -197,28 +223,50 @@ def _place(node: Mapping[str, Any]) -> str:
     return f"layer {node['layer'] + 1} {node['kind']} at {role}"
 
 
+def _named(edge: Mapping[str, Any]) -> str:
+    return edge["operation"].replace("_", " ")
+
+
 def _width(weight: float) -> float:
     return max(1.2, _WIDEST * min(abs(weight), 1.5))
 
 
 def _curve(source: Mapping[str, Any], target: Mapping[str, Any], kind: str) -> Curve:
-    """The way of an edge, between centres: straight, around the nodes between, or, for keys, up and then across."""
+    """The way of an edge, between nodes: straight, around the nodes between, or, for keys, up and then across."""
     (x0, y0), (x1, y1) = ((node["x"], node["y"]) for node in (source, target))
+    y1 += _ANSWER[1] / 2 - _RADIUS if target["kind"] == "answer" else 0  # it is higher than other nodes
     dx, dy = x1 - x0, y1 - y0
     if dx and (kind == "match" or source["kind"] == "value"):  # from afar it arrives level, from nearby from below
         below = -0.3 * dy * max(0.0, 1 - abs(dx) / 480)
-        return (x0, y0), (x0 + 0.1 * dx, y0 + 0.8 * dy), (x0 + 0.5 * dx, y1 + below), (x1, y1)
+        beside_query = source["kind"] == "value" and 0 < dx < 200 and target["role"] != "target"
+        return (
+            (x0, y0),
+            (x0 + (-0.08 if beside_query else 0.1) * dx, y0 + 0.8 * dy),
+            (x0 + 0.5 * dx, y1 + below),
+            (x1, y1),
+        )
     if kind == "path" and not (target["kind"] == "answer" and source["layer"] == target["layer"] - 1):
         skips = target["layer"] - source["layer"] - 1  # layers between
         if target["kind"] == "answer":
-            return (x0, y0), (x0 + 58 + 16 * skips, y0 - 50), (x0 + 58 + 16 * skips, y1 + 50), (x1, y1)
-        side = {"value": -1, "key": -1, "query": 1}[target["kind"]]
-        if skips or target["kind"] == "query":
-            out = side * (20 + 12 * skips + (8 if target["kind"] == "value" else 0))
+            out, end = 58 + 16 * skips, 8 + 5 * skips
+            return (x0, y0), (x0 + out, y0 - 50), (x0 + out, y1 + 50), (x1 + end, y1)
+        if target["kind"] == "query":
+            out = 20 + 12 * skips
             return (x0, y0), (x0 + out * 1.2, y0 + 0.33 * dy), (x1 + out, y1 - 0.33 * dy), (x1, y1)
+        if passed := _rows_passed(source, target):
+            out = {"key": 62, "value": 56}[target["kind"]] + 8 * passed + (10 if source["kind"] == "token" else 0)
+            return (x0, y0), (x0 - out, y0 - 25), (x1 - out, y1 + 45), (x1, y1)
+        if skips:
+            out = {"key": 32, "value": 40}[target["kind"]]
+            return (x0, y0), (x0 - out * 1.2, y0 + 0.33 * dy), (x1 - out, y1 - 0.33 * dy), (x1, y1)
     if kind == "attention" and source["kind"] == "token" and not dx:
         return (x0, y0), (x0 + 26, y0 + 0.3 * dy), (x1 + 26, y1 - 0.3 * dy), (x1, y1)
     return (x0, y0), (x0 + dx / 3, y0 + dy / 3), (x1 - dx / 3, y1 - dy / 3), (x1, y1)
+
+
+def _rows_passed(source: Mapping[str, Any], target: Mapping[str, Any]) -> int:
+    """How many rows of values and keys stand between what wrote and what reads."""
+    return target["layer"] - max(source["layer"] + 1, 1)
 
 
 def _arrow(curve: Curve, width: float, sign: str) -> str:
@@ -245,13 +293,12 @@ def _point(curve: Curve, t: float) -> Point:
 
 
 def _at_distance(curve: Curve, distance: float, *, from_end: bool = False) -> float:
-    """The parameter at which the curve is first this far from one of its ends, as it leaves it."""
-    end = curve[3] if from_end else curve[0]
-    for n in range(201):
-        t = 1 - n / 200 if from_end else n / 200
-        if math.dist(_point(curve, t), end) >= distance:
-            return t
-    return 0.5
+    """The parameter at which the curve is this far from one of its ends, within the half that starts there."""
+    end, near, far = (curve[3], 1.0, 0.5) if from_end else (curve[0], 0.0, 0.5)
+    for _ in range(12):
+        middle = (near + far) / 2
+        near, far = (middle, far) if math.dist(_point(curve, middle), end) < distance else (near, middle)
+    return far
 
 
 def _part(curve: Curve, low: float, high: float) -> Curve:
@@ -268,49 +315,55 @@ def _part(curve: Curve, low: float, high: float) -> Curve:
 
 def _shape(node: Mapping[str, Any]) -> str:
     """A node, shaded by its effect; what a layer reads is a square with its letter, the answer says so."""
-    x, y, effect = node["x"], node["y"], node["effect"]
-    known = effect is not None
-    shade = min(1.0, abs(effect)) if known else 0.0
+    x, y, effect, error = (node[name] for name in ("x", "y", "effect", "error"))
     letter = {"query": "q", "key": "k", "value": "v"}.get(node["kind"])
     if node["kind"] == "answer":
-        shape = f'<rect x="{_n(x - 36)}" y="{_n(y - 13)}" width="72" height="26" rx="13"'
+        width, height = _ANSWER
+        shape = f'<rect x="{_n(x - width / 2)}" y="{_n(y - height / 2)}" width="{width}" height="{height}" rx="13"'
     elif letter:
-        shape = f'<rect x="{_n(x - _PORT)}" y="{_n(y - _PORT)}" width="18" height="18" rx="3"'
+        shape = f'<rect x="{_n(x - _PORT)}" y="{_n(y - _PORT)}" width="{_n(2 * _PORT)}" height="{_n(2 * _PORT)}" rx="3"'
     else:
         shape = f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(_RADIUS)}"'
-    said = f"effect {effect:+.3f}" if known else "no effect resolved"
+    said, shade, sign = "no effect resolved", 0.0, "helps"
+    if effect is not None:
+        said = f"effect {effect:+.3f} ± {error:.3f}"
+        shade, sign = min(1.0, abs(effect)) if abs(effect) > NOISE * error else 0.0, "helps" if effect > 0 else "hurts"
     parts = [f"<g><title>{_safe(f'{_place(node)}: {said}')}</title>", f'{shape} class="node"/>']
-    if known and shade >= 0.005:
-        parts.append(f'{shape} class="{"helps" if effect > 0 else "hurts"}-head" fill-opacity="{shade:.2f}"/>')
+    if shade >= 0.005:
+        parts.append(f'{shape} class="{sign}-head" fill-opacity="{shade:.2f}"/>')
     if text := "answer" if node["kind"] == "answer" else letter:
-        parts.append(_text(x, y + 4, text, f"letter middle{' on' if shade > 0.55 else ''}"))
+        parts.append(_text(x, y + 4, text, f"letter middle{' on' if shade > 0.75 else ''}"))
     return "".join(parts) + "</g>"
 
 
-_SIDE = {"write": 1, "readout": -1}
-"""Operations on upright edges, whose name stands beside them."""
-_ALONG = {"previous_token": 0.28}
-"""Where on its edge an operation's name stands, if not in the middle."""
-
-
 def _pill(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
-    """The name of an operation on its edge, with the weight."""
-    x, y = _point(_curve(source, target, edge["kind"]), _ALONG.get(edge["operation"], 0.5))
-    text = f"{edge['operation'].replace('_', ' ')} {edge['weight']:.2f}"
+    """The name of an operation on its edge, or beside it if that is upright, with the weight."""
+    operation, curve, side, along = edge["operation"], _curve(source, target, edge["kind"]), 0, 0.5
+    if operation == "readout":
+        side = -1
+    elif operation == "write":
+        passed = _rows_passed(source, target)
+        side, along = (-1, 0.88 - 0.03 * passed) if passed else (1, 0.5)
+    elif operation == "previous_token":
+        along = 0.28 if source["kind"] == "token" else 0.6
+    x, y = _point(curve, along)
+    text = f"{_named(edge)} {edge['weight']:.2f}"
     half = 3.1 * len(text) + 8
-    x += _SIDE.get(edge["operation"], 0) * (half + _width(edge["weight"]) / 2 + 3)
+    x += side * (half + _width(edge["weight"]) / 2 + 3)
     box = f'<rect class="pill" x="{_n(x - half)}" y="{_n(y - 10)}" width="{_n(2 * half)}" height="20" rx="10"/>'
     return box + _text(x, y + 4, text, "letter middle")
 
 
 def _note(graph: nx.DiGraph) -> list[str]:
-    """Why nothing is drawn."""
-    if graph.graph["weight"] == "effect" and not graph.graph["resolved"]:
-        lines = ["Nothing is resolved yet at this step:", "the lead of the correct label is within noise."]
-    else:
-        lines = [f"No edge has a weight of {graph.graph['threshold']:g} or more."]
+    """Why nothing is drawn, where the edges would be."""
     x, y = _size(graph)[0] / 2 + 20, _size(graph)[1] / 2
-    return [_text(x, y + 18 * n, line, "middle note") for n, line in enumerate(lines)]
+    return [_text(x, y + 18 * n, line, "middle note") for n, line in enumerate(_why_empty(graph))]
+
+
+def _why_empty(graph: nx.DiGraph) -> list[str]:
+    if graph.graph["weight"] == "effect" and not graph.graph["resolved"]:
+        return ["Nothing is resolved:", "the correct label has no lead beyond noise."]
+    return [f"No edge has a weight of {graph.graph['threshold']:g} or more."]
 
 
 _MEASURED = {
@@ -319,13 +372,14 @@ _MEASURED = {
         " of the correct label minus that of another label of the context, above what an unrelated sequence gives;"
         " mean over {n_pairs} in-context sequences ± standard error. Attention edges (from a token or a value to what a"
         " layer writes) are cut, and the rest of the attention is scaled up; all other edges and nodes are given what"
-        " they carry in another sequence. Drawn: shares of {threshold:g} or more beyond three standard errors."
+        " they carry in another sequence. Drawn: shares of {threshold:g} or more, beyond three standard errors; shaded:"
+        " any beyond three."
     ),
     "attention": (
         "Width of an edge: attention × OV, the length of what attention moves along it over the length of what it is"
         " added to; mean over {n_pairs} in-context sequences. Drawn from {threshold:g} on. Shade of a node: the share"
         " of the lead (logit of the correct label minus that of another label of the context, above what an unrelated"
-        " sequence gives) that goes when it holds what it holds in another sequence."
+        " sequence gives) that goes when it holds what it holds in another sequence, if beyond three standard errors."
     ),
 }
 
@@ -333,12 +387,13 @@ _MEASURED = {
 def _legend(graph: nx.DiGraph, width: int) -> tuple[str, int]:
     """What widths, shades and colours mean, and how it was measured; with its height."""
     about, parts, x = graph.graph, [], 15.0
-    samples = [("0.25", 0.25, "helps"), ("0.50", 0.5, "helps"), ("1.00 helps", 1.0, "helps"), ("hurts", 0.5, "hurts")]
-    for text, weight, sign in samples[:3] if about["weight"] == "attention" else samples:
-        line: Curve = ((x, 16.0), (x + 24, 16.0), (x + 48, 16.0), (x + 72, 16.0))
-        text = text.replace(" helps", "") if about["weight"] == "attention" else text
-        parts += [_arrow(line, _width(weight), sign), _text(x + 68, 20, text, "quiet")]
-        x += 84 + 7 * len(text)
+    samples = [("0.25", 0.25, "helps"), ("0.50", 0.5, "helps"), ("1.00", 1.0, "helps"), ("≥ 1.50", 1.5, "helps")]
+    if about["weight"] == "effect":
+        samples += [("helps", 0.5, "helps"), ("hurts", 0.5, "hurts")]
+    for text, weight, sign in samples:
+        line: Curve = ((x, 16.0), (x + 20, 16.0), (x + 40, 16.0), (x + 60, 16.0))
+        parts += [_arrow(line, _width(weight), sign), _text(x + 56, 20, text, "quiet")]
+        x += 70 + 7 * len(text)
     text = _MEASURED[about["weight"]].format(**about)
     lines = wrap(text, int((width - 40) / 6.2))
     parts += [_text(20, 46 + 17 * n, line, "quiet") for n, line in enumerate(lines)]

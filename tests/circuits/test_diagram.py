@@ -96,6 +96,70 @@ def test_a_planted_head_has_exactly_the_planted_edges(full, planted):
     assert previous["source_effect"] == pytest.approx(1, abs=0.2)
 
 
+def test_edges_of_the_planted_head_are_those_of_its_equations(full):
+    """Reddy 2023, eqs 4 to 6 (see `models/planted.py`), written out without a network, with two copies of a class."""
+    config = full.updated({"task.burstiness": 2})
+    task, n_pairs = config.build_task(), 30
+    pairs = corrupted_pairs(task, n_pairs=n_pairs)
+    content, roles = pairs.clean.inputs[:, :, config.task.position_dim :].double().numpy(), pairs.roles
+    n_tokens, rows = content.shape[1], np.arange(n_pairs)
+    duals = np.linalg.pinv(task.label_vectors.astype(float))
+    causal = np.tril(np.ones((n_tokens, n_tokens), bool))
+
+    def at(role):
+        return roles[role].numpy()[:, :, None]
+
+    def attention(scores, cut=False):
+        weights = np.exp(scores - scores.max()) * causal * ~np.asarray(cut)
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    def link(key, query):
+        return at(query) & at(key).swapaxes(1, 2)
+
+    before = 20.0 * np.eye(n_tokens, k=-1)[None]
+    seen = attention(before) @ content
+
+    def lead(buffer=seen, query=content, value=content, cut=False, match=None):
+        scores = 40.0 * query @ buffer.swapaxes(1, 2)
+        if match is not None:
+            scores = np.where(match, 40.0 * query @ np.roll(buffer, 1, 0).swapaxes(1, 2), scores)
+        logits = 20.0 * (attention(scores, cut) @ value)[:, -1] @ duals
+        return logits[rows, pairs.answers] - logits[rows, pairs.foils], logits
+
+    def other(activation, role):
+        return np.where(at(role), np.roll(activation, 1, 0), activation)
+
+    clean, logits = lead()
+    elsewhere = np.roll(logits, 1, 0)
+    span = (clean - elsewhere[rows, pairs.answers] + elsewhere[rows, pairs.foils]).mean()
+    unseen = attention(before, link("correct_item", "correct_label")) @ content
+    without = {
+        ("token.correct_item", "0.correct_label"): lead(buffer=unseen),
+        ("0.correct_label", "1.k.correct_label"): lead(buffer=other(seen, "correct_label")),
+        ("token.target", "1.q.target"): lead(query=other(content, "target")),
+        ("1.k.correct_label", "1.q.target"): lead(match=link("correct_label", "target")),
+        ("token.correct_label", "1.v.correct_label"): lead(value=other(content, "correct_label")),
+        ("1.v.correct_label", "1.target"): lead(cut=link("correct_label", "target")),
+    }
+    table = circuit_edges(induction_head(config), task, n_pairs=n_pairs).set_index(["source", "target"])
+    assert table["span"].iloc[0] == pytest.approx(span)
+    for edge, (left, _) in without.items():
+        lost = clean - left
+        assert table["effect"][edge] == pytest.approx(lost.mean() / span), edge
+        assert table["error"][edge] == pytest.approx(lost.std(ddof=1) / n_pairs**0.5 / span), edge
+
+
+def test_a_network_that_prefers_the_other_label_has_no_lead_to_share_out(full):
+    model = induction_head(full)
+    parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
+    parameters["classifier.readout.W"] *= -1
+    table = circuit_edges(parameters, full.build_task(), n_pairs=40)
+    assert table["span"][0] < -10
+    assert table["effect"].isna().all()
+    assert not any(table["operation"])
+    assert "no lead beyond noise" in to_svg(graph_of(table))
+
+
 @pytest.mark.parametrize("without", Operation)
 def test_a_twin_lacks_the_edge_of_its_operation(full, without):
     graph = circuit_graph(induction_head(full, without=without), full.build_task(), n_pairs=100)
@@ -198,6 +262,24 @@ def test_every_kind_of_edge_is_the_intervention_it_says(deep):
         return state + (cache["hook_embed"].roll(1, 0) - cache["hook_embed"])[:, -1]
 
     assert found["token.target", "answer"] == value("classifier.hook_in", without_token)
+
+    def other_written(out):
+        return torch.where(roles["correct_item"][:, :, None], out.roll(1, 0), out)
+
+    rows = table.drop_duplicates("source").set_index("source")
+    lost = lead - float(value("blocks.0.hook_attn_out", other_written).expected)
+    found_effect = rows["source_effect"]["0.correct_item"]
+    assert found_effect == pytest.approx(lost / span if resolved else float("nan"), rel=1e-3, abs=1e-4, nan_ok=True)
+
+    pattern, values, stream = (
+        cache[f"blocks.1.{each}"] for each in ("attn.hook_pattern", "attn.hook_v", "hook_resid_pre")
+    )
+    moved = torch.einsum("bhqp,bphd->bqd", pattern * link("other_label", "correct_item"), values).norm(dim=-1)
+    at = roles["other_label"]
+    by_edge = table.set_index(["source", "target"])["moved"]
+    expected = float(moved[at].mean() / stream.norm(dim=-1)[at].mean())
+    assert by_edge["1.v.correct_item", "1.other_label"] == pytest.approx(expected, rel=1e-4)
+
     # layer 3's output at the target, and what came before: together all that the classifier reads
     sent = {name.split(".")[0] for name, target in found.index if target == "answer"}
     assert sent == {"token", "0", "1", "2"}
@@ -252,7 +334,7 @@ def test_a_picture_is_the_same_bytes_and_well_formed(tiny_run, planted, deep):
         picture = to_svg(graph)
         ElementTree.fromstring(picture)
         assert "nan" not in picture
-        legend = 4 if graph.graph["weight"] == "effect" else 3
+        legend = 6 if graph.graph["weight"] == "effect" else 4
         n_drawn = sum(edge["drawn"] for _, _, edge in graph.edges(data=True))
         assert picture.count('class="line ') == n_drawn + legend
         assert n_drawn > 0
@@ -268,6 +350,22 @@ def test_signs_widths_and_names_are_shown(planted):
     assert 'class="pill"' not in to_svg(graph_of(hurt))
     assert "previous token" not in to_svg(graph_of(planted, threshold=1.5))
     assert "No edge has a weight of 1.5 or more" in to_svg(graph_of(planted, threshold=1.5))
+
+
+def test_a_node_is_shaded_by_what_is_beyond_noise(planted):
+    def shades(table):
+        root = ElementTree.fromstring(to_svg(graph_of(table)))
+        return {(each.get("class"), each.get("fill-opacity")) for each in root.iter() if each.get("fill-opacity")}
+
+    def nodes(effect, error):
+        ends = {f"{end}_effect": effect for end in ("source", "target")}
+        return planted.assign(**ends, **{f"{end}_error": error for end in ("source", "target")})
+
+    assert shades(nodes(0.4, 0.1)) == {("helps-head", "0.40")}
+    assert shades(nodes(-3.0, 0.1)) == {("hurts-head", "1.00")}
+    assert not shades(nodes(0.4, 0.2))
+    assert "target: effect +0.400 ± 0.200<" in to_svg(graph_of(nodes(0.4, 0.2)))
+    assert "no effect resolved" in to_svg(graph_of(nodes(float("nan"), float("nan"))))
 
 
 def test_width_is_in_proportion_to_weight(planted):
@@ -295,15 +393,52 @@ def boxes(picture: str) -> tuple[list, list, tuple[float, float]]:
     return pills, nodes, (float(root.get("width")), float(root.get("height")))
 
 
-def test_names_hide_no_node_and_no_other_name(planted):
-    pills, nodes, (width, height) = boxes(to_svg(graph_of(planted)))
-    assert len(pills) == 5
-    assert len(nodes) == 23
-    for number, (left, top, right, bottom) in enumerate(pills):
-        assert 0 < left < right < width
-        assert 0 < top < bottom < height
-        for other in nodes + pills[:number]:
-            assert right < other[0] or other[2] < left or bottom < other[1] or other[3] < top
+def operating(table, n_layers: int) -> pd.DataFrame:
+    """The table with every operation found in every layer that may do it, and nothing else."""
+    last, does = n_layers - 1, {}
+    for layer in range(last):
+        item = f"{layer}.v.correct_item" if layer else "token.correct_item"
+        does |= {(item, f"{layer}.correct_label"): "previous_token"}
+        does |= {(f"{layer}.correct_label", f"{last}.k.correct_label"): "write"}
+    does[f"{last}.k.correct_label", f"{last}.q.target"] = "match"
+    does[f"{last}.v.correct_label", f"{last}.target"] = "copy"
+    does[f"{last}.target", "answer"] = "readout"
+    found = [does.get(edge, "") for edge in zip(table["source"], table["target"], strict=True)]
+    effect = [1.2 if each else 0.0 for each in found]
+    return table.assign(operation=found, effect=effect, error=0.01, span=1.0, span_error=0.1)
+
+
+def test_names_hide_no_node_and_no_other_name(planted, deep):
+    for table, n_layers in ((planted, 2), (deep[2], 3)):
+        pills, nodes, (width, height) = boxes(to_svg(graph_of(operating(table, n_layers))))
+        assert len(pills) == 2 * n_layers + 1
+        assert len(nodes) == {2: 23, 3: 43}[n_layers]
+        for number, (left, top, right, bottom) in enumerate(pills):
+            assert 0 < left < right < width
+            assert 0 < top < bottom < height
+            for other in nodes + pills[:number]:
+                assert right < other[0] or other[2] < left or bottom < other[1] or other[3] < top
+
+
+def test_lines_run_through_no_node_on_their_way_up_a_column_and_no_name_of_a_row(deep):
+    """Edges past the layers between, at their widest."""
+    table = deep[2]
+    names = [name for name in set(table["source"]) | set(table["target"]) if name.split(".")[-1] == "other_item"]
+    past = table["source"].isin(names) & table["target"].isin(names) & (table["kind"] == "path")
+    picture = to_svg(graph_of(table.assign(effect=np.where(past, 2.0, 0.0), error=0.01, span=1.0, span_error=0.1)))
+    _, nodes, _ = boxes(picture)
+    lines = [each for each in ElementTree.fromstring(picture).iter() if each.get("class") == "line helps"][: sum(past)]
+    assert sum(past) == 12
+    for line in lines:
+        x0, y0, x1, y1, x2, y2, x3, y3 = map(float, re.findall(r"[-\d.]+", line.get("d") or ""))
+        half = float(line.get("stroke-width") or 0) / 2
+        for t in np.linspace(0, 1, 101):
+            a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
+            x, y = a * x0 + b * x1 + c * x2 + d * x3, a * y0 + b * y1 + c * y2 + d * y3
+            assert x - half > 140
+            for left, top, right, bottom in nodes:
+                ends = top - 15 < y0 < bottom + 15 or top - 25 < y3 < bottom + 25
+                assert ends or x + half < left or right < x - half or not top < y < bottom
 
 
 def test_a_hostile_title_is_text(planted):
@@ -313,6 +448,28 @@ def test_a_hostile_title_is_text(planted):
         assert "<script" not in picture
         shown = [each.text for each in root.iter() if each.get("class") == "title"]
         assert shown[0] == '</text><script>alert("1")</script>&\ufffd\ufffd'
+
+
+def test_a_long_title_ends_within_the_picture(planted):
+    root = ElementTree.fromstring(to_svg(graph_of(planted), "w" * 500))
+    (shown,) = (each.text or "" for each in root.iter() if each.get("class") == "title")
+    assert shown == "w" * (len(shown) - 1) + "…"
+    assert 20 + 9 * len(shown) < float(root.get("width") or 0)
+    assert [each.text for each in root if each.tag.endswith("title")] == ["w" * 500]
+
+
+def test_a_picture_is_described_in_words(planted):
+    def said(picture):
+        root = ElementTree.fromstring(picture)
+        return root.get("role"), [each.text or "" for each in root if each.tag.endswith("desc")]
+
+    role, (words,) = said(to_svg(graph_of(planted)))
+    assert role == "img"
+    assert f"8 of {len(planted)} edges drawn. Operations found: previous token " in words
+    _, (words,) = said(film_strip({0: graph_of(planted), 10: graph_of(planted.assign(span=0.0, effect=float("nan")))}))
+    assert [line.partition(":")[0] for line in words.splitlines()] == ["Step 0", "Step 10"]
+    assert words.endswith("the correct label has no lead beyond noise. Operations found: none.")
+    assert said(panels({0: graph_of(planted)})[0]) == ("group", [])
 
 
 def test_a_film_strip_has_a_panel_for_every_step(planted):
@@ -332,10 +489,9 @@ def test_a_frame_and_a_panel_make_the_picture(planted):
     empty = '<g class="panel"></g>'
     assert frame.count(empty) == 1
     for step, graph in shown.items():
-        whole, alone = frame.replace(empty, contents[step]), to_svg(graph, f"step {step:,}")
-        assert [(each.tag, each.attrib) for each in ElementTree.fromstring(whole).iter()] == [
-            (each.tag, each.attrib) for each in ElementTree.fromstring(alone).iter()
-        ]
+        pictures = frame.replace(empty, contents[step]), to_svg(graph, f"step {step:,}")
+        whole, alone = (picture[picture.index("<style>") :] for picture in pictures)
+        assert whole == alone
     assert "previous token" in contents[2_000]
     assert "previous token" not in frame + contents[0]
 
@@ -347,7 +503,11 @@ def test_a_picture_leaves_the_page_around_it_alone(planted):
     (style,) = (each.text or "" for each in root.iter() if each.tag.endswith("style"))
     selectors = re.findall(r"([^{}]+)\{[^{}]", re.sub(r"@media[^{]*\{", "", style))
     assert len(selectors) > 10
-    assert all(part.strip().startswith(".circuit ") for each in selectors for part in each.split(","))
+    parts = [part.strip() for each in selectors for part in each.split(",")]
+    assert all(re.match(r"\.circuit(:root)? ", part) for part in parts)
+    dark = style[style.index("@media") :]
+    assert dark.count(".circuit:root ") == dark.count(".circuit")  # in a page, the picture is as light as the page
+    assert len(contents[0]) < 12_000
 
 
 @pytest.mark.parametrize("draw", [film_strip, panels])
@@ -365,6 +525,15 @@ def test_json_gives_the_graph_back(planted, tiny_run):
         assert dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
         assert list(again.edges(data=True)) == list(graph.edges(data=True))
         assert to_svg(again) == to_svg(graph)
+    for text in ("", "{", "[]", "3", '{"graphs": {}}', '{"nodes": [], "edges": []}', '{"nodes": [3], "edges": []}'):
+        with pytest.raises(MechinterpError, match="not the JSON of a circuit graph; expected what to_json wrote"):
+            from_json(text)
+
+
+def test_a_graph_is_of_one_step(planted):
+    for table in (pd.concat([planted.assign(step=0), planted.assign(step=1)]), planted[:0]):
+        with pytest.raises(MechinterpError, match=r"a circuit graph is of one step; choose its rows: table\[table"):
+            graph_of(table)
 
 
 # Over a run
@@ -382,6 +551,7 @@ def test_kept_tables_give_the_same_graphs(run):
     assert list(first) == [0, 20]
     assert to_json(first[20]) == to_json(again[20]) == to_json(fresh)
     assert circuit_graphs(run, steps=[]) == {}
+    assert to_json(circuit_graphs(run, steps=[20, 20], n_pairs=8)[20]) == to_json(fresh)
 
 
 def test_the_command_draws_and_prints(run, tmp_path, capsys):
@@ -416,6 +586,7 @@ def test_the_command_draws_and_prints(run, tmp_path, capsys):
         (["--out", "RUN"], "is a run file, not a picture"),
         (["--out", "/nope/c.svg"], "/nope/c.svg: cannot be written"),
         (["--out", "."], "cannot be written"),
+        (["--out", "/dev/null"], "/dev/null: cannot be written"),
         (["--threshold", "-1"], "threshold is -1.0; expected more than 0"),
         (["--n-pairs", "1"], "n_pairs is 1"),
     ],

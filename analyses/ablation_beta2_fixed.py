@@ -3,12 +3,12 @@
     python -m analyses.ablation_beta2_fixed [--workers N] [--paper-scale] [--out FOLDER]
 
 Does the study ``ablation_beta2_fixed.toml`` and writes ``runs.csv`` (one row per run: step of the transition, lags, …),
-``variants.csv``, its page, and for each variant the progress measures aligned at the transition.
+``variants.csv``, its page, and for each variant the progress measures aligned where IC accuracy crosses 50 %.
 """
 
 from dataclasses import dataclass
 
-from mechinterp.analysis import StudyAnalysis, run_analysis
+from mechinterp.analysis import StudyAnalysis, crossings, run_analysis
 from mechinterp.report.figures import aligned
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
@@ -21,8 +21,10 @@ class AblationBeta2Fixed(StudyAnalysis):
     def execute(self) -> None:
         done = self.conducted("ablation_beta2_fixed")
         for variant in done.study.variants:
-            title = f"The minimal induction head, β₂ {variant}: aligned at the transition"
-            done.write(aligned(done.of(variant), done.steps(variant), SHOWN, title), variant)
+            tables = done.of(variant)
+            origins = crossings(tables)
+            title = f"The minimal induction head, β₂ {variant}: {len(origins)} seeds, aligned"
+            done.write(aligned(tables, origins, SHOWN, title, since="IC accuracy crossed 50 %"), variant)
 
 
 if __name__ == "__main__":

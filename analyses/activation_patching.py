@@ -8,21 +8,16 @@ of the effects before and after for every run, and the effects of the strongest 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from mechinterp.analysis import analyse_runs, ends, run_analysis, write_figure
+from mechinterp.analysis import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.circuits.patching import resolved
 from mechinterp.report.figures import site_maps, trajectories
 
 
 @dataclass
-class ActivationPatching:
+class ActivationPatching(RunAnalysis):
     """Activation patching at every hook × role over training: which activation carries the answer?"""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run files."""
     corruption: str = "replace_target"
     """swap_label, replace_target, break_pairing or shuffle_positions."""
     n_pairs: int = 256
@@ -42,7 +37,7 @@ class ActivationPatching:
             maps = site_maps(
                 resolved(table), "hook", "role", "effect", steps, f"{self.corruption}: effect of patching, {name}"
             )
-            write_figure(maps, self.out / f"{name}.html")
+            self.write(maps, name)
         last = summary[summary["step"] == summary.groupby("run")["step"].transform("max")]
         means = last.assign(site=last["hook"] + " at " + last["role"]).pivot_table(index="site", values="effect")
         strongest = means.nlargest(8, "effect")
@@ -50,7 +45,7 @@ class ActivationPatching:
         shown = list(strongest.index)
         tables = {name: resolved(table) for name, table in tables.items()}
         figure = trajectories(tables, "site", "effect", shown, f"Effect of patching over training ({self.corruption})")
-        print(f"figure: {write_figure(figure, self.out / 'activation_patching.html')}")
+        self.write(figure, "activation_patching")
 
 
 if __name__ == "__main__":

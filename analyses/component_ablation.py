@@ -9,13 +9,11 @@ and of ILA1), and a figure of what each ablation costs over training.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import analyse_runs, ends, open_runs, run_analysis, write_figure
+from mechinterp.analysis import RunAnalysis, analyse_runs, ends, open_runs, run_analysis
 from mechinterp.emergence import emergence_table
 from mechinterp.report.figures import trajectories
 
@@ -23,11 +21,9 @@ PREVIOUS_TOKEN = "blocks.0.attn.hook_pattern: not_previous_token"
 
 
 @dataclass
-class ComponentAblation:
+class ComponentAblation(RunAnalysis):
     """Ablation of every component over training, and the step at which the circuit becomes necessary."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run files."""
     n_sequences: int = 1000
     """In-context sequences."""
     out: Path = Path("results/component_ablation")
@@ -56,7 +52,7 @@ class ComponentAblation:
             *(f"blocks.{layer}.attn.{hook}" for layer in (0, 1) for hook in ("hook_pattern: uniform", "hook_z: zero")),
         ]
         figure = trajectories(tables, "component", "cost", shown, "IC accuracy that an ablation costs, over training")
-        print(f"figure: {write_figure(figure, self.out / 'component_ablation.html')}")
+        self.write(figure, "component_ablation")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ over runs, and lags to IC accuracy) and a figure of the transitions.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
-import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import open_runs, run_analysis, write_figure
+from mechinterp.analysis import RunAnalysis, open_runs, run_analysis
 from mechinterp.emergence import emergence_table
 from mechinterp.files import make_folder
 from mechinterp.report.figures import COLOURS
@@ -24,11 +22,9 @@ MEASURES = ["icl_accuracy", "swap_accuracy", "cla_mass", "cla", "tla2", "ila1", 
 
 
 @dataclass
-class Emergence:
+class Emergence(RunAnalysis):
     """When each measure makes its transition, over several runs, and which moves first."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run files."""
     out: Path = Path("results/emergence")
     """Folder of the tables and the figure."""
 
@@ -41,7 +37,7 @@ class Emergence:
         across.round(1).to_csv(self.out / "across_runs.csv")
         print(transitions[["transition", "step", "low", "high", "width"]].to_string())
         print(across.round(0).to_string())
-        print(f"figure: {write_figure(draw(transitions), self.out / 'transitions.html')}")
+        self.write(draw(transitions), "transitions")
 
 
 def draw(transitions: pd.DataFrame) -> go.Figure:

@@ -8,21 +8,17 @@ from which on it holds), and a figure of the facts over training.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import tyro
 
-from mechinterp.analysis import analyse_runs, run_analysis, write_figure
+from mechinterp.analysis import RunAnalysis, analyse_runs, run_analysis
 from mechinterp.report.figures import trajectories
 
 
 @dataclass
-class InductionHeadEvidence:
+class InductionHeadEvidence(RunAnalysis):
     """When does the network become an induction head? Four facts over training that together only one shows."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run files."""
     n_pairs: int = 256
     """Clean–corrupt pairs of sequences."""
     out: Path = Path("results/induction_head_evidence")
@@ -36,7 +32,7 @@ class InductionHeadEvidence:
         shown = list(next(iter(tables.values()))["fact"].unique())
         title = "What only an induction head shows, over training (where it is beyond two standard errors)"
         figure = trajectories(tables, "fact", "value", shown, title)
-        print(f"figure: {write_figure(figure, self.out / 'induction_head_evidence.html')}")
+        self.write(figure, "induction_head_evidence")
 
 
 def _since(table: pd.DataFrame) -> pd.DataFrame:

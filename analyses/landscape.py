@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import open_runs, run_analysis, write_figure
+from mechinterp.analysis import RunAnalysis, open_runs, run_analysis
 from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import member
 from mechinterp.files import make_folder
@@ -36,7 +36,7 @@ LONG, LONGER = 200.0, 4000.0
 
 
 @dataclass
-class LossLandscape:
+class LossLandscape(RunAnalysis):
     """Gradient flow on the loss landscape of an induction head, and where trained networks go on it."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -65,7 +65,7 @@ class LossLandscape:
             paths = {"gradient flow": follow(landscape, ORIGIN, LONG), name: table}
             figures[name] = surface(landscape, paths, f"{name} on the landscape with its L and N")
         for name, figure in figures.items():
-            print(f"figure: {write_figure(figure, self.out / f'{name}.html')}")
+            self.write(figure, name)
 
     def figures_of_unequal(self) -> dict[str, go.Figure]:
         """Figure 7: loss, parameters and path with L > N, from the origin."""

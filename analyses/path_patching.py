@@ -9,21 +9,16 @@ is printed.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from mechinterp.analysis import analyse_runs, ends, run_analysis, write_figure
+from mechinterp.analysis import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.circuits.patching import resolved
 from mechinterp.report.figures import trajectories
 
 
 @dataclass
-class PathPatching:
+class PathPatching(RunAnalysis):
     """Path patching of every edge over training: which path carries the answer?"""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run files."""
     corruption: str = "shuffle_positions"
     """swap_label, replace_target, break_pairing or shuffle_positions."""
     n_pairs: int = 256
@@ -46,7 +41,7 @@ class PathPatching:
         figure = trajectories(
             tables, "edge", "effect", shown, f"Effect of every path over training ({self.corruption})"
         )
-        print(f"figure: {write_figure(figure, self.out / 'path_patching.html')}")
+        self.write(figure, "path_patching")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,17 @@
 
     python -m analyses.progress_measures RUN [RUN …] [--out FOLDER]
 
-Writes ``{run}.csv`` (step × measure) for every run, and one figure with the curves of all runs, each aligned at the
-step where its IC accuracy makes its transition.
+Writes ``{run}.csv`` (step × measure) and the step at which IC accuracy rises through 50 % for every run
+(``crossings.csv``), and one figure with the curves of all runs, aligned there; runs that never do are left out of it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+import pandas as pd
 
 import mechinterp as mi
-from mechinterp.analysis import open_runs, run_analysis, write_figure
-from mechinterp.emergence import emergence_table
+from mechinterp.analysis import RunAnalysis, crossings, open_runs, run_analysis
 from mechinterp.files import make_folder
 from mechinterp.report.figures import aligned
 
@@ -22,11 +20,9 @@ SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
 
 
 @dataclass
-class ProgressMeasures:
+class ProgressMeasures(RunAnalysis):
     """Progress measures over training, for one run or several."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run files."""
     out: Path = Path("results/progress_measures")
     """Folder of the tables and the figure."""
 
@@ -37,12 +33,12 @@ class ProgressMeasures:
             table = tables[name] = mi.measure(run, progress=True)
             table.to_csv(self.out / f"{name}.csv")
             print(table.iloc[[0, len(table) // 2, -1]].round(3).T.to_string())
-        origins = {
-            name: float(emergence_table(table, ["icl_accuracy"])["step"].iloc[0] or 0) for name, table in tables.items()
-        }
-        title = f"Progress measures of {len(tables)} runs, aligned at the transition of IC accuracy"
-        figure = aligned(tables, origins, SHOWN, title)
-        print(f"figure: {write_figure(figure, self.out / 'progress_measures.html')}")
+        origins = crossings(tables)
+        pd.Series(origins, name="step", dtype=float).rename_axis("run").to_csv(
+            self.out / "crossings.csv", float_format="%.2f"
+        )
+        title = f"Progress measures of {len(origins)} runs, aligned where IC accuracy crosses 50 %"
+        self.write(aligned(tables, origins, SHOWN, title, since="IC accuracy crossed 50 %"), "progress_measures")
 
 
 if __name__ == "__main__":

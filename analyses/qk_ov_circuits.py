@@ -9,21 +9,16 @@ the minimal induction head), and figures of the strengths over training.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from mechinterp.analysis import analyse_runs, ends, open_runs, run_analysis, write_figure
+from mechinterp.analysis import RunAnalysis, analyse_runs, ends, open_runs, run_analysis
 from mechinterp.circuits.trajectory import analyse, null_bands
 from mechinterp.report.figures import trajectories
 
 
 @dataclass
-class QkOvCircuits:
+class QkOvCircuits(RunAnalysis):
     """QK and OV circuits over training: what each head looks for, and whether it copies."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run files."""
     n_sequences: int = 200
     """In-context sequences."""
     out: Path = Path("results/qk_ov_circuits")
@@ -61,7 +56,7 @@ class QkOvCircuits:
             shown = [each for each in circuits if each.startswith(f"{kind} ")]
             title = f"{title} over training; shaded: untrained networks"
             figure = trajectories(tables, "circuit", "value", shown, title, bands)
-            print(f"figure: {write_figure(figure, self.out / f'{kind}_strengths.html')}")
+            self.write(figure, f"{kind}_strengths")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """What every module in analyses/ shares: its command line, its runs, and how a figure is written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import pandas as pd
 import plotly.graph_objects as go
+import tyro
 
 from mechinterp.circuits.trajectory import analyse
 from mechinterp.cli import run_command
+from mechinterp.emergence import crossing, locate_or_say_why, steps_around
 from mechinterp.errors import MechinterpError
-from mechinterp.files import make_folder
+from mechinterp.files import make_folder, replace_text
+from mechinterp.measures import measure
+from mechinterp.report.export import Format, framed, require_export, write_pictures
 from mechinterp.report.study import write_study_report
 from mechinterp.store import Run, open_run
 from mechinterp.studies.conduct import compare, measured, run_study
@@ -32,14 +36,62 @@ def run_analysis(command: type[Command]) -> None:
     raise SystemExit(run_command(command))
 
 
+@dataclass
+class Analysis:
+    """What all analyses have in common: where results go, and how figures are written."""
+
+    out: Path = Path("results")
+    """Folder of the tables and figures."""
+    static: Annotated[tuple[Format, ...], tyro.conf.UseAppendAction] = ()
+    """Also write every figure as a picture of this kind; needs the extra [export] and a Chromium."""
+
+    def __post_init__(self) -> None:
+        if self.static:
+            require_export()  # hours may pass until there is something to draw
+
+    def write(self, figure: go.Figure, name: str) -> None:
+        """Write a figure to the folder."""
+        write_figure(figure, self.out / f"{name}.html", self.static)
+
+
+@dataclass
+class RunAnalysis(Analysis):
+    """An analysis of run files."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run files."""
+
+
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """The runs, by file name (by path where names repeat); at least one is needed."""
+    """The runs, by file name (by path where names repeat); at least one is needed, and each with a checkpoint."""
     if not paths:
         raise MechinterpError("name at least one run file")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
-    return {name: open_run(path) for name, path in zip(names, paths, strict=True)}
+    runs = {name: open_run(path) for name, path in zip(names, paths, strict=True)}
+    for run in runs.values():
+        if not run.steps:
+            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    return runs
+
+
+def steps_shown(run: Run, *, during: bool = False) -> list[int]:
+    """The saved steps that show the transition of accuracy on the first evaluation set (`steps_around`)."""
+    name = f"{run.task.evaluations[0]}_accuracy"
+    found = locate_or_say_why(measure(run, [name], progress=True)[name])
+    if not found.transition:
+        print(f"{run.path.stem}: {name} makes no transition ({found.reason})")
+    return steps_around(found, run.steps, during=during)
+
+
+def crossings(tables: Mapping[str, pd.DataFrame], name: str = "icl_accuracy", level: float = 0.5) -> dict[str, float]:
+    """Where a measure rises through the level in each run's table; runs in which it does not are left out, aloud."""
+    found = {run: crossing(table[name], level) for run, table in tables.items()}
+    for run, step in found.items():
+        if step is None:
+            print(f"{run}: {name} does not rise through {level:g}; the figure leaves this run out")
+    return {run: step for run, step in found.items() if step is not None}
 
 
 def analyse_runs(paths: Sequence[Path], analysis: str, out: Path, **arguments: Any) -> dict[str, pd.DataFrame]:
@@ -59,7 +111,7 @@ def ends(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 @dataclass
-class StudyAnalysis:
+class StudyAnalysis(Analysis):
     """Does the runs of the study beside an analysis that are not done yet."""
 
     workers: int | None = None
@@ -91,7 +143,7 @@ class StudyAnalysis:
             )
         page = write_study_report(study, table, self.runs, out / "study.html")
         print(f"report: {page}")
-        return Conducted(study, table, measured(study, self.runs), out)
+        return Conducted(study, table, measured(study, self.runs), out, self.static)
 
 
 @dataclass(frozen=True)
@@ -105,22 +157,31 @@ class Conducted:
     """Step × measure, by variant and seed."""
     out: Path
     """Where its results go."""
+    static: Sequence[Format] = ()
+    """As which kinds of picture its figures are written, besides HTML."""
 
     def of(self, variant: str) -> dict[str, pd.DataFrame]:
         """Step × measure of a variant's runs."""
         return {f"{name}, seed {seed}": table for (name, seed), table in self.measured.items() if name == variant}
 
-    def steps(self, variant: str) -> dict[str, float]:
-        """The step of the transition of a variant's runs; 0 where there is none."""
-        rows = [row for row in self.table.to_dict("records") if row["variant"] == variant]
-        return {f"{variant}, seed {row['seed']}": row["step"] if row["transition"] else 0.0 for row in rows}
-
     def write(self, figure: go.Figure, name: str) -> None:
         """Write a figure to the study's folder."""
-        print(f"figure: {write_figure(figure, self.out / f'{name}.html')}")
+        write_figure(figure, self.out / f"{name}.html", self.static)
 
 
-def write_figure(figure: go.Figure, path: Path) -> Path:
-    """Write a figure as HTML that works offline; plotly.js is put beside it once, as plotly.min.js."""
+def write_figure(figure: go.Figure, path: Path, static: Sequence[Format] = ()) -> None:
+    """Write a figure as HTML that works offline, plotly.js beside it once, and as pictures; says where."""
     figure.write_html(path, include_plotlyjs="directory")
-    return path
+    print(f"figure: {path}")
+    if static:
+        for picture in write_pictures(figure, path, static):
+            print(f"picture: {picture}")
+
+
+def write_drawing(svg: str, path: Path, static: Sequence[Format] = ()) -> None:
+    """Write a drawing that is SVG in any case, and as the other kinds of picture; says where."""
+    replace_text(path, svg)
+    print(f"figure: {path}")
+    if others := [each for each in static if each != "svg"]:
+        for picture in write_pictures(framed(svg), path, others):
+            print(f"picture: {picture}")

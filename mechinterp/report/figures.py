@@ -14,6 +14,7 @@ COLOURS = {
     "iwl_accuracy": "#56B4E9",
     "swap_accuracy": "#E69F00",
     "train_accuracy": "#999999",
+    "train_loss": "#000000",
     "ila1": "#D55E00",
     "tila2": "#009E73",
     "cla": "#0072B2",
@@ -24,6 +25,19 @@ COLOURS = {
     "train_loss": "#999999",
 }
 """Colours by measure (Okabe–Ito, safe for the colour-blind); ILA1, TILA2, CLA and TLA2 as in Reddy 2023, figure 4."""
+
+
+NAMES = {
+    "train_loss": "training loss",
+    "icl_accuracy": "IC accuracy",
+    "iwl_accuracy": "IWL accuracy",
+    "swap_accuracy": "swapped-label accuracy",
+    "ila1": "ILA1",
+    "tila2": "TILA2",
+    "cla": "CLA",
+    "tla2": "TLA2",
+}
+"""What the papers call the measures."""
 
 
 def curves(
@@ -42,21 +56,47 @@ def curves(
     return _styled(figure, title, "step (updates)", y)
 
 
-def aligned(tables: dict[str, pd.DataFrame], origins: dict[str, float], names: list[str], title: str) -> go.Figure:
-    """Measures of several runs against the step since each run's origin, as Reddy 2023 has it in figure 4."""
+def aligned(
+    tables: dict[str, pd.DataFrame], origins: dict[str, float], names: list[str], title: str, since: str
+) -> go.Figure:
+    """Measures of the runs that have an origin, against the steps `since` it, as Reddy 2023 has it in figure 4."""
     figure = go.Figure()
-    for number, (run, table) in enumerate(tables.items()):
+    for number, (run, origin) in enumerate(origins.items()):
+        table = tables[run]
         for name in (each for each in names if each in table):
             figure.add_scatter(
-                x=table.index.to_numpy() - origins[run],
+                x=table.index.to_numpy() - origin,
                 y=table[name].to_numpy(),
-                name=name,
+                name=NAMES.get(name, name),
                 legendgroup=name,
                 showlegend=number == 0,
                 line={"color": COLOURS.get(name.removeprefix("clamped_"), "#444444"), "width": 1.5},
                 hovertext=run,
             )
-    return _styled(figure, title, "steps since the transition", "fraction")
+    return _styled(figure, title, f"steps since {since}", "fraction")
+
+
+def loss_and_accuracies(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
+    """Training loss, and IC, IWL and swapped-label accuracy of several runs: pale lines, and dark ones for their means.
+
+    As Reddy 2023 has it in figures 1d and A.2, but with the loss on a logarithmic axis. Means are over the runs that
+    have saved a step.
+    """
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09)
+    panels = [["train_loss"], ["icl_accuracy", "iwl_accuracy", "swap_accuracy"]]
+    for column, name in ((column, name) for column, names in enumerate(panels, start=1) for name in names):
+        colour, each = COLOURS[name], pd.DataFrame({run: table[name] for run, table in tables.items()})
+        for run, values in each.items():
+            line = {"color": colour, "width": 1}
+            hover = {"hovertext": f"{run}: {NAMES[name]}", "opacity": 0.35, "legendgroup": name, "showlegend": False}
+            x, y = each.index.to_numpy(), values.to_numpy()
+            figure.add_scatter(x=x, y=y, mode="lines", line=line, row=1, col=column, **hover)
+        mean = {"x": each.index.to_numpy(), "y": each.mean(axis=1).to_numpy(), "legendgroup": name}
+        line, named = {"color": colour, "width": 3}, name != "train_loss"  # its axis says what the loss is
+        figure.add_scatter(**mean, mode="lines", name=NAMES[name], line=line, showlegend=named, row=1, col=column)
+    _styled(figure, title, "step (updates)", None)
+    figure.update_yaxes(title_text="loss (nats)", type="log", exponentformat="none", dtick=1, row=1, col=1)
+    return figure.update_yaxes(title_text="accuracy", range=[-0.03, 1.03], row=1, col=2)
 
 
 def each_seed(tables: dict[str, pd.DataFrame], names: list[str], title: str) -> go.Figure:
@@ -132,22 +172,76 @@ def head_name(layer: int, head: int, n_heads: int) -> str:
 
 
 def attention_maps(patterns: dict[int, tuple[NDArray, NDArray]], token_names: list[str], title: str) -> go.Figure:
-    """Layer 1's pattern [query, key] and the target's row of layer 2 [key] at several steps, for one sequence."""
+    """Layer 1's pattern [query, key] and the target's row of layer 2 [key] at several steps, for one sequence.
+
+    Keys after their query are left white.
+    """
     steps = list(patterns)
     figure = make_subplots(
         rows=2,
         cols=len(steps),
-        row_heights=[0.85, 0.15],
-        vertical_spacing=0.12,
+        row_heights=[0.88, 0.12],
+        vertical_spacing=0.14,
+        horizontal_spacing=0.03,
+        shared_yaxes=True,
         subplot_titles=[f"step {step:,}" for step in steps],
     )
     for column, step in enumerate(steps, start=1):
         layer1, target_row = patterns[step]
-        shared = {"x": token_names, "zmin": 0, "zmax": 1, "colorscale": "Viridis", "showscale": column == len(steps)}
-        figure.add_heatmap(z=layer1, y=token_names, row=1, col=column, **shared)
-        figure.add_heatmap(z=target_row[None], y=["target"], row=2, col=column, **{**shared, "showscale": False})
-        figure.update_yaxes(autorange="reversed", row=1, col=column)
-    return _styled(figure, title, None, None).update_layout(height=620)
+        layer1 = np.where(np.tri(len(layer1), dtype=bool), layer1, np.nan)
+        shared = {
+            "x": token_names,
+            "zmin": 0,
+            "zmax": 1,
+            "colorscale": "Viridis",
+            "colorbar": {"title": {"text": "attention", "side": "right"}},
+        }
+        figure.add_heatmap(z=layer1, y=token_names, showscale=column == 1, row=1, col=column, **shared)
+        figure.add_heatmap(z=target_row[None], y=["target"], showscale=False, row=2, col=column, **shared)
+    figure.update_xaxes(showgrid=False, tickangle=-90).update_yaxes(showgrid=False, autorange="reversed")
+    figure.update_yaxes(title_text="layer 1: query", row=1, col=1).update_yaxes(title_text="layer 2", row=2, col=1)
+    figure.update_xaxes(title_text="key", row=2)
+    return _styled(figure, title, None, None).update_layout(height=600, margin={"t": 90})
+
+
+def attention_shares(panels: dict[str, pd.DataFrame], title: str) -> go.Figure:
+    """What each query pays to each kind of key, as a bar of length 1: one panel for each table of query, key and share.
+
+    Kinds of keys have the colours of the measure that they are: token before, ILA1; correct label, TILA2; other labels,
+    with which it makes TLA2.
+    """
+    figure = make_subplots(
+        rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(panels)
+    )
+    for number, table in enumerate(panels.values(), start=1):
+        for key, colour in _KEYS.items():
+            rows = table[table["key"] == key]
+            figure.add_bar(
+                x=rows["share"].to_numpy(),
+                y=rows["query"].to_numpy(),
+                name=key,
+                orientation="h",
+                legendgroup=key,
+                showlegend=number == 1,
+                marker={"color": colour, "line": {"color": "white", "width": 1}},
+                row=1,
+                col=number,
+            )
+    figure.update_xaxes(range=[0, 1], tickvals=[0, 0.5, 1], title_text="attention")
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, title, None, None).update_layout(
+        barmode="stack", height=360, legend={"y": -0.35}, margin={"t": 90}
+    )
+
+
+_KEYS = {
+    "itself": "#999999",
+    "token before": COLOURS["ila1"],
+    "correct item": "#0072B2",
+    "other items": "#56B4E9",
+    "correct label": COLOURS["tila2"],
+    "other labels": COLOURS["tla2"],
+}
 
 
 def trajectories(

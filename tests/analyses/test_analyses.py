@@ -1,12 +1,17 @@
-"""Every module of analyses/ runs on a run file and leaves a table and a figure."""
+"""Every module of analyses/ runs on run files or a study and leaves tables and figures."""
 
 import importlib
+import inspect
+import pkgutil
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import analyses
+from mechinterp.analysis import crossings, write_drawing, write_figure
 from mechinterp.cli import run_command
 from mechinterp.studies.study import Study
 
@@ -50,6 +55,46 @@ def test_a_circuit_analysis_writes_tables_over_all_steps_and_figures(
     assert all("plotly.min.js" in Path(each).read_text() for each in shown)
 
 
+def test_runs_that_never_cross_are_left_out_aloud(capsys):
+    never, once = pd.DataFrame({"icl_accuracy": [0.1, 0.2, 0.3]}), pd.DataFrame({"icl_accuracy": [0.0, 0.0, 1.0]})
+    assert crossings({"slow": never, "fast": once}) == {"fast": 1.5}
+    assert capsys.readouterr().out == "slow: icl_accuracy does not rise through 0.5; the figure leaves this run out\n"
+
+
+@pytest.mark.parametrize("module", [each.name for each in pkgutil.iter_modules(analyses.__path__)])
+def test_pictures_are_refused_before_anything_is_computed(module, tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    found = vars(importlib.import_module(f"analyses.{module}")).values()
+    (command,) = (each for each in found if inspect.isclass(each) and each.__module__ == f"analyses.{module}")
+    out = tmp_path / "out"
+    assert run_command(command, ["--static", "png", "--static", "pdf", "--out", str(out)]) == 2
+    assert "kaleido, which is not installed" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_pictures_beside_the_html(tmp_path, monkeypatch, capsys):
+    """That pictures are pictures is tested in tests/report; here, which are asked for, and where."""
+    import plotly.graph_objects as go
+
+    asked = []
+    monkeypatch.setattr(
+        "mechinterp.analysis.write_pictures", lambda figure, path, formats: asked.append((path.name, formats)) or [path]
+    )
+    write_figure(go.Figure(), tmp_path / "plain.html")
+    write_figure(go.Figure(), tmp_path / "figure.html", ("png", "svg"))
+    write_drawing('<svg width="40" height="30"/>', tmp_path / "drawing.svg", ("png", "svg"))
+    write_drawing('<svg width="40" height="30"/>', tmp_path / "drawn.svg", ("svg",))
+    assert asked == [("figure.html", ("png", "svg")), ("drawing.svg", ["png"])]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "plain.html",
+        "figure.html",
+        "plotly.min.js",
+        "drawing.svg",
+        "drawn.svg",
+    }
+    assert capsys.readouterr().out.count("picture: ") == 2
+
+
 def test_no_run_is_one_clear_line(capsys):
     from analyses.emergence import Emergence
 
@@ -63,7 +108,7 @@ def test_no_run_is_one_clear_line(capsys):
     [
         ("ablation_beta2_fixed", "AblationBeta2Fixed", ["free", "fixed"]),
         ("ablation_l_equals_n", "AblationLEqualsN", ["minimal_L8_N8_train_loss", "minimal_L8_N8_icl_accuracy"]),
-        ("minimal_model", "MinimalModel", ["loss", "accuracy"]),
+        ("minimal_model", "MinimalModel", ["minimal_model"]),
         ("clamps", "Clamps", ["icl_accuracy", "clamped_icl_accuracy", "transitions"]),
     ],
 )

@@ -108,6 +108,7 @@ def test_no_run_is_one_clear_line(capsys):
     [
         ("ablation_beta2_fixed", "AblationBeta2Fixed", ["free", "fixed"]),
         ("ablation_l_equals_n", "AblationLEqualsN", ["minimal_L8_N8_train_loss", "minimal_L8_N8_icl_accuracy"]),
+        ("training_curves", "TrainingCurves", ["training_curves"]),
         ("minimal_model", "MinimalModel", ["minimal_model"]),
         ("clamps", "Clamps", ["icl_accuracy", "clamped_icl_accuracy", "transitions"]),
     ],

@@ -55,6 +55,19 @@ def test_a_circuit_analysis_writes_tables_over_all_steps_and_figures(
     assert all("plotly.min.js" in Path(each).read_text() for each in shown)
 
 
+def test_attention_maps_before_and_after(tiny_run, tmp_path, capsys):
+    from analyses.attention_maps import AttentionMaps
+
+    assert run_command(AttentionMaps, [str(tiny_run.path), "--out", str(tmp_path), "--n-sequences", "8"]) == 0
+    table = pd.read_csv(tmp_path / "attention.csv")
+    assert list(table.columns) == ["run", "step", "layer", "head", "query", "key", "attention", "uniform"]
+    assert table["step"].unique().tolist() == [10, 20], "without a transition, middle and last"
+    assert {path.name for path in tmp_path.glob("*.html")} == {"tiny.html", "tiny_by_role.html"}
+    for drawn in ("step 10", "step 20", "layer 2: target"):
+        assert drawn in (tmp_path / "tiny_by_role.html").read_text()
+    assert "tiny: icl_accuracy makes no transition" in capsys.readouterr().out
+
+
 def test_runs_that_never_cross_are_left_out_aloud(capsys):
     never, once = pd.DataFrame({"icl_accuracy": [0.1, 0.2, 0.3]}), pd.DataFrame({"icl_accuracy": [0.0, 0.0, 1.0]})
     assert crossings({"slow": never, "fast": once}) == {"fast": 1.5}

@@ -2,10 +2,12 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
 import shutil
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -66,6 +68,20 @@ def test_attention_maps_before_and_after(tiny_run, tmp_path, capsys):
     for drawn in ("step 10", "step 20", "layer 2: target"):
         assert drawn in (tmp_path / "tiny_by_role.html").read_text()
     assert "tiny: icl_accuracy makes no transition" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("steps", "drawn"), [([], [10, 20]), (["--steps", "4", "8"], [4, 8, 20])])
+def test_the_circuit_as_drawings_graphs_and_edges(steps, drawn, tiny_run, tmp_path):
+    from analyses.induction_circuit import InductionCircuit
+
+    path, out = shutil.copy(tiny_run.path, tmp_path / "tiny.h5"), tmp_path / "out"
+    assert run_command(InductionCircuit, [str(path), "--out", str(out), "--n-pairs", "8", *steps]) == 0
+    assert [int(step) for step in json.loads((out / "tiny.json").read_text())] == drawn
+    assert pd.read_csv(out / "tiny.csv")["step"].unique().tolist() == drawn
+    assert {"run", "operation", "effect"} <= set(pd.read_csv(out / "operations.csv"))
+    assert "step 20" in ElementTree.tostring(ElementTree.parse(out / "tiny.svg").getroot(), encoding="unicode")
+    strip = ElementTree.tostring(ElementTree.parse(out / "tiny_steps.svg").getroot(), encoding="unicode")
+    assert all(f">step {step}<" in strip for step in drawn)
 
 
 def test_runs_that_never_cross_are_left_out_aloud(capsys):

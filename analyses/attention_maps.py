@@ -14,12 +14,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, open_runs, run_analysis, steps_shown
+from mechinterp.analysis import RunAnalysis, run_analysis, steps_shown
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder
 from mechinterp.measures.attention import attention_by_role
 from mechinterp.models.functional import forward
 from mechinterp.report.figures import attention_maps, attention_shares, token_names
+from mechinterp.store import open_runs
 
 
 @dataclass

@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, analyse_runs, ends, open_runs, run_analysis
+from mechinterp.analysis import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.emergence import emergence_table
 from mechinterp.report.figures import trajectories
+from mechinterp.store import open_runs
 
 PREVIOUS_TOKEN = "blocks.0.attn.hook_pattern: not_previous_token"
 

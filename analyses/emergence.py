@@ -13,10 +13,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, open_runs, run_analysis
+from mechinterp.analysis import RunAnalysis, run_analysis
 from mechinterp.emergence import emergence_table
 from mechinterp.files import make_folder
 from mechinterp.report.figures import COLOURS
+from mechinterp.store import open_runs
 
 MEASURES = ["icl_accuracy", "swap_accuracy", "cla_mass", "cla", "tla2", "ila1", "tila2"]
 

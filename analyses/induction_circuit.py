@@ -14,11 +14,12 @@ from pathlib import Path
 import pandas as pd
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, open_runs, run_analysis, steps_shown, write_drawing
+from mechinterp.analysis import RunAnalysis, run_analysis, steps_shown, write_drawing
 from mechinterp.circuits.diagram import to_dict
 from mechinterp.circuits.svg import film_strip, to_svg
 from mechinterp.circuits.trajectory import circuit_graphs
 from mechinterp.files import make_folder, replace_text
+from mechinterp.store import open_runs
 
 
 @dataclass

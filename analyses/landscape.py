@@ -19,11 +19,12 @@ import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, open_runs, run_analysis
+from mechinterp.analysis import RunAnalysis, run_analysis
 from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import member
 from mechinterp.files import make_folder
 from mechinterp.report.figures import trajectories
+from mechinterp.store import open_runs
 from mechinterp.theory.landscape import ORIGIN, Competitors, Landscape, Point
 
 PARAMETERS = ["xi", "alpha", "beta1"]

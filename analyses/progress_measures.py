@@ -12,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, crossings, open_runs, run_analysis
+from mechinterp.analysis import RunAnalysis, crossings, run_analysis
 from mechinterp.files import make_folder
 from mechinterp.report.figures import aligned
+from mechinterp.store import open_runs
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
 

@@ -17,7 +17,7 @@ from mechinterp.files import make_folder, replace_text
 from mechinterp.measures import measure
 from mechinterp.report.export import Format, framed, require_export, write_pictures
 from mechinterp.report.study import write_study_report
-from mechinterp.store import Run, open_run
+from mechinterp.store import Run, open_runs
 from mechinterp.studies.conduct import compare, measured, run_study
 from mechinterp.studies.study import Study
 
@@ -60,20 +60,6 @@ class RunAnalysis(Analysis):
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run files."""
-
-
-def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """The runs, by file name (by path where names repeat); at least one is needed, and each with a checkpoint."""
-    if not paths:
-        raise MechinterpError("name at least one run file")
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
-    runs = {name: open_run(path) for name, path in zip(names, paths, strict=True)}
-    for run in runs.values():
-        if not run.steps:
-            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
-    return runs
 
 
 def steps_shown(run: Run, *, during: bool = False) -> list[int]:

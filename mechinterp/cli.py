@@ -257,22 +257,19 @@ class Report:
         _print({"report": str(page)}, self.json, f"report: {page}")
 
     def _run(self) -> Path:
+        from mechinterp.files import require_place
         from mechinterp.measures import columns_of, measure
         from mechinterp.report import write_report
-        from mechinterp.report.html import require_page
-        from mechinterp.store import open_run
+        from mechinterp.store import open_runs
 
-        out = self.out or self.files[0].with_suffix(".html")
-        require_page(out)
-        runs = [open_run(path) for path in self.files]
-        for run in runs:
+        out = require_place(self.out or self.files[0].with_suffix(".html"))
+        runs = open_runs(self.files)
+        for run in runs.values():
             columns_of(run, [self.measure] if self.measure else None)
-        names = [path.stem for path in self.files]
-        if len(set(names)) < len(names):
-            names = [str(path) for path in self.files]
-        first, *others = (measure(run, progress=True) for run in runs)
-        overlaid = dict(zip(names[1:], others, strict=True))
-        return write_report(runs[0], first, out, measure=self.measure, others=overlaid, progress=True)
+        tables = {name: measure(run, progress=True) for name, run in runs.items()}
+        first, *others = runs
+        overlaid = {name: tables[name] for name in others}
+        return write_report(runs[first], tables[first], out, measure=self.measure, others=overlaid, progress=True)
 
     def _study(self, file: Path) -> Path:
         from mechinterp.files import make_folder
@@ -389,9 +386,9 @@ class Circuit:
 
     def execute(self) -> None:
         from mechinterp.circuits.diagram import to_dict
-        from mechinterp.circuits.svg import film_strip, require_place, to_svg
+        from mechinterp.circuits.svg import film_strip, to_svg
         from mechinterp.circuits.trajectory import circuit_graphs
-        from mechinterp.files import replace_text
+        from mechinterp.files import replace_text, require_place
         from mechinterp.store import open_run
 
         if self.step is not None and self.steps:

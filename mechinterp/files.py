@@ -29,6 +29,23 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def require_place(path: Path) -> Path:
+    """The path, if a page, picture or table may be written there: an existing one is replaced, a run file never is."""
+    if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
+        raise MechinterpError(f"{path}: cannot be written; choose another file")
+    if path.is_file() and _begins(path, b"\x89HDF"):
+        raise MechinterpError(f"{path}: is a run file, which is never replaced; choose another file")
+    return path
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file at once, so that no reader ever sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -91,7 +91,7 @@ def test_a_toml_file_and_overrides(capsys, tmp_path):
         ("measure RUN --sequences 0", "at least one sequence"),
         ("emergence RUN --measure icl_acuracy", "did you mean 'icl_accuracy'?"),
         ("report RUN --out /nope/a.html", "/nope/a.html: cannot be written"),
-        ("report RUN --out RUN", "is a run file, not a page"),
+        ("report RUN --out RUN", "is a run file"),
         ("run --measure icl_acuracy --out new.h5", "did you mean 'icl_accuracy'?"),
         ("run --out new.html", "the table and the report go to new.csv and new.html; use .h5"),
         ("train --out .", "is a folder"),

@@ -7,16 +7,13 @@ nothing else there. Signs differ in colour (Okabe–Ito) and in dashes.
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 from xml.sax.saxutils import escape
 
-import h5py
 import networkx as nx
 
 from mechinterp.circuits.diagram import NOISE
@@ -41,12 +38,12 @@ _STYLE = """
 .circuit text.letter{font-size:12px}.circuit text.on{fill:#fff}
 .circuit .note{stroke:#fff;stroke-width:6px;paint-order:stroke;stroke-linejoin:round}
 @media (prefers-color-scheme:dark){
-.circuit:root text{fill:#ececec}.circuit:root .quiet{fill:#b0b0b0}
-.circuit:root .ground,.circuit:root .node,.circuit:root .pill{fill:#16181c}
-.circuit:root .rail{stroke:#3c3f45}.circuit:root .node{stroke:#9a9a9a}
-.circuit:root .helps,.circuit:root .pill{stroke:#56b4e9}.circuit:root .hurts{stroke:#f08a3c}
-.circuit:root .helps-head{fill:#56b4e9}.circuit:root .hurts-head{fill:#f08a3c}
-.circuit:root text.on{fill:#16181c}.circuit:root .note{stroke:#16181c}
+.circuit text{fill:#ececec}.circuit .quiet{fill:#b0b0b0}
+.circuit .ground,.circuit .node,.circuit .pill{fill:#16181c}
+.circuit .rail{stroke:#3c3f45}.circuit .node{stroke:#9a9a9a}
+.circuit .helps,.circuit .pill{stroke:#56b4e9}.circuit .hurts{stroke:#f08a3c}
+.circuit .helps-head{fill:#56b4e9}.circuit .hurts-head{fill:#f08a3c}
+.circuit text.on{fill:#16181c}.circuit .note{stroke:#16181c}
 }
 """
 _NAMES = {
@@ -106,15 +103,6 @@ def panels(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training
     return _document(title, "", width, height + below, parts), {
         step: _contents(graph, f"step {step:,}") for step, graph in graphs.items()
     }
-
-
-def require_place(path: Path) -> Path:
-    """The path, if a picture may be written there: an existing picture is replaced, a run file never is."""
-    if path.is_file() and h5py.is_hdf5(path):
-        raise MechinterpError(f"{path}: is a run file, not a picture; choose another file")
-    if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
-        raise MechinterpError(f"{path}: cannot be written; choose another file")
-    return path
 
 
 def _document(title: str, content: str, width: int, height: int, parts: list[str]) -> str:

@@ -28,7 +28,8 @@ def attention(run: Run, steps: Sequence[int]) -> str:
         patterns = np.stack([each[f"blocks.{layer}.attn.hook_pattern"][0, head].numpy() for each in seen])
         title = figures.head_name(layer, head, run.config.model.n_heads)
         drawing = figures.attention_map(patterns[-1], names, title)
-        drawings.append(Drawing(drawing, frames=np.rint(255 * patterns).astype(np.uint8), scale=1 / 255))
+        frames = np.where(np.tri(len(names), dtype=bool), np.rint(254 * patterns), 255).astype(np.uint8)
+        drawings.append(Drawing(drawing, frames=frames, scale=1 / 254))
     return html.figure(
         drawings,
         f"Attention of each token (row) to itself and those before it (column) on one sequence of the evaluation set"

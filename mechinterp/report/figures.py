@@ -14,7 +14,6 @@ COLOURS = {
     "iwl_accuracy": "#56B4E9",
     "swap_accuracy": "#E69F00",
     "train_accuracy": "#999999",
-    "train_loss": "#000000",
     "ila1": "#D55E00",
     "tila2": "#009E73",
     "cla": "#0072B2",

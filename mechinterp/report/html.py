@@ -9,7 +9,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from mechinterp.errors import MechinterpError
+from mechinterp.files import require_place
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -55,24 +55,16 @@ class Drawing:
     frames: NDArray[Any] | None = None
     """[step, row, column]: what the first trace, a heat map, shows at every checkpoint."""
     scale: float | None = None
-    """What frames of whole numbers are to be multiplied by."""
+    """What frames of bytes are to be multiplied by; 255 stands for nothing."""
     cursor: float | None = None
     """Over training: the step at which the x axis has its zero. The slider's step is marked there by a line."""
     dot: tuple[NDArray[Any], NDArray[Any]] | None = None
     """In a plane: x and y at every checkpoint, marked by a dot."""
 
 
-def require_page(path: Path) -> None:
-    """Refuse a path that a page cannot be written to, before anything is computed for it."""
-    if path.is_file() and path.read_bytes()[:4] == b"\x89HDF":
-        raise MechinterpError(f"{path}: is a run file, not a page; choose another file for the report")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise MechinterpError(f"{path}: cannot be written; choose another file")
-
-
 def write_page(path: Path, title: str, parts: Iterable[str]) -> Path:
     """Write a page and return its path. An existing page is replaced; a run file never is."""
-    require_page(path)
+    require_place(path)
     plotly, script = (each.replace("\r\n", "\n") for each in (get_plotlyjs(), _beside("page.js")))
     page = _PAGE.substitute(
         title=html.escape(title),

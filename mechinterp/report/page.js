@@ -27,7 +27,7 @@
     if (!("bdata" in value)) return mapped(value, decoded);
     const bytes = Uint8Array.from(atob(value.bdata), (letter) => letter.charCodeAt(0));
     let numbers = new ARRAYS[value.dtype](bytes.buffer);
-    if (value.scale) numbers = Float32Array.from(numbers, (each) => each * value.scale);
+    if (value.scale) numbers = Float32Array.from(numbers, (each) => (each === 255 ? NaN : each * value.scale));
     const shape = value.shape ?? [numbers.length];
     return rows(numbers, typeof shape === "string" ? shape.split(",").map(Number) : shape);
   }
@@ -172,7 +172,7 @@
         else
           for (const [index, z] of frames.entries())
             for (const [r, row] of [...y].entries())
-              for (const [c, column] of [...x].entries()) yield [steps[index], name, column, row, z[r][c]];
+              for (const [c, column] of [...x].entries()) if (!Number.isNaN(z[r][c])) yield [steps[index], name, column, row, z[r][c]];
       }
     }
   }

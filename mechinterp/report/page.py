@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from mechinterp.emergence import crossing, emergence_table
 from mechinterp.errors import MechinterpError
+from mechinterp.files import require_place
 from mechinterp.report import checkpoints, figures, html
 from mechinterp.store import Run
 
@@ -43,7 +44,7 @@ def write_report(
     task or network does not admit is left out, and the page says why. An existing page is replaced; a run file never
     is.
     """
-    html.require_page(Path(path))
+    require_place(Path(path))
     if table.empty:
         raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
     headline = measure or str(table.columns[0])
@@ -251,7 +252,8 @@ def aligned(
         f" It never does in {', '.join(without)}." if without else ""
     )
     names = list(dict.fromkeys([headline, *_PROGRESS]))
-    return figures.aligned({name: tables[name] for name in origins}, origins, names, title), caption, origins
+    drawing = figures.aligned(dict(tables), origins, names, title, f"{headline} crossed 50 %")
+    return drawing, caption, origins
 
 
 def _joined(rows: pd.DataFrame, first: str, second: str) -> pd.Series:

@@ -5,6 +5,7 @@ saved ones; the two are read as one trajectory.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,20 @@ class ApproximateReplayWarning(UserWarning):
 def open_run(path: str | Path, *, task: Task | None = None) -> "Run":
     """Open a run file, also while it is being written. A run on a task of your own needs that `task`."""
     return Run(path, task=task)
+
+
+def open_runs(paths: Sequence[Path]) -> dict[str, "Run"]:
+    """The runs, by file name (by path where names repeat); at least one is needed, and each with a checkpoint."""
+    if not paths:
+        raise MechinterpError("name at least one run file")
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
+    runs = {name: open_run(path) for name, path in zip(names, paths, strict=True)}
+    for run in runs.values():
+        if not run.steps:
+            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    return runs
 
 
 class Run:

@@ -504,9 +504,7 @@ def test_a_picture_leaves_the_page_around_it_alone(planted):
     selectors = re.findall(r"([^{}]+)\{[^{}]", re.sub(r"@media[^{]*\{", "", style))
     assert len(selectors) > 10
     parts = [part.strip() for each in selectors for part in each.split(",")]
-    assert all(re.match(r"\.circuit(:root)? ", part) for part in parts)
-    dark = style[style.index("@media") :]
-    assert dark.count(".circuit:root ") == dark.count(".circuit")  # in a page, the picture is as light as the page
+    assert all(part.startswith(".circuit ") for part in parts)
     assert len(contents[0]) < 12_000
 
 
@@ -583,7 +581,7 @@ def test_the_command_draws_and_prints(run, tmp_path, capsys):
         (["--step", "3"], "step 3 is not saved"),
         (["--steps", "0", "3"], "step 3 is not saved"),
         (["--step", "2", "--steps", "0"], "--step and --steps exclude each other"),
-        (["--out", "RUN"], "is a run file, not a picture"),
+        (["--out", "RUN"], "is a run file"),
         (["--out", "/nope/c.svg"], "/nope/c.svg: cannot be written"),
         (["--out", "."], "cannot be written"),
         (["--out", "/dev/null"], "/dev/null: cannot be written"),

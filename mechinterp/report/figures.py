@@ -188,13 +188,7 @@ def attention_maps(patterns: dict[int, tuple[NDArray, NDArray]], token_names: li
     for column, step in enumerate(steps, start=1):
         layer1, target_row = patterns[step]
         layer1 = np.where(np.tri(len(layer1), dtype=bool), layer1, np.nan)
-        shared = {
-            "x": token_names,
-            "zmin": 0,
-            "zmax": 1,
-            "colorscale": "Viridis",
-            "colorbar": {"title": {"text": "attention", "side": "right"}},
-        }
+        shared = {"x": token_names, "zmin": 0, "zmax": 1, "colorscale": "Viridis"}
         figure.add_heatmap(z=layer1, y=token_names, showscale=column == 1, row=1, col=column, **shared)
         figure.add_heatmap(z=target_row[None], y=["target"], showscale=False, row=2, col=column, **shared)
     figure.update_xaxes(showgrid=False, tickangle=-90).update_yaxes(showgrid=False, autorange="reversed")

@@ -205,7 +205,7 @@ def test_the_page_of_commands_has_every_command_and_option():
         assert f"| `{name}" in page, name
         options = {"start": "from", "stop": "to"} if name == "replay" else {}
         for field in fields(command):
-            if field.name not in ("run", "file", "settings"):
+            if field.name not in ("run", "file", "files", "settings"):
                 option = options.get(field.name, field.name).replace("_", "-")
                 assert re.search(rf"--{option}\b", page), f"{name} --{option}"
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
+from plotly.colors import get_colorscale
 from plotly.subplots import make_subplots
 
 _PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -119,9 +120,17 @@ def attention_map(pattern: NDArray, token_names: list[str], title: str) -> go.Fi
     """One head's pattern, query (row) × key (column)."""
     figure = go.Figure()
     figure.add_heatmap(
-        z=pattern, x=token_names, y=token_names, name=title, zmin=0, zmax=1, colorscale="Viridis", showscale=False
+        z=pattern,
+        x=token_names,
+        y=token_names,
+        name=title,
+        zmin=0,
+        zmax=1,
+        colorscale=get_colorscale("Viridis"),
+        showscale=False,
     )
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, autorange="reversed")
     return _styled(figure, title, "key", "query")
 
 
@@ -137,11 +146,12 @@ def block_map(
         name=title,
         zmin=0,
         zmax=top,
-        colorscale="Viridis",
+        colorscale=get_colorscale("Viridis"),
         showscale=False,
         texttemplate="%{z:.2f}",
     )
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, autorange="reversed")
     return _styled(figure, title, "key part" if reads else "written", "query part" if reads else "read")
 
 

@@ -50,13 +50,33 @@ def opened(browser, path: Path, *, fragment: str = "", **context):
     page.context.close()
 
 
+_COLOURS = """async (div) => {
+    const image = new Image();
+    image.src = div.querySelector("image").getAttribute("href");
+    await image.decode();
+    const pen = Object.assign(document.createElement("canvas"), {width: 70, height: 70}).getContext("2d");
+    pen.imageSmoothingEnabled = false;
+    const cells = div.querySelector(".cells"), own = cells.style.visibility === "visible";
+    pen.drawImage(own ? cells : image, 0, 0, 70, 70);
+    const {data} = pen.getImageData(0, 0, 70, 70);
+    const middle = (row, column) => 4 * (70 * (10 * row + 5) + 10 * column + 5);
+    const colour = (at) => [...data.slice(at, at + 4)];
+    return {own, colours: Array.from({length: 49}, (_, n) => colour(middle(Math.floor(n / 7), n % 7)))};
+}"""
+
+
+def _map(page) -> dict:
+    """Layer 1's attention as it is seen: colours by query and key, and whether the page's own cells show it."""
+    return page.locator("figure[data-name=attention] .drawing").first.evaluate(_COLOURS)
+
+
 def _seen(page) -> dict[str, object]:
     """Everything that follows the slider and is in view."""
     return {
         "step": page.text_content(".now"),
         "readout": page.locator(".readout dd").all_text_contents(),
         "circuit": page.inner_html("svg .panel"),
-        "attention": page.locator("figure[data-name=attention] image").first.get_attribute("href"),
+        "attention": _map(page)["colours"],
     }
 
 
@@ -84,6 +104,25 @@ def test_dragging_the_slider_moves_everything_together(browser, report):
         _settled(page, 0)
         assert _all_differ(last, middle)
         assert _all_differ(middle, _seen(page))
+
+
+def test_a_map_in_motion_has_the_colours_that_plotly_gives_it_at_rest(browser, report):
+    with opened(browser, report) as page:
+        page.evaluate("() => { window.wait = setTimeout; setTimeout = () => 0; }")  # the slider never rests
+        page.keyboard.press("Home")
+        _settled(page, 0)
+        moving = _map(page)
+        assert moving["own"]
+        page.evaluate("() => { setTimeout = window.wait; }")
+        page.keyboard.press("ArrowRight")
+        _settled(page, 2)
+        page.keyboard.press("Home")
+        page.locator("figure[data-name=attention] .cells >> nth=0").wait_for(state="hidden")
+        resting = _map(page)
+        assert not resting["own"]
+        for ours, plotlys in zip(moving["colours"], resting["colours"], strict=True):
+            assert ours == pytest.approx(plotlys, abs=4)
+        assert len(set(map(tuple, resting["colours"]))) > 5
 
 
 @pytest.mark.parametrize("figure", ["order-parameters", "progress-measures", "accuracy", "loss", "runs-aligned"])

@@ -157,7 +157,7 @@ class Conducted:
 
 def write_figure(figure: go.Figure, path: Path, static: Sequence[Format] = ()) -> None:
     """Write a figure as HTML that works offline, plotly.js beside it once, and as pictures; says where."""
-    figure.write_html(path, include_plotlyjs="directory")
+    figure.write_html(path, include_plotlyjs="directory", config={"displaylogo": False, "showSendToCloud": False})
     print(f"figure: {path}")
     if static:
         for picture in write_pictures(figure, path, static):

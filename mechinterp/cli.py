@@ -247,12 +247,16 @@ class Report:
     runs: Path = Path("checkpoints/studies")
     """Folder of the study's runs."""
     out: Path | None = None
-    """Where the page goes; by default beside the run file, or in results/NAME for a study."""
+    """Where the page goes; by default beside the run file, or in the folder of a study's table."""
     json: Json = False
 
     def execute(self) -> None:
         if bool(self.files) == bool(self.study):
             raise MechinterpError("name a run file, or a study's TOML file by --study; one of the two")
+        if self.study and self.measure:
+            raise MechinterpError("--measure goes with a run; a study's file says which measures it has")
+        if self.files and (self.paper_scale or self.runs != Report.runs):
+            raise MechinterpError("--paper-scale and --runs go with --study")
         page = self._study(self.study) if self.study else self._run()
         _print({"report": str(page)}, self.json, f"report: {page}")
 
@@ -265,7 +269,7 @@ class Report:
         out = require_place(self.out or self.files[0].with_suffix(".html"))
         runs = open_runs(self.files)
         for run in runs.values():
-            columns_of(run, [self.measure] if self.measure else None)
+            columns_of(run, [self.measure.removeprefix("clamped_")] if self.measure else None)
         tables = {name: measure(run, progress=True) for name, run in runs.items()}
         first, *others = runs
         overlaid = {name: tables[name] for name in others}
@@ -281,7 +285,7 @@ class Report:
         table = study_table(study, self.runs)
         if "done" not in set(table["status"]):
             raise MechinterpError(f"{file}: no run of it is done in {self.runs}; carry it out: mechinterp study {file}")
-        out = self.out or make_folder(Path("results") / study.name) / f"{study.name}.html"
+        out = self.out or make_folder(_results(study.name, self.paper_scale)) / f"{study.name}.html"
         return write_study_report(study, table, self.runs, out)
 
 
@@ -424,7 +428,7 @@ class Study:
     runs: Path = Path("checkpoints/studies")
     """Folder of the runs, by id; studies may share it."""
     out: Path | None = None
-    """Folder of the table and the page; by default results/NAME."""
+    """Folder of the table and the page; by default results/NAME, or results/NAME-paper-scale."""
     json: Json = False
 
     def execute(self) -> int:
@@ -439,7 +443,7 @@ class Study:
         if self.cluster and self.workers:
             raise MechinterpError("--workers and --cluster exclude each other; the cluster's file says how many")
         study = Study.from_toml(self.file, paper_scale=self.paper_scale)
-        out = make_folder(self.out or Path("results") / study.name)
+        out = make_folder(self.out or _results(study.name, self.paper_scale))
         with cluster(self.cluster) if self.cluster else nullcontext() as executor:
             table = run_study(study, self.runs, workers=self.workers, executor=executor, retry=self.retry)
         csv, page = out / f"{study.name}.csv", out / f"{study.name}.html"
@@ -454,6 +458,11 @@ class Study:
         text = f"{compared.round(3).T.to_string()}\ntable: {csv}\nreport: {page}"
         _print(result, self.json, text)
         return int((table["status"] != "done").any())
+
+
+def _results(name: str, paper_scale: bool) -> Path:
+    """The folder of a study's table and page."""
+    return Path("results") / (f"{name}-paper-scale" if paper_scale else name)
 
 
 def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":

@@ -1,9 +1,9 @@
 """Circuit graphs as SVG, by a small writer of our own: the same graph gives the same bytes.
 
 Places come from the graph and do not depend on weights, so that pictures of several checkpoints can be laid over each
-other. Numbers have a fixed precision, nothing has an id, arrowheads are shapes of their own. A picture on its own is
-light or dark as its reader wants (``prefers-color-scheme``); inside a page it is light, and its style applies to
-nothing else there. Signs differ in colour (Okabe–Ito) and in dashes.
+other. Numbers have a fixed precision, nothing has an id, arrowheads are shapes of their own. A picture is light or dark
+as its reader wants (``prefers-color-scheme``), and inside a page its style applies to nothing else. Signs differ in
+colour (Okabe–Ito) and in dashes.
 """
 
 import math

@@ -28,13 +28,14 @@ def attention(run: Run, steps: Sequence[int]) -> str:
         patterns = np.stack([each[f"blocks.{layer}.attn.hook_pattern"][0, head].numpy() for each in seen])
         title = figures.head_name(layer, head, run.config.model.n_heads)
         drawing = figures.attention_map(patterns[-1], names, title)
-        frames = np.where(np.tri(len(names), dtype=bool), np.rint(254 * patterns), 255).astype(np.uint8)
+        known = np.tri(len(names), dtype=bool) & np.isfinite(patterns)
+        frames = np.where(known, np.rint(254 * np.nan_to_num(patterns)), 255).astype(np.uint8)
         drawings.append(Drawing(drawing, frames=frames, scale=1 / 254))
     return html.figure(
         drawings,
         f"Attention of each token (row) to itself and those before it (column) on one sequence of the evaluation set"
         f" “{evaluation}”, the same one at every step. x are items, ℓ their labels; ★ marks the label that answers the"
-        " target. Rows sum to 1. After the last layer only the target's row is used.",
+        " target. Rows sum to 1. Of the last layer only the target's row is used. The CSV is in steps of 1/254.",
         title="Attention",
         columns={"x": "key", "y": "query", "z": "attention"},
     )
@@ -42,11 +43,12 @@ def attention(run: Run, steps: Sequence[int]) -> str:
 
 def circuit(run: Run, steps: Sequence[int], n_pairs: int, *, progress: bool = False) -> str:
     """The circuit diagram, every edge measured."""
-    from mechinterp.circuits.svg import panels  # these import TransformerLens, which takes seconds
-    from mechinterp.circuits.trajectory import analyse, circuit_graphs
+    from mechinterp.circuits.diagram import graph_of  # these import TransformerLens, which takes seconds
+    from mechinterp.circuits.svg import panels
+    from mechinterp.circuits.trajectory import analyse
 
     table = analyse(run, "circuit", steps=steps, n_pairs=n_pairs, progress=progress)
-    frame, markup = panels(circuit_graphs(run, steps=steps, n_pairs=n_pairs))
+    frame, markup = panels({step: graph_of(table[table["step"] == step]) for step in steps})
     columns = ["step", "source", "target", "kind", "weight", "drawn", "operation"]
     return html.panels(
         frame,

@@ -45,8 +45,8 @@ def curves(
 ) -> go.Figure:
     """Measures over training steps; the interval of each located transition is shaded, its step marked."""
     figure = go.Figure()
-    for name in names:
-        colour = COLOURS.get(name, "#444444")
+    for name, other in zip(names, cycle(_PALETTE), strict=False):
+        colour = COLOURS.get(name.removeprefix("clamped_"), other)
         figure.add_scatter(x=table.index.to_numpy(), y=table[name].to_numpy(), name=name, line={"color": colour})
         if emergence is None or name not in emergence.index or not emergence.loc[name, "transition"]:
             continue
@@ -63,14 +63,16 @@ def aligned(
     figure = go.Figure()
     for number, (run, origin) in enumerate(origins.items()):
         table = tables[run]
-        for name in (each for each in names if each in table):
+        for name, other in zip(names, cycle(_PALETTE), strict=False):
+            if name not in table:
+                continue
             figure.add_scatter(
                 x=table.index.to_numpy() - origin,
                 y=table[name].to_numpy(),
                 name=NAMES.get(name, name),
                 legendgroup=name,
                 showlegend=number == 0,
-                line={"color": COLOURS.get(name.removeprefix("clamped_"), "#444444"), "width": 1.5},
+                line={"color": COLOURS.get(name.removeprefix("clamped_"), other), "width": 1.5},
                 hovertext=run,
             )
     return _styled(figure, title, f"steps since {since}", "fraction")

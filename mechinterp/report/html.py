@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from mechinterp.errors import MechinterpError
-from mechinterp.files import require_place
+from mechinterp.files import replace_text, require_place
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -75,7 +75,7 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> Path:
         script=script,
     )
     try:
-        path.write_text(page, encoding="utf-8", newline="\n")
+        replace_text(path, page)
     except OSError as error:
         raise MechinterpError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
     return path
@@ -119,7 +119,8 @@ def figure(
     axes = each[0].figure.layout
     found = {"x": axes.xaxis.title.text or "x", "y": axes.yaxis.title.text or "y", "z": "value"}  # pyright: ignore[reportAttributeAccessIssue]
     data = {"drawings": [_spec(one, keep_title=len(each) > 1) for one in each], "columns": found | dict(columns or {})}
-    places = "".join(f'<div class="drawing" role="img" aria-label="{html.escape(name)}"></div>' for _ in each)
+    own = [str(one.figure.layout.title.text) for one in each] if len(each) > 1 else [name]  # pyright: ignore[reportAttributeAccessIssue]
+    places = "".join(f'<div class="drawing" role="group" aria-label="{html.escape(one)}"></div>' for one in own)
     drawn = f'<div class="drawings{" several" if len(each) > 1 else ""}">{places}</div>'
     return _figure("plot", name, drawn, caption, data)
 
@@ -134,7 +135,7 @@ def panels(svg: str, frames: Sequence[str], caption: str, table: pd.DataFrame, *
     data = {
         "parts": list(parts),
         "frames": [[parts[line] for line in each.split("\n")] for each in frames],
-        "csv": [list(table.columns), *table.astype(object).where(table.notna(), None).to_numpy().tolist()],
+        "csv": [list(table.columns), *_plain(table)],
     }
     drawn = f'<div class="drawn">{svg}</div>'
     return _figure("panels", title, drawn, caption, data, also='<button class="svg">SVG</button>')
@@ -146,7 +147,7 @@ def scrubber(steps: Sequence[int], table: pd.DataFrame, found: Mapping[str, Any]
     if found["transition"]:
         low, high = np.interp([found["low"], found["high"]], steps, np.linspace(0, 1, len(steps)))
         marks = (  # a slider's ends lie half a thumb inside of it
-            f'<span class="interval" title="transition, 95 % interval" style="left:calc(8px + {low:.5f}*(100% - 16px));'
+            f'<span class="interval" style="left:calc(8px + {low:.5f}*(100% - 16px));'
             f'width:calc({high - low:.5f}*(100% - 16px))"></span>'
         )
         jump = f'<button class="transition" data-step="{found["step"]:.0f}">to the transition</button>'
@@ -156,16 +157,22 @@ def scrubber(steps: Sequence[int], table: pd.DataFrame, found: Mapping[str, Any]
 {_json({"steps": list(steps)})}
 <div class="controls"><button class="play" aria-label="Play" title="Play (space)">▶</button>
 <span class="track">{marks}<input type="range" min="0" max="{len(steps) - 1}" step="1" aria-label="Checkpoint"></span>
-<output class="now"></output>{jump}</div>
+<output class="now" aria-live="off"></output>{jump}</div>
 <dl class="readout">{places}{_json([_packed(each.astype(np.float32)) for each in values])}</dl>
 </nav>"""
+
+
+def _plain(table: pd.DataFrame) -> list[list[Any]]:
+    """Rows for JSON; what is no finite number is missing."""
+    rows = table.astype(object).to_numpy().tolist()
+    return [[None if isinstance(each, float) and not np.isfinite(each) else each for each in row] for row in rows]
 
 
 def table(data: pd.DataFrame) -> str:
     """A table, its index first; numbers are rounded, what is missing is a dash."""
 
     def shown(value: object) -> str:
-        if value is None or value != value:
+        if value is None or value is pd.NA or value != value:
             return "–"
         if not isinstance(value, float):
             return str(value)
@@ -181,10 +188,11 @@ def table(data: pd.DataFrame) -> str:
 
 def _figure(kind: str, title: str, drawn: str, caption: str, data: Any, *, also: str = "") -> str:
     name = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
+    csv = f'<button class="csv" aria-label="CSV of {html.escape(title)}">CSV</button>'
     return f"""<figure class="{kind}" data-name="{html.escape(name)}">
 <h3>{html.escape(title)}</h3>
 {drawn}
-<figcaption>{html.escape(caption)} <button class="csv">CSV</button>{also}</figcaption>
+<figcaption>{html.escape(caption)} {csv}{also}</figcaption>
 {_json(data)}
 </figure>"""
 

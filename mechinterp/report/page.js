@@ -11,7 +11,7 @@
     u4: Uint32Array, u2: Uint16Array, u1: Uint8Array,
   };
   const CONFIG = {
-    displaylogo: false, responsive: true, displayModeBar: !matchMedia("(hover: none)").matches && "hover",
+    displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "", displayModeBar: !matchMedia("(hover: none)").matches && "hover",
     modeBarButtonsToRemove: ["zoomIn2d", "zoomOut2d", "autoScale2d", "lasso2d", "select2d"],
   };
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -80,7 +80,7 @@
 
     async draw() {
       this.data = this.spec.data.map(shown);
-      this.layout = { ...shown(this.spec.layout), template: template() };
+      this.layout = { ...shown(this.spec.layout), template: template(), uirevision: true };
       if (touch.matches) this.layout.dragmode = false; // a finger scrolls the page
       if (this.spec.frames) {
         this.data[0].z = this.spec.frames[this.index];
@@ -105,7 +105,20 @@
       };
       measure();
       this.div.on("plotly_afterplot", measure);
-      if (cursor !== null) this.div.on("plotly_click", ({ points }) => go(nearest(points[0].x + cursor)));
+      if (frames) return;
+      this.div.on("plotly_relayouting", () => this.point());
+      if (cursor !== null) this.div.addEventListener("click", (event) => this.pick(event));
+    }
+
+    // A click between the axes goes to the checkpoint nearest to it.
+    pick(event) {
+      const frame = this.div.getBoundingClientRect();
+      const { left, top, width, height } = this.area;
+      const [low, high] = this.div.layout.xaxis.range;
+      const across = (event.clientX - frame.left - left) / width;
+      const down = (event.clientY - frame.top - top) / height;
+      if (Math.min(across, down) >= 0 && Math.max(across, down) <= 1)
+        move(nearest(low + across * (high - low) + this.spec.cursor));
     }
 
     show(index) {
@@ -174,7 +187,7 @@
       const rgb = stops[below].map((each, c) => Math.round(each + (place - below) * (stops[below + 1][c] - each)));
       return { fill: `rgb(${rgb})`, light: 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 128 };
     });
-    return (value) => colours[Math.max(0, Math.min(255, Math.round((255 * (value - zmin)) / (zmax - zmin))))];
+    return (value) => colours[Math.max(0, Math.min(255, Math.round((255 * (value - zmin)) / (zmax - zmin || 1))))];
   }
 
   class Panels {
@@ -279,6 +292,12 @@
     scrubber.dispatchEvent(new CustomEvent("shown", { detail: steps[current] }));
   }
 
+  // What a reader asks for ends the play.
+  function move(index) {
+    if (playing) toggle();
+    go(index);
+  }
+
   function toggle() {
     play.textContent = playing ? "▶" : "❚❚";
     play.setAttribute("aria-label", playing ? "Play" : "Pause");
@@ -288,8 +307,9 @@
       return;
     }
     const first = current === steps.length - 1 ? 0 : current;
-    playing = { since: performance.now(), frame: 0 };
+    playing = {};
     const advance = (now) => {
+      playing.since ??= now;
       const index = first + Math.floor(((now - playing.since) / 12_000) * steps.length); // the whole run in 12 s
       go(index);
       if (index >= steps.length - 1) toggle();
@@ -299,11 +319,11 @@
   }
 
   function press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target === slider) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const far = event.shiftKey ? 10 : 1;
     const keys = {
-      ArrowLeft: () => go(wanted - far), ArrowRight: () => go(wanted + far), Home: () => go(0),
-      End: () => go(steps.length - 1), " ": toggle,
+      ArrowLeft: () => move(wanted - far), ArrowRight: () => move(wanted + far), Home: () => move(0),
+      End: () => move(steps.length - 1), " ": toggle,
     };
     if (!(event.key in keys) || (event.key === " " && event.target.closest?.("button, a"))) return;
     event.preventDefault();
@@ -326,10 +346,15 @@
       },
       { rootMargin: "100px" },
     );
-    for (const div of of.keys()) observer.observe(div);
+    const begin = () => [...of.keys()].forEach((div) => observer.observe(div));
+    begin();
     addEventListener("beforeprint", () => {
       for (const each of drawings) Object.assign(each, { near: true }).show(current);
       for (const each of drawings) if (each.spec.frames) each.settle();
+    });
+    addEventListener("afterprint", () => {
+      observer.disconnect();
+      begin(); // tells anew what is in view
     });
   }
 
@@ -355,13 +380,13 @@
     for (const each of drawings) each.mark();
     watch(drawings.filter((each) => each.moves));
     tell();
-    slider.addEventListener("input", () => go(Number(slider.value)));
+    slider.addEventListener("input", () => move(Number(slider.value)));
     play.addEventListener("click", toggle);
     scrubber.querySelector(".transition")?.addEventListener("click", (event) => {
-      go(nearest(Number(event.currentTarget.dataset.step)));
+      move(nearest(Number(event.currentTarget.dataset.step)));
     });
     addEventListener("keydown", press);
-    addEventListener("hashchange", () => asked() && go(nearest(Number(asked()))));
+    addEventListener("hashchange", () => asked() && move(nearest(Number(asked()))));
   }
 
   start().then(() => document.documentElement.classList.add("ready"));

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechinterp.emergence import crossing, emergence_table
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.files import require_place
 from mechinterp.report import checkpoints, figures, html
 from mechinterp.store import Run
@@ -22,6 +22,17 @@ _SIZES: dict[str, dict[str, int]] = {
 }
 """What the analyses of every checkpoint are measured on: less than for a single one: there are many."""
 _PROGRESS = ["icl_accuracy", "ila1", "tila2", "cla", "tla2"]
+_MEANS = {
+    "icl_accuracy": "right answers on novel classes, which only the context can give",
+    "ila1": "attention of labels to the token before, in layer 1",
+    "tila2": "attention of the target to its correct label, in layer 2",
+    "cla": "answers that are labels of the context",
+    "tla2": "attention of the target to all labels, in layer 2",
+}
+_SETS = (
+    "Of the item–label task: train, as trained; icl, novel classes; iwl, contexts that do not help; swap, trained"
+    " classes with other labels, where the context is right."
+)
 
 
 def write_report(
@@ -48,15 +59,23 @@ def write_report(
     if table.empty:
         raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
     headline = measure or str(table.columns[0])
+    if headline not in table:
+        raise unknown_name("measure", headline, list(table.columns))
+    if run.path.stem in (others or {}):
+        raise MechinterpError(f"{run.path.stem} names two runs; give the other one another name")
     page = _RunPage(run, table, emergence_table(table), headline, others or {}, progress)
     seen, omitted = _admitted(page.at_a_step())
     curves, also_omitted = _admitted(page.over_training())
     parts = [
         html.lead(verdict(page.emergence, headline)),
         html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
-        html.section("At this step"),
+        html.section(
+            "At this step",
+            "Drag the slider, or press the arrow keys (with shift, ten at a time), Home, End, or space to play. The"
+            " band on it is the 95 % interval of the located transition.",
+        ),
         html.grid(seen, uneven=True),
-        html.section("Over training", "The vertical line is the step that the slider shows; a click moves it."),
+        html.section("Over training", "The vertical line is the step that the slider shows; a click goes to another."),
         html.grid(curves),
         *(html.section("Not shown", reason) for reason in [*omitted, *also_omitted]),
         html.section(
@@ -134,20 +153,33 @@ class _RunPage:
         """Curves, with the slider's step on them."""
         parts: dict[str, Part] = {
             "Progress measures": self._progress_measures,
-            "Accuracy": lambda: self._evaluations("accuracy", "Share of right answers on each evaluation set."),
-            "Loss": lambda: self._evaluations("loss", "Cross-entropy on each evaluation set, in nats."),
+            "Accuracy": lambda: self._evaluations(
+                "accuracy", f"Share of right answers on each evaluation set. {_SETS}"
+            ),
+            "Loss": lambda: self._evaluations("loss", f"Cross-entropy on each evaluation set, in nats. {_SETS}"),
             "Query–key interactions": self._interactions,
             "Paths that carry the pairing": self._paths,
             "What an ablation costs": self._ablations,
         }
+        if any(name.startswith("clamped_") for name in self.table):
+            parts["Under the interventions"] = self._clamped
         return parts | ({"Runs, aligned": self._aligned} if self.others else {})
 
     def _progress_measures(self) -> str:
         names = self._held([self.headline, *_PROGRESS])
         return checkpoints.over_training(
             figures.curves(self.table, names, "Progress measures", self.emergence),
-            "Each is the mean over the sequences of an evaluation set, the same ones at every step. Dotted lines:"
-            " located transitions; shaded: their 95 % intervals.",
+            f"{'; '.join(f'{name}: {_MEANS[name]}' for name in names if name in _MEANS)}. Each is the mean over"
+            " sequences of an evaluation set, the same ones at every step. Dotted lines: located transitions; shaded:"
+            " their 95 % intervals.",
+        )
+
+    def _clamped(self) -> str:
+        names = self._held([f"clamped_{name}" for name in _PROGRESS])
+        return checkpoints.over_training(
+            figures.curves(self.table, names, "Under the interventions", self.emergence),
+            "The same measures under the interventions of the step, as in training; those above are of the weights"
+            " alone.",
         )
 
     def _evaluations(self, what: str, caption: str) -> str:
@@ -176,7 +208,7 @@ class _RunPage:
     def _paths(self) -> str:
         from mechinterp.circuits.patching import resolved
 
-        rows = resolved(self._analysed("paths"))
+        rows = resolved(self._analysed("paths")).dropna(subset=["effect"])
         if rows.empty:
             raise MechinterpError("at no step is there an answer to restore, beyond two standard errors")
         return self._strongest(
@@ -206,7 +238,10 @@ class _RunPage:
         drawing, caption, origins = aligned(tables, self.headline)
         if first not in origins:
             raise MechinterpError(f"{self.headline} does not cross 50 % in this run")
-        return checkpoints.over_training(drawing, caption, origin=origins[first])
+        drawing.update_traces(opacity=0.35, selector=lambda trace: trace.hovertext != first)
+        return checkpoints.over_training(
+            drawing, f"{caption} This run is dark, the others pale.", origin=origins[first]
+        )
 
     def _analysed(self, analysis: str) -> pd.DataFrame:
         from mechinterp.circuits.trajectory import analyse  # imports TransformerLens, which takes seconds
@@ -240,6 +275,8 @@ def aligned(
 
     Runs in which it never does are left out, and the caption says so.
     """
+    if headline.endswith("_loss"):
+        raise MechinterpError(f"{headline} is no share, of which half could be crossed; choose another --measure")
     if missing := [name for name, each in tables.items() if headline not in each]:
         raise MechinterpError(f"{', '.join(missing)} cannot be measured by {headline}")
     crossed = {name: crossing(pd.Series(each[headline])) for name, each in tables.items()}
@@ -248,7 +285,8 @@ def aligned(
         raise MechinterpError(f"{headline} crosses 50 % in none of the runs")
     without = [name for name in tables if name not in origins]
     steps = ", ".join(f"{name} at step {origin:,.0f}" for name, origin in origins.items())
-    caption = f"{len(origins)} runs, aligned where {headline} crosses 50 %, as in Reddy 2023, figure 4 ({steps})." + (
+    source = ", as in Reddy 2023, figure 4" if headline == "icl_accuracy" else ""
+    caption = f"{len(origins)} runs, aligned where {headline} crosses 50 %{source} ({steps})." + (
         f" It never does in {', '.join(without)}." if without else ""
     )
     names = list(dict.fromkeys([headline, *_PROGRESS]))

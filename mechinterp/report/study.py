@@ -50,7 +50,7 @@ def _aligned(study: Study, tables: dict[tuple[str, int], pd.DataFrame]) -> Itera
             drawing, caption, _ = aligned(own, study.measures[0], variant)
             yield html.figure(drawing, caption)
         except MechinterpError as error:
-            yield html.section(variant, f"{error}.")
+            yield f"<div>{html.section(variant, f'{error}.')}</div>"
 
 
 def variant_curves(study: Study, tables: dict[tuple[str, int], pd.DataFrame], measure: str) -> go.Figure:

@@ -171,6 +171,61 @@ def test_keys_and_play(browser, report):
         _settled(page, 10)
 
 
+def test_keys_work_after_a_drag_as_well(browser, report):
+    with opened(browser, report) as page:
+        page.locator(".scrubber input").focus()
+        for key, step in (("Home", 0), ("ArrowRight", 2), ("Shift+ArrowRight", 20), ("ArrowLeft", 18)):
+            page.keyboard.press(key)
+            _settled(page, step)
+        page.keyboard.press(" ")
+        page.locator(".scrubber .play[aria-label=Pause]").wait_for()
+
+
+def test_whoever_moves_the_slider_ends_the_play(browser, report):
+    with opened(browser, report) as page:
+        page.click(".scrubber .play")
+        page.locator(".scrubber .play[aria-label=Pause]").wait_for()
+        box = page.locator(".scrubber input").bounding_box()
+        page.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
+        _settled(page, 16)
+        page.wait_for_timeout(1500)
+        assert page.text_content(".now") == "step 16"
+        assert page.get_attribute(".scrubber .play", "aria-label") == "Play"
+
+
+def test_a_click_between_the_axes_goes_to_the_nearest_checkpoint(browser, report):
+    with opened(browser, report) as page:
+        area = page.locator("figure[data-name=accuracy] .nsewdrag").first
+        area.scroll_into_view_if_needed()
+        box = area.bounding_box()
+        for part, step in ((0.31, 6), (0.72, 14), (0.01, 0)):  # of 20 steps; far from any curve
+            page.mouse.click(box["x"] + part * box["width"], box["y"] + 0.55 * box["height"])
+            _settled(page, step)
+            page.wait_for_timeout(350)  # two clicks at once would be a double click, which resets the axes
+
+
+def test_nothing_offers_to_send_the_numbers_away(browser, report):
+    with opened(browser, report) as page:
+        page.locator("figure[data-name=accuracy] .drawing").hover()
+        titles = page.locator(".modebar-btn").evaluate_all("(all) => all.map((one) => one.dataset.title)")
+        assert "Download plot as a PNG" in titles
+        assert not [title for title in titles if "cloud" in title.lower() or "share" in title.lower()]
+
+
+def test_a_change_of_scheme_keeps_what_a_reader_zoomed_to(browser, report):
+    with opened(browser, report) as page:
+        drawing = page.locator("figure[data-name=accuracy] .drawing")
+        drawing.evaluate("(div) => Plotly.relayout(div, {'xaxis.range': [4, 12]})")
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_timeout(300)
+        assert drawing.evaluate("(div) => div.layout.xaxis.range") == [4, 12]
+        page.keyboard.press("Home")
+        _settled(page, 0)
+        drawing.scroll_into_view_if_needed()
+        page.wait_for_timeout(200)
+        assert drawing.locator(".cursor").is_hidden()
+
+
 def test_numbers_can_be_taken_away(browser, report, tiny_run):
     with opened(browser, report) as page:
 

@@ -11,9 +11,12 @@ import pandas as pd
 import pytest
 
 import mechinterp as mi
+from mechinterp.circuits.svg import panels
 from mechinterp.circuits.trajectory import circuit_graphs
+from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
 from mechinterp.report import html
+from mechinterp.report.study import write_study_report
 from tests.training.test_trainer import FirstTokenTask
 
 
@@ -73,7 +76,7 @@ def _traces(page: str, name: str) -> list[dict]:
 def test_every_figure_has_a_caption_and_its_numbers(odd_page):
     run, _, page = odd_page
     figures = re.findall(r"<figure .*?</figure>", page, flags=re.S)
-    assert len(figures) == 11
+    assert len(figures) == 10  # of paths there is nothing to show
     for figure in figures:
         assert len(re.search(r"<figcaption>(.*?)<button", figure)[1]) > 40
         assert '<button class="csv">' in figure
@@ -118,13 +121,16 @@ def test_the_circuit_is_drawn_as_measured_at_every_step(odd_page):
     assert len(data["frames"]) == len(table)
     columns, *rows = data["csv"]
     measured = pd.DataFrame(rows, columns=columns)
-    for step, graph in circuit_graphs(run, n_pairs=128).items():
+    graphs = circuit_graphs(run, n_pairs=128)
+    _, drawn = panels(graphs)
+    for step, graph in graphs.items():
         weights = {(a, b): edge["weight"] for a, b, edge in graph.edges(data=True)}
         here = measured[measured["step"] == step]
         assert len(here) == len(weights)
         for row in here.to_dict("records"):
             assert row["weight"] == pytest.approx(weights[row["source"], row["target"]], abs=1e-5)
         markup = "\n".join(data["parts"][part] for part in data["frames"][list(table.index).index(step)])
+        assert markup == drawn[step]
         assert f"step {step}" in markup
 
 
@@ -169,6 +175,76 @@ def test_what_a_task_does_not_admit_is_left_out_with_the_reason(tiny_config, tmp
     assert 'data-name="circuit"' not in page
     for name in ("Circuit", "Order parameters", "QK and OV circuits"):
         assert re.search(rf"<h2>Not shown</h2><p>{name}: ", page)
+
+
+def test_measures_under_interventions_are_shown_beside_those_of_the_weights(tiny_config, tmp_path):
+    clamp = {"kind": "clamp", "layer": 0, "pattern": "previous_token", "strength": 1.0}
+    run = mi.train(tiny_config.updated({"interventions": [clamp]}), tmp_path / "clamped.h5", progress=False)
+    table = mi.measure(run, n_sequences=20)
+    page = mi.write_report(run, table, tmp_path / "r.html").read_text()
+    (released,) = (each for each in _traces(page, "progress-measures") if each["name"] == "ila1")
+    (clamped,) = (each for each in _traces(page, "under-the-interventions") if each["name"] == "clamped_ila1")
+    assert _array(clamped["y"] | {"scale": None, "shape": [11]}) == pytest.approx(1.0)
+    assert _array(released["y"] | {"scale": None, "shape": [11]}) == pytest.approx(table["ila1"].to_numpy())
+
+
+def test_paths_without_an_answer_to_restore_are_not_drawn(tiny_config, tmp_path):
+    run = mi.train(tiny_config.updated({"training.steps": 1}), tmp_path / "untrained.h5", progress=False)
+    page = mi.write_report(run, mi.measure(run, steps=[0], n_sequences=20), tmp_path / "r.html").read_text()
+    assert "<p>Paths that carry the pairing: at no step is there an answer to restore" in page
+    assert 'data-name="paths-that-carry-the-pairing"' not in page
+
+
+@pytest.mark.parametrize(
+    ("measure", "others", "why"),
+    [
+        ("icl_accuracy", ["other"], "icl_accuracy crosses 50 % in none of the runs"),
+        ("train_loss", ["other"], "train_loss is no share"),
+    ],
+)
+def test_runs_that_cannot_be_aligned_are_not_and_the_page_says_why(measure, others, why, tiny_run, tmp_path):
+    table = mi.measure(tiny_run, n_sequences=20)
+    laid = dict.fromkeys(others, table)
+    page = mi.write_report(tiny_run, table, tmp_path / "r.html", measure=measure, others=laid).read_text()
+    assert f"<p>Runs, aligned: {why}" in page
+
+
+def test_two_runs_of_one_name_are_refused(tiny_run, tmp_path):
+    table = mi.measure(tiny_run, n_sequences=8)
+    with pytest.raises(MechinterpError, match="tiny names two runs"):
+        mi.write_report(tiny_run, table, tmp_path / "r.html", others={"tiny": table})
+
+
+def test_the_command_lays_runs_over_each_other_and_writes_the_page_of_a_study(tiny_run, tiny_config, tmp_path, capsys):
+    paths = [shutil.copy(tiny_run.path, tmp_path / f"{name}.h5") for name in ("a", "b")]
+    out = tmp_path / "page.html"
+    assert main(["report", *map(str, paths), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(out)}
+    assert "<p>Runs, aligned: icl_accuracy crosses 50 % in none of the runs" in out.read_text()
+    (tmp_path / "study.toml").write_text("seeds = [0]\n[base]\ntraining.steps = 10\n[variants.free]\n")
+    study = ["report", "--study", str(tmp_path / "study.toml"), "--runs", str(tmp_path / "runs")]
+    for arguments, message in (
+        (study, "no run of it is done"),
+        ([*study, str(paths[0])], "one of the two"),
+        ([*study, "--measure", "ila1"], "--measure goes with a run"),
+        (["report", str(paths[0]), "--paper-scale"], "--paper-scale and --runs go with --study"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_page_of_a_study_aligns_its_seeds(tiny_config, tmp_path):
+    study = mi.Study.of("tiny", tiny_config.updated({"training.steps": 16}), {"free": {}}, seeds=[0, 1])
+    table = mi.run_study(study, tmp_path, workers=1, progress=False)
+    page = write_study_report(study, table, tmp_path, tmp_path / "study.html").read_text()
+    assert "<h2>Seeds, aligned</h2>" in page
+    assert "<h2>free</h2><p>icl_accuracy crosses 50 % in none of the runs.</p>" in page
+
+
+def test_an_unknown_headline_is_refused(tiny_run, tmp_path):
+    table = mi.measure(tiny_run, n_sequences=8)
+    with pytest.raises(MechinterpError, match=r"icl_acuracy.*icl_accuracy"):
+        mi.write_report(tiny_run, table, tmp_path / "r.html", measure="icl_acuracy")
 
 
 def test_a_table_without_checkpoints_is_refused(tiny_run, tmp_path):

@@ -79,7 +79,7 @@ def test_every_figure_has_a_caption_and_its_numbers(odd_page):
     assert len(figures) == 10  # of paths there is nothing to show
     for figure in figures:
         assert len(re.search(r"<figcaption>(.*?)<button", figure)[1]) > 40
-        assert '<button class="csv">' in figure
+        assert '<button class="csv"' in figure
     assert run.digest(20) in page
 
 

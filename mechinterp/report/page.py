@@ -208,8 +208,8 @@ class _RunPage:
     def _paths(self) -> str:
         from mechinterp.circuits.patching import resolved
 
-        rows = resolved(self._analysed("paths")).dropna(subset=["effect"])
-        if rows.empty:
+        rows = resolved(self._analysed("paths"))
+        if rows["effect"].isna().all():
             raise MechinterpError("at no step is there an answer to restore, beyond two standard errors")
         return self._strongest(
             rows,
@@ -259,7 +259,8 @@ class _RunPage:
     ) -> str:
         """A line for each of the eight labels whose value is largest at the end."""
         rows = rows.assign(label=_joined(rows, *labels))
-        end = rows[rows["step"] == rows["step"].max()]
+        known = rows.dropna(subset=[value])
+        end = known[known["step"] == known["step"].max()]
         shown = list(end.assign(size=pd.Series(end[value]).abs()).nlargest(8, "size")["label"])
         drawing = figures.trajectories({self.run.path.stem: rows}, "label", value, shown, title, bands)
         return checkpoints.over_training(drawing, caption)

@@ -209,7 +209,7 @@ class _RunPage:
         from mechinterp.circuits.patching import resolved
 
         rows = resolved(self._analysed("paths"))
-        if rows["effect"].isna().all():
+        if bool(pd.Series(rows["effect"]).isna().all()):
             raise MechinterpError("at no step is there an answer to restore, beyond two standard errors")
         return self._strongest(
             rows,

@@ -10,8 +10,8 @@ checkpoint is never analysed twice, and one whose weights differ is never mistak
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import networkx as nx
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -150,7 +151,8 @@ def null_bands(run: Run, *, n_sequences: int, seed: int = 0) -> pd.DataFrame:
     batch, strengths = run.task.sample(run.task.evaluations[0], n_sequences, seed), (qk_strengths, ov_strengths)
     tables = []
     for each in strengths:
-        band = null_band(run.config, batch, run.task, each)
+        with _one_thread():
+            band = null_band(run.config, batch, run.task, each)
         named = pd.DataFrame(block_rows(band, "null_mean")).rename(columns={"value": "mean"})
         tables.append(named.assign(low=band["null_low"], high=band["null_high"]))
     return pd.concat(tables, ignore_index=True)
@@ -222,7 +224,8 @@ def analyse(
             list(zip(wanted, digests, strict=True)), unit="checkpoint", disable=None if progress else True
         ):
             if digest not in held.rows:
-                table = ANALYSES[analysis](*_transformer(run, step), task, **chosen)
+                with _one_thread():
+                    table = ANALYSES[analysis](*_transformer(run, step), task, **chosen)
                 held.add(digest, table.to_dict("list"))
             table = pd.DataFrame(held.rows[digest])
             table.insert(0, "step", step)
@@ -246,6 +249,18 @@ def circuit_graphs(
     table = analyse(run, "circuit", steps=steps, **arguments)
     by_step = table.groupby("step", sort=False) if len(table) else ()
     return {int(str(step)): graph_of(rows, weight=weight, threshold=threshold) for step, rows in by_step}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products as small as these are hardly faster on two threads, and ten times slower where another job has a core:
+    threads then wait for each other at every one of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _transformer(run: Run, step: int) -> tuple[RunConfig, Weights]:

@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: run test lint docs bench clean
 
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
-	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast.h5 --overwrite
+	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast-0.h5 --overwrite
 
 test: .venv/installed
 	$(BIN)/pytest

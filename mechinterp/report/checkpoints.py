@@ -31,11 +31,12 @@ def attention(run: Run, steps: Sequence[int]) -> str:
         known = np.tri(len(names), dtype=bool) & np.isfinite(patterns)
         frames = np.where(known, np.rint(254 * np.nan_to_num(patterns)), 255).astype(np.uint8)
         drawings.append(Drawing(drawing, frames=frames, scale=1 / 254))
+    marks = " x are items, ℓ their labels; ★ marks the label that answers the target." if "item" in batch.roles else ""
     return html.figure(
         drawings,
         f"Attention of each token (row) to itself and those before it (column) on one sequence of the evaluation set"
-        f" “{evaluation}”, the same one at every step. x are items, ℓ their labels; ★ marks the label that answers the"
-        " target. Rows sum to 1. Of the last layer only the target's row is used. The CSV is in steps of 1/254.",
+        f" “{evaluation}”, the same one at every step, from 0 (dark) to 1 (bright).{marks} Rows sum to 1. Of the last"
+        " layer only the target's row is used. The CSV is in steps of 1/254.",
         title="Attention",
         columns={"x": "key", "y": "query", "z": "attention"},
     )

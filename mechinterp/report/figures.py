@@ -131,8 +131,8 @@ def attention_map(pattern: NDArray, token_names: list[str], title: str) -> go.Fi
         colorscale=get_colorscale("Viridis"),
         showscale=False,
     )
-    figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(showgrid=False, autorange="reversed")
+    every = {"showgrid": False, "dtick": 1, "tickfont": {"size": 9}}
+    figure.update_xaxes(every).update_yaxes(every | {"autorange": "reversed"})
     return _styled(figure, title, "key", "query")
 
 

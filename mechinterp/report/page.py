@@ -1,5 +1,6 @@
 """The report of a run: one HTML file that works offline, with a slider over all of its checkpoints."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,10 @@ _MEANS = {
     "cla": "answers that are labels of the context",
     "tla2": "attention of the target to all labels, in layer 2",
 }
+_VARIANTS = ("ila1_all", "cla_mass")
+"""Measures that differ little from another one; the emergence table has them."""
 _SETS = (
-    "Of the item–label task: train, as trained; icl, novel classes; iwl, contexts that do not help; swap, trained"
+    "The sets: train, as trained; icl, novel classes; iwl, contexts that do not help; swap, trained"
     " classes with other labels, where the context is right."
 )
 
@@ -77,7 +80,7 @@ def write_report(
         html.grid(seen, uneven=True),
         html.section("Over training", "The vertical line is the step that the slider shows; a click goes to another."),
         html.grid(curves),
-        *(html.section("Not shown", reason) for reason in [*omitted, *also_omitted]),
+        *([html.section("Not shown", " ".join([*omitted, *also_omitted]))] if omitted or also_omitted else []),
         html.section(
             "Emergence",
             "A four-parameter logistic in the step, against a constant and a line; 95 % interval by a moving-block"
@@ -153,10 +156,8 @@ class _RunPage:
         """Curves, with the slider's step on them."""
         parts: dict[str, Part] = {
             "Progress measures": self._progress_measures,
-            "Accuracy": lambda: self._evaluations(
-                "accuracy", f"Share of right answers on each evaluation set. {_SETS}"
-            ),
-            "Loss": lambda: self._evaluations("loss", f"Cross-entropy on each evaluation set, in nats. {_SETS}"),
+            "Accuracy": lambda: self._evaluations("accuracy", "Share of right answers on each evaluation set."),
+            "Loss": lambda: self._evaluations("loss", "Cross-entropy on each evaluation set, in nats."),
             "Query–key interactions": self._interactions,
             "Paths that carry the pairing": self._paths,
             "What an ablation costs": self._ablations,
@@ -166,10 +167,12 @@ class _RunPage:
         return parts | ({"Runs, aligned": self._aligned} if self.others else {})
 
     def _progress_measures(self) -> str:
-        names = self._held([self.headline, *_PROGRESS])
+        rest = [name for name in self.table if not re.search("_accuracy$|_loss$|^clamped_", name)]
+        names = self._held([self.headline, *_PROGRESS, *(each for each in rest if each not in _VARIANTS)])
+        means = "; ".join(f"{name}: {_MEANS[name]}" for name in names if name in _MEANS)
         return checkpoints.over_training(
             figures.curves(self.table, names, "Progress measures", self.emergence),
-            f"{'; '.join(f'{name}: {_MEANS[name]}' for name in names if name in _MEANS)}. Each is the mean over"
+            f"{f'{means}. ' if means else ''}Each is the mean over"
             " sequences of an evaluation set, the same ones at every step. Dotted lines: located transitions; shaded:"
             " their 95 % intervals.",
         )
@@ -186,6 +189,8 @@ class _RunPage:
         names = [name for name in self.table if name.endswith(f"_{what}") and not name.startswith("clamped_")]
         if not names:
             raise MechinterpError(f"no {what} was measured")
+        if self.run.config.task.kind == "item_label":
+            caption = f"{caption} {_SETS}"
         return checkpoints.over_training(figures.curves(self.table, names, what.title(), y=what), caption)
 
     def _interactions(self) -> str:

@@ -255,6 +255,12 @@ def test_names_stay_names(browser, report):
         assert "<img src=x onerror=alert(1)>" in page.text_content("figure[data-name=runs-aligned] figcaption")
 
 
+@pytest.mark.parametrize("width", [820, 1200, 1300])
+def test_no_width_makes_it_scroll_sideways(browser, report, width):
+    with opened(browser, report, viewport={"width": width, "height": 900}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_it_whole_in_either_scheme(browser, report, scheme):
     with opened(browser, report, viewport=PHONE, has_touch=True, is_mobile=True, color_scheme=scheme) as page:

@@ -18,6 +18,7 @@ from mechinterp.analysis import RunAnalysis, run_analysis, steps_shown
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder
 from mechinterp.measures.attention import attention_by_role
+from mechinterp.models.conventions import folded
 from mechinterp.models.functional import forward
 from mechinterp.report.figures import attention_maps, attention_shares, token_names
 from mechinterp.store import open_runs
@@ -39,7 +40,7 @@ class AttentionMaps(RunAnalysis):
         for name, run in runs.items():
             steps = steps_shown(run)
             batch = run.task.sample(run.task.evaluations[0], self.n_sequences)
-            by_step = {str(step): attention_by_role(run.weights(step), batch) for step in steps}
+            by_step = {str(step): attention_by_role(folded(run.config, run.weights(step)), batch) for step in steps}
             tables[name] = pd.concat(by_step, names=["step"]).reset_index(level=0)
             self.write(on_one_sequence(run, steps, self.sequence, name), name)
             self.write(by_role(by_step, name), f"{name}_by_role")

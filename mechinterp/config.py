@@ -58,6 +58,8 @@ class ItemLabelConfig(Section):
     """p_C, the fraction of in-context sequences: all classes novel, drawn anew for every batch."""
     n_novel_classes: int = Field(default=128, ge=1, le=1_000_000)
     """Novel classes drawn for each batch, shared by its sequences; a multiple of n_labels."""
+    novel_classes: Literal["fresh", "fixed"] = "fresh"
+    """fixed: those of training are drawn once instead, so that they can be memorised; evaluation sets draw new ones."""
     distinct_labels: bool = True
     """True: the N/B classes of a bursty context carry N/B different labels, whatever their frequency.
     False: they are drawn i.i.d. from f (labels, and classes, may repeat), as Zipf experiments need."""
@@ -141,6 +143,12 @@ class TransformerConfig(Section):
     """Width of the classifier's hidden layers."""
     attention_init_std: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Standard deviation of W_Q, W_K and W_V at the start; by default 1/√D (custom tasks: 1/√d_model)."""
+    use_attn_scale: bool = False
+    """Whether scores are divided by √d_head; the paper's are not."""
+    output_matrix: Literal["identity", "trained"] = "identity"
+    """W_O. identity: W_V alone is what a head writes. trained: W_O is a parameter, N(0, 1/d_head) at the start."""
+    classifier_bias: Literal["vector", "shared"] = "vector"
+    """vector: every hidden unit has a bias. shared: one number is the bias of a whole hidden layer."""
 
 
 class InductionHeadConfig(Section):
@@ -189,6 +197,9 @@ class TrainingConfig(Section):
     stop_accuracy: float | None = Field(default=None, gt=0.0, le=1.0)
     """Stop at the first checkpoint whose training accuracy (mean since the last one, under whatever interventions)
     reaches this; default never."""
+    stop_plateau: int | None = Field(default=None, ge=2)
+    """Stop at the first checkpoint by which so many steps have changed neither the loss nor the in-context and
+    in-weights accuracies (`mechinterp.training.stopping`); default never."""
 
     @property
     def shrinkage(self) -> float:
@@ -266,6 +277,12 @@ class RunConfig(Section):
     def _fitting(self) -> "RunConfig":
         if self.model.kind == "induction_head" and self.task.kind != "item_label":
             raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
+        window, distance = self.training.stop_plateau, self.checkpoints.every or self.training.steps
+        if window and 2 * distance > window:
+            raise ValueError(
+                f"training.stop_plateau = {window} compares two halves, and checkpoints are {distance} steps apart:"
+                f" set checkpoints.every to {window // 2} or less"
+            )
         for each in self.interventions:
             last = self.training.steps
             if each.start > last or (each.start == last > 0 and each.kind not in ("fix", "graft")):

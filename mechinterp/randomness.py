@@ -24,6 +24,7 @@ class Stream(IntEnum):
     TRAIN = 2
     BOOTSTRAP = 3
     CORRUPTION = 4
+    NOVEL = 5
     EVALUATION = 16
 
 

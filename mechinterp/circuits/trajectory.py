@@ -43,6 +43,7 @@ from mechinterp.circuits.rerun import parameters_of
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, member, unknown_name
 from mechinterp.files import replace_text
+from mechinterp.models.conventions import folded, plain
 from mechinterp.models.induction_head import as_transformer
 from mechinterp.models.transformer import build_model
 from mechinterp.store import Run
@@ -264,9 +265,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _transformer(run: Run, step: int) -> tuple[RunConfig, Weights]:
-    """Config and weights that analyses read; of a minimal induction head, the HookedTransformer it compiles into."""
+    """Config and weights that analyses read: of a network of another convention the plain one that computes the same,
+    of a minimal induction head the HookedTransformer that it compiles into."""
     if run.config.model.kind == "transformer":
-        return run.config, run.weights(step)
+        return plain(run.config), folded(run.config, run.weights(step))
     return as_transformer(run.config), parameters_of(build_model(run.config, run.weights(step)))
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.measures.base import MEASURES, Measure, Observation
+from mechinterp.models.conventions import folded, plain
 from mechinterp.models.functional import forward
 from mechinterp.store import Run
 from mechinterp.tasks.base import Batch, Task
@@ -88,7 +89,7 @@ def measure(
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
     """All columns at one step: each evaluation set is run once, caching what its measures ask for."""
-    weights, row, clamped = run.weights(step), {}, {}
+    weights, row, clamped = folded(run.config, run.weights(step)), {}, {}
     interventions = Interventions(run.config)
     for evaluation, batch in batches.items():
         here = [column for column in columns if column.evaluation == evaluation]
@@ -112,7 +113,7 @@ def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]
         return _forward(weights, batch, lambda part: None)
     from mechinterp.models.transformer import build_model  # imports TransformerLens, which takes seconds
 
-    logits, cache = build_model(run.config, weights).run_with_cache(batch.inputs, names_filter=list(hooks))
+    logits, cache = build_model(plain(run.config), weights).run_with_cache(batch.inputs, names_filter=list(hooks))
     return Observation(batch, logits, cache.cache_dict)
 
 

@@ -1,7 +1,7 @@
 """The trained parameters: their names (as in TransformerLens), shapes and initial values.
 
-Only these exist in a run file. W_O is the identity and attention has no biases, so those are no parameters; nor are
-the embedding and unembedding that a language model would have.
+Only these exist in a run file. W_O is the identity (unless it is trained, `models.conventions`) and attention has no
+biases, so those are no parameters; nor are the embedding and unembedding that a language model would have.
 
 In the paper's notation (Reddy 2023, eqs 2 and 3), for layer μ and one head: Q_μ = W_Qᵀ, K_μ = W_Kᵀ, V_μ = W_Vᵀ. The
 minimal induction head (eqs 4 to 6) has β₁, α and β₂ instead of matrices.
@@ -27,7 +27,8 @@ def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every trained parameter, in the order of the network.
 
     ``blocks.{layer}.attn.W_{Q,K,V}`` [head, d_model, d_head], ``classifier.layers.{i}.W`` [in, width] and ``.b``
-    [width], ``classifier.readout.W`` [width, n_labels]. Vectors multiply from the left: y = x W. The minimal induction
+    [width], ``classifier.readout.W`` [width, n_labels]. By other conventions there are ``W_O`` [head, d_head, d_model]
+    after ``W_V``, and ``.b`` is [1]. Vectors multiply from the left: y = x W. The minimal induction
     head has ``blocks.0.attn.beta1``, ``blocks.1.attn.alpha`` and ``blocks.1.attn.beta2`` [head].
     """
     heads, width = config.model.n_heads, config.model.classifier_width
@@ -38,11 +39,12 @@ def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
     else:
         fan_in = config.task.d_model
         for layer in range(config.model.n_layers):
-            for matrix in ("W_Q", "W_K", "W_V"):
+            for matrix in ("W_Q", "W_K", "W_V", *(["W_O"] if config.model.output_matrix == "trained" else [])):
                 shapes[f"blocks.{layer}.attn.{matrix}"] = (heads, fan_in, fan_in)
+    shared = config.model.kind == "transformer" and config.model.classifier_bias == "shared"
     for i in range(config.model.classifier_depth):
         shapes[f"classifier.layers.{i}.W"] = (fan_in, width)
-        shapes[f"classifier.layers.{i}.b"] = (width,)
+        shapes[f"classifier.layers.{i}.b"] = (1,) if shared else (width,)
         fan_in = width
     shapes["classifier.readout.W"] = (fan_in, config.task.n_labels)
     return shapes
@@ -52,22 +54,25 @@ def initial_parameters(config: RunConfig) -> dict[str, Tensor]:
     """The parameters before training (float32), a pure function of the config.
 
     W_Q, W_K, W_V ~ N(0, 1/D); hidden layers N(0, 2/fan_in), their biases 0; readout N(0, 1/fan_in). β₁, α and β₂ are
-    as configured.
+    as configured. W_O, where it is trained, is N(0, 1/d_head); it is drawn last, so all others start the same without.
     """
-    parameters = {}
-    for index, (name, shape) in enumerate(parameter_shapes(config).items()):
+    shapes, parameters = parameter_shapes(config), {}
+    drawn = {name: index for index, name in enumerate(sorted(shapes, key=lambda name: name.endswith("W_O")))}
+    for name, shape in shapes.items():
         if name in INDUCTION_HEAD:
             parameters[name] = torch.full(shape, getattr(config.model, INDUCTION_HEAD[name]))
             continue
         if name.endswith(".b"):
             parameters[name] = torch.zeros(shape)
             continue
-        if ".attn." in name:
+        if name.endswith("W_O"):
+            std = shape[-1] ** -0.5
+        elif ".attn." in name:
             std = config.attention_init_std
         elif name == "classifier.readout.W":
             std = shape[0] ** -0.5
         else:
             std = (2 / shape[0]) ** 0.5
-        normal = generator(config.seed, Stream.INIT, index).standard_normal(shape)
+        normal = generator(config.seed, Stream.INIT, drawn[name]).standard_normal(shape)
         parameters[name] = torch.from_numpy(std * normal).float()
     return parameters

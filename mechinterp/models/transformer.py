@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
+from mechinterp.models.conventions import folded, plain
 from mechinterp.models.hooks import CheckedHooks, HookedTransformer, HookedTransformerConfig, HookPoint
 from mechinterp.models.parameters import initial_parameters, parameter_shapes
 
@@ -147,7 +148,8 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
 def build_model(config: RunConfig, parameters: Mapping[str, Tensor] | None = None) -> VectorTransformer:
     """The hooked model of a config, with the given parameters (and their dtype) or the initial ones.
 
-    A minimal induction head comes as the HookedTransformer that it compiles into (`models.induction_head`).
+    A minimal induction head comes as the HookedTransformer that it compiles into (`models.induction_head`), a network
+    of another convention as the plain one that computes the same (`models.conventions`).
     """
     if parameters is None:
         parameters = initial_parameters(config)
@@ -155,6 +157,7 @@ def build_model(config: RunConfig, parameters: Mapping[str, Tensor] | None = Non
         from mechinterp.models.induction_head import compiled  # builds on this module
 
         return compiled(config, parameters)
+    config, parameters = plain(config), folded(config, parameters)
     first = next(iter(parameters.values()))  # W_Q [head, d_model, d_head]; circuits that are compiled may be wider
     model = VectorTransformer(config, first.dtype, first.shape[1])
     set_parameters(model, parameters)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechinterp.models.conventions import folded
 from mechinterp.models.functional import forward
 from mechinterp.report import figures, html
 from mechinterp.report.html import Drawing
@@ -21,7 +22,7 @@ def attention(run: Run, steps: Sequence[int]) -> str:
     """Every head's attention on one sequence of the first evaluation set, query × key."""
     evaluation = run.task.evaluations[0]
     batch = run.task.sample(evaluation, 1)
-    seen = [forward(run.weights(step), batch.inputs)[1] for step in steps]
+    seen = [forward(folded(run.config, run.weights(step)), batch.inputs)[1] for step in steps]
     names = figures.token_names(batch.inputs.shape[1], {role: mask[0].numpy() for role, mask in batch.roles.items()})
     drawings = []
     for layer, head in product(range(run.config.model.n_layers), range(run.config.model.n_heads)):

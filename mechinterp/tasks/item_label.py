@@ -6,7 +6,7 @@ vectors, and the sequence x₁ ℓ₁ … x_N ℓ_N x_q sits in a window of the 
 Three kinds of sequence make up training and the evaluation sets:
 
 * **bursty**: N/B trained classes, B copies of each, the target's class among them;
-* **in-context**: the same with novel classes, whose means are drawn anew for every batch;
+* **in-context**: the same with novel classes, whose means are drawn anew for every batch (or, for training, once);
 * **i.i.d.**: N items and the target drawn independently from the trained classes' frequencies f(k) ∝ k^−α.
 """
 
@@ -50,6 +50,10 @@ class ItemLabelTask:
         """μ_k, [K, D]: components N(0, 1/D)."""
         self.label_vectors = scale * rng.standard_normal((config.n_labels, config.content_dim), dtype=np.float32)
         """Label contents, [L, D]: components N(0, 1/D)."""
+        self._fixed_novel_means: np.ndarray | None = None
+        if config.novel_classes == "fixed":
+            novel = generator(seed, Stream.NOVEL).standard_normal((config.n_novel_classes, config.content_dim))
+            self._fixed_novel_means = (scale * novel).astype(np.float32)
         self._shared = torch.from_numpy(self.label_vectors)
         self._numbers = _Numbers(
             config.n_classes,
@@ -92,7 +96,10 @@ class ItemLabelTask:
             "train": (config.p_in_context, config.p_bursty if config.burstiness else 0.0),
         }[evaluation]
         n, n_novel = len(steps), config.n_novel_classes if p_novel else 0
-        own = np.empty((n, size, N + 1, D), np.float32)
+        own, novel_means = np.empty((n, size, N + 1, D), np.float32), np.empty((n_novel, D), np.float32)
+        fixed = evaluation == "train" and self._fixed_novel_means is not None
+        if fixed:
+            novel_means = self._fixed_novel_means
         labels, tokens, correct = (
             np.empty((n, size), np.int64),
             np.empty((n, 3, size, T), np.int64),
@@ -102,8 +109,8 @@ class ItemLabelTask:
             (np.uint64(self.seed), np.uint64(stream), np.array(steps, np.uint64)),
             self._numbers,
             self._cumulative,
-            (p_novel, p_repeated, int(evaluation == "swap")),
-            (self.class_means, np.empty((n_novel, D), np.float32)),
+            (p_novel, p_repeated, int(evaluation == "swap"), not fixed),
+            (self.class_means, novel_means),
             (own, labels, tokens, correct),
         )
         always = {
@@ -152,13 +159,15 @@ class _Numbers(NamedTuple):
 @no_type_check
 def _draw_batches(streams, numbers, cumulative, kind, means, drawn):
     """Batches, each from the numbers of its own step; `drawn` takes them."""
-    (seed, stream, steps), (p_novel, p_repeated, shift), (own, labels, tokens, correct) = streams, kind, drawn
+    (seed, stream, steps), (p_novel, p_repeated, shift, fresh), (own, labels, tokens, correct) = streams, kind, drawn
     size, N = own.shape[1], own.shape[2] - 1
     uniform, classes, starts = np.empty((size, 3 * N + 3)), np.empty((size, N + 1), np.int64), np.empty(size, np.int64)
     for n in range(steps.shape[0]):
         key = stream_key(seed, stream, steps[n])
         draw_uniform(key, 0, uniform)
         _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, starts)
+        if fresh:
+            draw_normal(key, 1 << 32, means[1].shape[1] ** -0.5, means[1])
         _draw_exemplars(key, means[0], means[1], classes, numbers.epsilon, own[n])
         _lay_out(numbers.n_labels, shift, classes, starts, labels[n], tokens[n], correct[n])
 
@@ -227,9 +236,8 @@ def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
 @njit(nogil=True, cache=True)
 @no_type_check
 def _draw_exemplars(key, means, novel_means, classes, epsilon, exemplars):
-    """New μ for the novel classes, and (μ + ε η)/√(1 + ε²) for every item, with μ and η ~ N(0, 1/D)."""
+    """(μ + ε η)/√(1 + ε²) for every item, with η ~ N(0, 1/D)."""
     K, std = means.shape[0], means.shape[1] ** -0.5
-    draw_normal(key, 1 << 32, std, novel_means)
     if epsilon > 0:
         draw_normal(key, 2 << 32, epsilon * std, exemplars)
     else:

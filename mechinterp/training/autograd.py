@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechinterp.config import RunConfig
+from mechinterp.models.conventions import folded
 from mechinterp.models.functional import forward
 from mechinterp.tasks.base import Batch
 from mechinterp.training.interventions import Under
@@ -16,7 +17,7 @@ class AutogradEngine:
     name = "autograd"
 
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
-        self.device, self._training = device, config.training
+        self.device, self._config, self._training = device, config, config.training
         self.parameters = {
             name: value.detach().to(device, copy=True).requires_grad_() for name, value in parameters.items()
         }
@@ -38,7 +39,7 @@ class AutogradEngine:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter."""
         labels, hooks = batch.labels.to(self.device), under.hooks() if under else None
         inputs = batch.inputs.to(self.device, self.parameters["classifier.readout.W"].dtype)
-        logits, _ = forward(self.parameters, inputs, hooks, target_only=True)
+        logits, _ = forward(folded(self._config, self.parameters), inputs, hooks, target_only=True)
         loss = functional.cross_entropy(logits, labels)
         gradients = torch.autograd.grad(
             loss, list(self.parameters.values()), allow_unused=bool(hooks), materialize_grads=bool(hooks)

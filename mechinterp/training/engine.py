@@ -3,6 +3,7 @@
 | engine   | computes                                            | on                                   |
 |----------|-----------------------------------------------------|--------------------------------------|
 | fused    | two layers of one head (patterns may be clamped), the minimal induction head | CPU: gradients by hand |
+| folded   | the same networks by other conventions (`models.conventions`) | CPU: the fused engine and the chain rule |
 | captured | two layers of one head                              | CUDA: the whole step as one graph    |
 | autograd | every network, under all interventions               | both: autograd of a plain function   |
 | hooked   | every network                                       | both: autograd of the hooked model   |
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
+from mechinterp.models.conventions import plain
 from mechinterp.tasks.base import Batch
 from mechinterp.training.interventions import Under, acts_on_activations, only_clamps_patterns
 
@@ -55,7 +57,12 @@ def build_engine(
     if device == "cuda" and not torch.cuda.is_available():
         raise MechinterpError("torch finds no CUDA device; use --device cpu, or install torch's CUDA build")
     # Imported when needed: TransformerLens and compiled kernels take seconds.
+    conventional = plain(config) != config
     if name == "hooked":
+        if conventional:
+            raise MechinterpError(
+                "the hooked engine trains plain networks; use 'autograd' for this config's convention"
+            )
         from mechinterp.training.hooked import HookedEngine
 
         return HookedEngine(config, parameters, device)
@@ -67,13 +74,18 @@ def build_engine(
 
         return InductionHeadEngine(config, parameters)
     if by_hand and config.model.kind == "transformer":
-        if device == "cuda":
+        if device == "cuda" and not conventional:
             from mechinterp.training.captured import CapturedEngine
 
             return CapturedEngine(config, parameters, device)
-        from mechinterp.training.fused import FusedEngine
+        if device == "cpu" and conventional:
+            from mechinterp.training.folded import FoldedEngine
 
-        return FusedEngine(config, parameters)
+            return FoldedEngine(config, parameters)
+        if device == "cpu":
+            from mechinterp.training.fused import FusedEngine
+
+            return FusedEngine(config, parameters)
     from mechinterp.training.autograd import AutogradEngine
 
     return AutogradEngine(config, parameters, device)

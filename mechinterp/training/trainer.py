@@ -17,6 +17,7 @@ from mechinterp.training.engine import Device, Engine, build_engine
 from mechinterp.training.interventions import Interventions, noted
 from mechinterp.training.loop import RecentMean, advance, recorded_threads
 from mechinterp.training.replay import environment_changes, usable_device
+from mechinterp.training.stopping import StopRule
 
 
 def train(
@@ -31,7 +32,7 @@ def train(
     """Train the network of `config` and write its trajectory to `path`; returns the finished run.
 
     Pass `task` to train on a task of your own; the config then records only its name and shape. Training stops
-    early at the config's stop rule. On `device="cuda"` the same steps are taken on a GPU. A loss or weight that is
+    early at a stop rule of the config. On `device="cuda"` the same steps are taken on a GPU. A loss or weight that is
     not finite raises DivergedError; Ctrl-C raises KeyboardInterrupt; either way every checkpoint committed before is
     in the file, and `resume` goes on from there.
     """
@@ -48,7 +49,8 @@ def train(
     engine = build_engine(config, parameters, device=device)
     with RunWriter(path, config, overwrite=overwrite, engine=engine.name, device=engine.device) as writer:
         writer.append(0, engine.parameters, RecentMean().take())
-        _train(engine, trained_on, config, writer, range(config.training.steps), progress)
+        stop = StopRule(config, trained_on)
+        _train(engine, trained_on, config, writer, range(config.training.steps), stop, progress)
     return open_run(path, task=trained_on)
 
 
@@ -57,14 +59,15 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
 
     The same bits follow as in a run that never stopped, if the environment is the same. A file left behind by a
     killed writer is recovered: its committed checkpoints are copied to a new file, which replaces it. An `until`
-    beyond the configured end prolongs the run. A run that another process is writing is refused.
+    beyond the configured end prolongs the run, and no rule stops it before. A run that another process is writing is
+    refused.
     """
     run = open_run(path, task=task)
     if not run.file.steps:
         raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
     last, end = run.file.steps[-1], run.config.training.steps if until is None else until
-    limit = run.config.training.stop_accuracy
-    if until is None and limit is not None and run.file.metrics()["train_accuracy"].iloc[-1] >= limit:
+    stop = None if until is not None else StopRule(run.config, run.task)
+    if stop and stop.recall(run.file):
         if run.status != "running":
             raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
         end = last  # its writer was killed before it could say that it was done
@@ -81,7 +84,7 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         recorded_threads(run.environment),
         RunWriter(path, config, continues=run.file, last=last, engine=engine.name, device=device) as writer,
     ):
-        _train(engine, run.task, config, writer, range(last, end), progress)
+        _train(engine, run.task, config, writer, range(last, end), stop, progress)
         if until is not None and end < config.training.steps:
             writer.finish("interrupted")
     return open_run(path, task=run.task)
@@ -91,8 +94,16 @@ def _say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def _train(engine: Engine, task: Task, config: RunConfig, writer: RunWriter, steps: range, progress: bool) -> None:
-    """The updates `steps`, with a checkpoint at every scheduled step and at the last, up to the stop rule."""
+def _train(
+    engine: Engine,
+    task: Task,
+    config: RunConfig,
+    writer: RunWriter,
+    steps: range,
+    stop: StopRule | None,
+    progress: bool,
+) -> None:
+    """The updates `steps`, with a checkpoint at every scheduled step and at the last, unless a stop rule ends them."""
     scheduled, recent = {*config.checkpoints.schedule(config.training.steps), steps.stop}, RecentMean()
 
     def save(step: int) -> bool:
@@ -100,8 +111,7 @@ def _train(engine: Engine, task: Task, config: RunConfig, writer: RunWriter, ste
         metrics = recent.take()
         writer.append(step, engine.parameters, metrics)
         bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", accuracy=f"{metrics['train_accuracy']:.3f}")
-        limit = config.training.stop_accuracy
-        return limit is not None and metrics["train_accuracy"] >= limit
+        return stop is not None and stop.reached(step, engine.parameters, metrics)
 
     hidden = None if progress else True
     with tqdm(initial=steps.start, total=steps.stop, unit="step", disable=hidden, mininterval=0.5) as bar:

@@ -194,3 +194,20 @@ def test_unknown_evaluation_set():
 
 def test_the_task_is_a_task():
     assert isinstance(task(), mi.Task)
+
+
+def test_fixed_novel_classes_are_the_same_in_every_batch_of_training_only():
+    def means(batch) -> torch.Tensor:
+        """Contents of the items, without noise, in a set that two batches may share."""
+        return torch.unique((batch.inputs[:, ::2, 65:] * 1e4).round().flatten(0, 1), dim=0)
+
+    def shared(one, other) -> int:
+        return len(means(one)) + len(means(other)) - len(torch.unique(torch.cat([means(one), means(other)]), dim=0))
+
+    novel = {"epsilon": 0.0, "p_in_context": 1.0, "n_novel_classes": 64}
+    fixed, fresh = task(novel_classes="fixed", **novel), task(**novel)
+    assert shared(fixed.train_batch(0, 200), fixed.train_batch(1, 200)) == len(means(fixed.train_batch(0, 200))) == 64
+    assert shared(fresh.train_batch(0, 200), fresh.train_batch(1, 200)) == 0
+    assert shared(fixed.train_batch(0, 200), fixed.sample("icl", 200)) == 0
+    assert torch.equal(fixed.sample("icl", 50).inputs, fresh.sample("icl", 50).inputs)
+    assert torch.equal(fixed.train_batch(3, 50).token_labels, fresh.train_batch(3, 50).token_labels)

@@ -1,0 +1,74 @@
+"""A run ends where loss and accuracies have come to rest, and not before; resumed, it ends at the same step."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import mechinterp as mi
+from mechinterp.errors import ConfigError, MechinterpError
+from mechinterp.models.parameters import initial_parameters
+from mechinterp.models.transformer import build_model
+from mechinterp.training import resume
+from mechinterp.training.stopping import StopRule
+
+
+@pytest.fixture
+def config(tiny_config) -> mi.RunConfig:
+    return tiny_config.updated({"training.steps": 4_000, "training.stop_plateau": 40, "checkpoints.every": 10})
+
+
+def ends(config: mi.RunConfig, losses: list[float], weights=None) -> int | None:
+    """The first checkpoint, ten steps apart, at which the rule ends a run of these losses."""
+    rule, weights = StopRule(config, config.build_task()), weights or (lambda step: initial_parameters(config))
+    for number, loss in enumerate(losses):
+        step = 10 * number
+        if rule.reached(step, weights(step), {"train_loss": loss, "train_accuracy": 0.0}):
+            return step
+    return None
+
+
+def test_a_loss_at_rest_ends_a_run_after_the_window(config):
+    assert ends(config, [float("nan"), *[1.0] * 9]) == 40
+    falling = [2.0 - 0.1 * i for i in range(10)]
+    assert ends(config, [float("nan"), *falling, *[1.0] * 9]) == 140  # both halves, 110–120 and 130–140, are flat
+    slow = [2.0 - 0.004 * i for i in range(20)]  # 0.008 between the halves
+    assert ends(config, [float("nan"), *slow]) == 40
+    less_slow = [2.0 - 0.006 * i for i in range(20)]  # 0.012
+    assert ends(config, [float("nan"), *less_slow]) is None
+
+
+def test_an_accuracy_that_moves_keeps_a_run_going(config):
+    other = initial_parameters(config.updated({"seed": 9}))
+    initial = initial_parameters(config)
+    task = config.build_task()
+
+    def accuracy(weights: dict[str, torch.Tensor]) -> float:
+        batch = task.sample("icl", 500)
+        logits = build_model(config, weights)(batch.inputs)
+        return (logits.argmax(dim=-1) == batch.labels).double().mean().item()
+
+    assert abs(accuracy(other) - accuracy(initial)) > 0.02
+    assert ends(config, [1.0] * 10, lambda step: initial if step < 30 else other) == 60
+
+
+def test_a_run_that_is_cut_off_and_resumed_ends_where_it_would_have(config, tmp_path):
+    whole = mi.train(config, tmp_path / "whole.h5", progress=False)
+    last = whole.steps[-1]
+    assert (whole.status, last < 4_000, last >= 40) == ("complete", True, True)
+    cut = tmp_path / "cut.h5"
+    mi.train(config.updated({"training.steps": last - 20, "training.stop_plateau": None}), cut, progress=False)
+    with h5py.File(cut, "r+") as file:  # as if it had been trained by the same config, and been killed
+        file.attrs["config"] = np.bytes_(config.canonical_json().encode())
+        file["status"][0] = 0
+    resumed = resume(cut, progress=False)
+    assert resumed.steps == whole.steps
+    assert resumed.digest(last) == whole.digest(last)
+    with pytest.raises(MechinterpError, match=f"ended it at step {last}; go beyond with --until"):
+        resume(tmp_path / "whole.h5", progress=False)
+    assert resume(tmp_path / "whole.h5", until=last + 40, progress=False).steps[-1] == last + 40
+
+
+def test_checkpoints_too_far_apart_for_the_window_are_refused(config):
+    with pytest.raises(ConfigError, match=r"set checkpoints\.every to 20 or less"):
+        config.updated({"checkpoints.every": 21})

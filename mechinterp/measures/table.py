@@ -94,11 +94,12 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
     for evaluation, batch in batches.items():
         here = [column for column in columns if column.evaluation == evaluation]
         with torch.no_grad():
-            seen = _observe(run, weights, batch, {hook for column in here for hook in column.measure.hooks})
+            hooks = {hook for column in here for hook in column.measure.hooks}
+            seen = _observe(run, weights, batch, hooks)
             row |= {column.name: float(column.measure.compute(seen)) for column in here}
             if acts_on_activations(run.config):
                 if interventions.at(step, batch):
-                    seen = _forward(weights, batch, lambda part: interventions.at(step, part))
+                    seen = _forward(weights, batch, bool(hooks), lambda part: interventions.at(step, part))
                 clamped |= {
                     f"clamped_{column.name}": float(column.measure.compute(seen))
                     for column in here
@@ -110,19 +111,24 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
 def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]) -> Observation:
     """The model seen on a batch. Attention patterns come from the plain forward pass, any other hook from hooks."""
     if all(hook.endswith("attn.hook_pattern") for hook in hooks):
-        return _forward(weights, batch, lambda part: None)
+        return _forward(weights, batch, bool(hooks), lambda part: None)
     from mechinterp.models.transformer import build_model  # imports TransformerLens, which takes seconds
 
     logits, cache = build_model(plain(run.config), weights).run_with_cache(batch.inputs, names_filter=list(hooks))
     return Observation(batch, logits, cache.cache_dict)
 
 
-def _forward(weights: dict[str, Tensor], batch: Batch, under: Callable[[Batch], Under | None]) -> Observation:
-    """Logits and attention patterns, by the plain forward pass, under interventions on each part of the batch."""
+def _forward(
+    weights: dict[str, Tensor], batch: Batch, patterns_too: bool, under: Callable[[Batch], Under | None]
+) -> Observation:
+    """Logits and attention patterns, by the plain forward pass, under interventions on each part of the batch.
+
+    Where nobody asks for patterns, the last layer's queries are the target's alone, which saves a third.
+    """
     seen = []
     for part in batch.split(_PART):
         acting = under(part)
-        seen.append(forward(weights, part.inputs, acting.hooks() if acting else None))
+        seen.append(forward(weights, part.inputs, acting.hooks() if acting else None, target_only=not patterns_too))
     logits, patterns = zip(*seen, strict=True)
     return Observation(
         batch, torch.cat(logits), {name: torch.cat([each[name] for each in patterns]) for name in patterns[0]}

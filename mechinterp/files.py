@@ -1,5 +1,6 @@
 """Files and folders that users name: what goes wrong with them is one clear line."""
 
+import math
 import os
 import tomllib
 from pathlib import Path
@@ -51,3 +52,12 @@ def replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def plain_json(value: Any) -> Any:
+    """The value for JSON, which knows no numbers that are not finite: they become null."""
+    if isinstance(value, dict):
+        return {key: plain_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,6 @@ trained again, and a measured one not measured again.
 """
 
 import json
-import math
 import os
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
 from mechinterp.errors import BusyError, MechinterpError, RunFileError
-from mechinterp.files import replace_text
+from mechinterp.files import plain_json, replace_text
 from mechinterp.measures import measure
 from mechinterp.store import Run, open_run
 from mechinterp.studies.study import DEFAULT_MEASURES
@@ -76,7 +75,7 @@ def do(job: Job) -> dict[str, Any]:
         },
         "final": finals,
     }
-    outcome = _plain(outcome)
+    outcome = plain_json(outcome)
     replace_text(folder / f"{job['id']}.json", json.dumps(outcome))
     return outcome
 
@@ -105,13 +104,6 @@ def _trained(config: RunConfig, path: Path) -> Run:
             return run if run.status == "complete" else resume(path, progress=False)
         except BusyError:
             time.sleep(0.5)
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _leave_with_giver() -> None:

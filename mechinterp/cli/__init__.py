@@ -1,0 +1,122 @@
+"""The command line. Each command is a dataclass: its fields are the options, `execute` does the work.
+
+Nothing heavy is imported before a command runs, so that help is instant. A user's error is one line on standard
+error and exit code 2.
+"""
+
+import os
+import re
+import sys
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Annotated, Any, Union
+
+import tyro
+from pydantic import ValidationError
+
+from mechinterp.cli.analyses import Ablate, Circuit, Emergence, Evidence, Measure, Patch, Paths, Qkov
+from mechinterp.cli.report import Report
+from mechinterp.cli.runs import Info, Replay, Resume, Run, Train, Verify
+from mechinterp.cli.study import Study
+from mechinterp.config import RunConfig, explain
+from mechinterp.errors import ConfigError, MechinterpError
+
+_COMMANDS: dict[str, type] = {
+    "run": Run,
+    "train": Train,
+    "resume": Resume,
+    "replay": Replay,
+    "verify": Verify,
+    "info": Info,
+    "measure": Measure,
+    "emergence": Emergence,
+    "patch": Patch,
+    "paths": Paths,
+    "ablate": Ablate,
+    "qkov": Qkov,
+    "evidence": Evidence,
+    "circuit": Circuit,
+    "report": Report,
+    "study": Study,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    0, 1 (a file fails to verify, or a run of a study failed), 2 (a user's error) or 130 (Ctrl-C).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+
+    try:
+        base = _base_config(arguments)
+    except MechinterpError as error:
+        return _fail(error)
+    commands = []
+    for name, command in _COMMANDS.items():
+        default: dict[str, Any] = {"default": command(settings=base)} if issubclass(command, Train) else {}
+        commands.append(Annotated[command, tyro.conf.subcommand(name, **default)])
+    about = "When, how and why does a circuit form in a small attention network?"
+    union = Union[tuple(commands)]  # noqa: UP007  (made at run time)
+    return run_command(union, arguments, prog="mechinterp", description=about)
+
+
+def run_command(command: Any, arguments: list[str] | None = None, **options: Any) -> int:
+    """Parse `arguments` into a command, or one of a union of commands, and execute it.
+
+    Every error of the user, tyro's boxed complaints included, becomes one line and exit code 2.
+    """
+    try:
+        return _parse(command, arguments, options).execute() or 0
+    except MechinterpError as error:
+        return _fail(error)
+    except ValidationError as error:
+        return _fail(ConfigError(f"config: {explain(error)}"))
+    except MemoryError as error:
+        return _fail(MechinterpError(f"out of memory ({error}); lower the sizes"))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has left
+        return 0
+    except KeyboardInterrupt:
+        print("mechinterp: interrupted; every checkpoint written so far is kept", file=sys.stderr)
+        return 130
+
+
+def _fail(error: MechinterpError) -> int:
+    print(f"mechinterp: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def _parse(command: Any, arguments: list[str] | None, options: dict[str, Any]) -> Any:
+    complaint = StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(command, args=arguments, **options)
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        raise MechinterpError(_one_line(complaint.getvalue())) from None
+
+
+def _base_config(arguments: list[str]) -> RunConfig:
+    """The config that --config or --preset names; the other options then override it."""
+    named = {argument.partition("=")[0] for argument in arguments}
+    if {"--config", "--preset"} <= named:
+        raise MechinterpError("--config and --preset are both given; start from one of them")
+    for option, load in (("--config", RunConfig.from_toml), ("--preset", RunConfig.preset)):
+        for index, argument in enumerate(arguments):
+            name, has_value, value = argument.partition("=")
+            if name == option and (has_value or index + 1 < len(arguments)):
+                return load(value if has_value else arguments[index + 1])
+    return RunConfig.preset("reddy2023-fast")
+
+
+def _one_line(box: str) -> str:
+    """The sentence inside one of tyro's boxes, without the frame, pydantic's references and the parser's own names."""
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
+    text = re.sub(r"\[type=.*?\] For further information visit \S+( v/\S+)?", "", text)
+    text = re.sub(r"Error parsing \S*?settings\.?(\S*): \d+ validation errors? for \w+", r"\1:", text)
+    text = re.sub(r"^(Parsing|Value|Validation|Unrecognized|Invalid) (error|options|choice|value)s?:? ", "", text)
+    text = re.sub(r"Perhaps you meant: (\S+).*", r"is unknown; did you mean \1?", text)
+    text = re.sub(r" (For full helptext|Argument helptext|Arguments similar to|See ).*", "", text)
+    return text.replace("Value error, ", "").replace("Error parsing ", "").strip()

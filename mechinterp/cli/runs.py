@@ -1,0 +1,168 @@
+"""Commands that make runs and look after their files."""
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mechinterp.cli.common import Json, RunPath, Settings, print_result, sentence
+from mechinterp.errors import MechinterpError
+
+
+@dataclass
+class Train:
+    """Train a network and write its trajectory."""
+
+    settings: Settings
+    preset: Literal["reddy2023", "reddy2023-fast", "reddy2023-minimal"] = "reddy2023-fast"
+    """The config to start from."""
+    config: Path | None = None
+    """A TOML file to start from, instead of a preset."""
+    out: Path | None = None
+    """Where the run file goes; by default checkpoints/PRESET-seedS.h5."""
+    overwrite: bool = False
+    """Replace the run file if it exists."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network is trained."""
+    json: Json = False
+
+    def execute(self) -> None:
+        run = self.train()
+        summary = {
+            "run": str(run.path),
+            "status": run.status,
+            "steps": run.steps[-1],
+            "engine": run.environment["engine"],
+        }
+        print_result(summary, self.json, f"trained {run.steps[-1]} steps ({summary['engine']} engine): {run.path}")
+
+    def train(self):
+        from mechinterp.training import train
+
+        return train(self.settings, self.run_path(), device=self.device, overwrite=self.overwrite)
+
+    def run_path(self) -> Path:
+        """Where the run file goes."""
+        name = self.config.stem if self.config else self.preset
+        return self.out or Path("checkpoints") / f"{name}-seed{self.settings.seed}.h5"
+
+
+@dataclass
+class Run(Train):
+    """The main job: train, measure every checkpoint, locate the emergence, write the report."""
+
+    measure: str = "icl_accuracy"
+    """The measure whose transition is the result."""
+
+    def execute(self) -> None:
+        from mechinterp.emergence import locate_or_say_why
+        from mechinterp.measures import columns_for, measure
+        from mechinterp.report import write_report
+        from mechinterp.store.writer import require_writable
+
+        columns_for(self.settings.build_task(), self.settings.model.n_layers, [self.measure])
+        out = self.run_path()
+        csv, report = out.with_suffix(".csv"), out.with_suffix(".html")
+        for path in (csv, report):
+            if path == out:
+                raise MechinterpError(f"{out}: the table and the report go to {csv.name} and {report.name}; use .h5")
+            require_writable(path, self.overwrite)
+        run = self.train()
+        table = measure(run, progress=True)
+        found = locate_or_say_why(table[self.measure])
+        write_report(run, table, report, measure=self.measure, progress=True)
+        table.to_csv(csv)
+        result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
+        print_result(result | found.to_dict(), self.json, f"{sentence(self.measure, found)}\nreport: {report}")
+
+
+@dataclass
+class Resume:
+    """Go on with a run from its last checkpoint; a file that a killed writer left behind is recovered."""
+
+    run: RunPath
+    until: int | None = None
+    """The step to stop at; by default the configured end. Beyond it, the run is prolonged."""
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.training import resume
+
+        run = resume(self.run, until=self.until)
+        summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1]}
+        print_result(summary, self.json, f"trained to step {run.steps[-1]}: {run.path}")
+
+
+@dataclass
+class Replay:
+    """Rebuild steps between the saved ones, prove them at the next checkpoint, and keep them beside the run."""
+
+    run: RunPath
+    start: Annotated[int | None, tyro.conf.arg(name="from")] = None
+    """First step; by default the first saved one."""
+    stop: Annotated[int | None, tyro.conf.arg(name="to")] = None
+    """Last step; by default the last saved one."""
+    every: int = 10
+    """Distance of the rebuilt steps."""
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.store import open_run
+
+        run = open_run(self.run)
+        proof = run.densify(start=self.start, stop=self.stop, every=self.every, progress=True)
+        rebuilt = [step for step in run.steps if step not in set(run.file.steps)]
+        result = {
+            "run": str(run.path),
+            "side_file": str(run.dense_path),
+            "exact": proof.exact,
+            "deviation": proof.deviation,
+            "checked": list(proof.checked),
+            "digests": {str(step): run.digest(step) for step in rebuilt},
+        }
+        print_result(result, self.json, f"{proof}\n{len(rebuilt)} rebuilt steps are in {run.dense_path}")
+
+
+@dataclass
+class Verify:
+    """Check a run file: format, checksums, digests, and the replay of an interval. Exit code 1 if anything is off."""
+
+    run: RunPath
+    interval: int | None = None
+    """The saved step whose interval to the next is replayed; by default one chosen at random."""
+    json: Json = False
+
+    def execute(self) -> int:
+        from mechinterp.store.verify import verify
+
+        found = verify(self.run, interval=self.interval)
+        print_result(found.to_dict(), self.json, str(found))
+        return 0 if found.sound else 1
+
+
+@dataclass
+class Info:
+    """Show a run's config, saved steps and the digest of each checkpoint's weights."""
+
+    run: RunPath
+    json: Json = False
+
+    def execute(self) -> None:
+        from mechinterp.store import open_run
+
+        run = open_run(self.run)
+        steps = run.steps
+        facts: dict[str, Any] = {
+            "run": str(run.path),
+            "status": run.status,
+            "created": run.created,
+            "environment": run.environment,
+            "config": json_module.loads(run.config.canonical_json()),
+            "steps": steps,
+            "digests": {str(step): run.digest(step) for step in steps},
+        }
+        lines = [f"{name:12} {value}" for name, value in facts.items() if name not in ("steps", "digests")]
+        lines += [f"step {step:>8,}  {facts['digests'][str(step)]}" for step in steps]
+        print_result(facts, self.json, "\n".join(lines))

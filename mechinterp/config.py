@@ -352,6 +352,16 @@ class RunConfig(Section):
         """The config as JSON with sorted keys and no blanks: equal configs give equal text."""
         return json.dumps(_positive_zeros(self.model_dump(mode="json")), sort_keys=True, separators=(",", ":"))
 
+    def distinguishing_json(self) -> str:
+        """The kinds, and whatever differs from their defaults, as canonical JSON: what names a run.
+
+        A setting that a later version adds does not rename the runs that were made without it.
+        """
+        values: dict[str, Any] = {"seed": self.seed, "interventions": [_distinguishing(i) for i in self.interventions]}
+        sections = (self.task, self.model, self.training, self.checkpoints)
+        named = zip(("task", "model", "training", "checkpoints"), map(_distinguishing, sections), strict=True)
+        return json.dumps(_positive_zeros(values | dict(named)), sort_keys=True, separators=(",", ":"))
+
     def build_task(self) -> "ItemLabelTask":
         """The task of this run, seeded with the run's seed."""
         from mechinterp.tasks import ItemLabelTask
@@ -385,6 +395,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Presets, as values that differ from the defaults. Figures 3, 4 and 6a of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1."""
+
+
+def _distinguishing(section: Section) -> dict[str, Any]:
+    kind = {"kind": getattr(section, "kind")} if hasattr(section, "kind") else {}  # noqa: B009
+    return section.model_dump(mode="json", exclude_defaults=True) | kind
 
 
 def _positive_zeros(value: Any) -> Any:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from mechinterp.cli.analyses import Ablate, Circuit, Emergence, Evidence, Measure, Patch, Paths, Qkov
 from mechinterp.cli.report import Report
 from mechinterp.cli.runs import Info, Replay, Resume, Run, Train, Verify
-from mechinterp.cli.study import Study
+from mechinterp.cli.study import Study, StudyCollect, StudyResume, StudyStatus
 from mechinterp.config import RunConfig, explain
 from mechinterp.errors import ConfigError, MechinterpError
 
@@ -38,6 +38,9 @@ _COMMANDS: dict[str, type] = {
     "circuit": Circuit,
     "report": Report,
     "study": Study,
+    "study status": StudyStatus,
+    "study resume": StudyResume,
+    "study collect": StudyCollect,
 }
 
 
@@ -46,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     0, 1 (a file fails to verify, or a run of a study failed), 2 (a user's error) or 130 (Ctrl-C).
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if " ".join(arguments[:2]) in _COMMANDS:  # a command of two words
+        arguments[:2] = ["-".join(arguments[:2])]
 
     try:
         base = _base_config(arguments)
@@ -55,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = []
     for name, command in _COMMANDS.items():
         default: dict[str, Any] = {"default": command(settings=base)} if issubclass(command, Train) else {}
-        commands.append(Annotated[command, tyro.conf.subcommand(name, **default)])
+        commands.append(Annotated[command, tyro.conf.subcommand(name.replace(" ", "-"), **default)])
     about = "When, how and why does a circuit form in a small attention network?"
     union = Union[tuple(commands)]  # noqa: UP007  (made at run time)
     return run_command(union, arguments, prog="mechinterp", description=about)

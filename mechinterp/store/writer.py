@@ -13,7 +13,7 @@ import os
 import resource
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ class RunWriter:
 
     A new file, unless it `continues` another: then that file's committed checkpoints are copied first, and the new
     file takes its place; its `last` step must still be the last one when this writer has claimed it, else BusyError.
+    With `only`, no other steps are copied.
     `created` overrides the date, for a side file, which has its run's. A file that is not
     `live` appears only when it is complete.
     """
@@ -48,6 +49,7 @@ class RunWriter:
         overwrite: bool = False,
         continues: RunFile | None = None,
         last: int | None = None,
+        only: Collection[int] | None = None,
         engine: str = "",
         device: str = "cpu",
         created: str | None = None,
@@ -77,7 +79,7 @@ class RunWriter:
                 environments[str(continues.steps[-1] if continues else 0)] = now
             self._create(config, environments, about or datetime.now(UTC).isoformat(timespec="microseconds"))
             if continues:
-                self._copy(continues)
+                self._copy(continues, continues.steps if only is None else only)
         except BaseException:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
@@ -108,10 +110,10 @@ class RunWriter:
         self._file.create_dataset("status", data=np.zeros(1, "<i8"))
         self._file.swmr_mode = True
 
-    def _copy(self, source: RunFile) -> None:
-        """Take over the committed checkpoints of a file, and its place."""
+    def _copy(self, source: RunFile, steps: Collection[int]) -> None:
+        """Take over committed checkpoints of a file, and its place."""
         metrics = source.metrics()
-        for step in source.steps:
+        for step in steps:
             weights = source.weights(step)
             if digest(weights).hex() != source.digest(step):
                 raise RunFileError(
@@ -207,6 +209,16 @@ class RunWriter:
         else:
             with contextlib.suppress(OSError, RuntimeError):  # the first error is the one to show
                 self.finish("diverged" if isinstance(error, DivergedError) else "failed")
+
+
+def keep_last(path: Path) -> None:
+    """Leave a complete run its last checkpoint only. A file that has no other is not touched."""
+    file = RunFile(path)
+    if len(file.steps) > 1:
+        last = file.steps[-1]
+        environment = file.environment
+        with RunWriter(path, file.config, continues=file, last=last, only=[last], engine=environment.get("engine", "")):
+            pass  # copied is all that it is
 
 
 def require_unwritten(path: Path) -> None:

@@ -1,20 +1,15 @@
-"""Carry a study out on any `concurrent.futures.Executor`: one process per run.
+"""Carry a study out on any `concurrent.futures.Executor`, each worker with a process that does its runs.
 
 A run computes on one thread, and another draws its batches ahead. It is done once, whatever happens: what is finished
 is found by its id, what was interrupted is resumed to the same bits, and what failed is recorded and left until a retry
-is asked for. So the same study gives the same bits on one worker, on several, and on a cluster.
+is asked for. So the same study gives the same bits on one worker, on several, and on a cluster. Nothing here imports
+torch: only workers do.
 """
 
-import json
 import os
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +17,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError
-from mechinterp.files import make_folder, replace_text
-from mechinterp.measures import columns_for
+from mechinterp.files import make_folder
+from mechinterp.studies import processes
+from mechinterp.studies.cost import estimate
+from mechinterp.studies.jobs import Job, jobs_of
+from mechinterp.studies.outcomes import Outcomes, forget_failure, write_failure
 from mechinterp.studies.study import Study, StudyRun
-from mechinterp.studies.worker import GONE, Job, is_done
-from mechinterp.training.interventions import noted
 
-_CHILDREN: set[subprocess.Popen] = set()
-_STOPPING = threading.Event()
 _LOCATED = ("transition", "step", "low", "high", "width", "before", "after")
 _COLUMNS = ("variant", "seed", "run", "status", "error", *_LOCATED)
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 
 def run_study(
@@ -52,24 +45,38 @@ def run_study(
     """
     if workers is not None and workers < 1:
         raise MechinterpError(f"workers is {workers}; at least one is needed")
-    jobs = _jobs(study, Path(folder))
-    make_folder(Path(folder))
-    todo = {id: job for id, job in jobs.items() if not is_done(job) and (retry or not _failure_path(job).exists())}
-    pool = executor or ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="study")
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=None if progress else True)
+    jobs = {job["id"]: job for _, job in jobs_of(study, Path(folder))}  # equal configs are one run
+    outcomes = Outcomes(Path(folder))
+    todo = [job for job in jobs.values() if not outcomes.of(job) and (retry or outcomes.error(job) is None)]
+    if todo:
+        workers = workers or os.cpu_count() or 1
+        hidden = None if progress else True
+        try:
+            processes.begin()
+            _check(study)
+            make_folder(Path(folder))
+            if progress:
+                print(estimate(study, outcomes, folder, clocked=True, retry=retry).on(workers), file=sys.stderr)
+            with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=hidden) as bar:
+                _carry_all_out(study, todo, workers, executor, bar)
+        finally:
+            processes.end()
+    return study_table(study, folder)
+
+
+def _carry_all_out(study: Study, todo: list[Job], workers: int, executor: Executor | None, bar: tqdm) -> None:
+    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="study")
     lost: list[BaseException] = []
-    _STOPPING.clear()
-    futures = [pool.submit(carry_out, job) for job in todo.values()]
+    futures = [pool.submit(carry_out, job) for job in todo]
     try:
         for future in as_completed(futures):
             if error := future.exception():
                 lost.append(error)
             bar.update()
     except BaseException:
-        _stop(futures)
+        _cancel(futures)
         raise
     finally:
-        bar.close()
         if executor is None:
             pool.shutdown(cancel_futures=True)
     if lost:
@@ -77,7 +84,6 @@ def run_study(
             f"study {study.name}: {len(lost)} runs were lost with their workers ({type(lost[0]).__name__}: {lost[0]});"
             " carry it out again: what is finished is kept, and the others are resumed"
         )
-    return study_table(study, folder)
 
 
 def carry_out(job: Job) -> str | None:
@@ -86,52 +92,45 @@ def carry_out(job: Job) -> str | None:
     This is what an executor's worker calls. Should that worker be killed, the process ends with it. A process that is
     told to end has not failed: nothing is recorded, and the next one resumes its run.
     """
-    if _STOPPING.is_set():
-        return "the study was stopped"
-    failure = _failure_path(job)
-    failure.unlink(missing_ok=True)
-    with subprocess.Popen(
-        [sys.executable, "-m", "mechinterp.studies.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | _ONE_THREAD,
-        cwd=job["cwd"],
-    ) as process:
-        _CHILDREN.add(process)
-        try:
-            assert process.stdin is not None
-            assert process.stderr is not None
-            with suppress(BrokenPipeError):  # it has ended already, and says why
-                process.stdin.write(json.dumps(job) + "\n")
-                process.stdin.flush()
-            said, code = process.stderr.read(), process.wait()
-        finally:
-            process.kill()
-            _CHILDREN.discard(process)
-    if code == 0:
-        failure.unlink(missing_ok=True)
-        return None
-    if code in (GONE, 130, -signal.SIGTERM, -signal.SIGINT):
-        return "its process was told to end"
-    if code < 0:
-        why = f"its process was ended by signal {-code}"
-    else:
-        why = said.strip().splitlines()[-1] if said.strip() else f"its process ended with exit code {code}"
-    replace_text(failure, json.dumps({"error": why, "output": said[-10_000:]}))
-    return why
+    forget_failure(job)
+    reply = processes.ask({"what": "do", "job": job, "cwd": job["cwd"]})
+    error = reply["error"]
+    if error is not None and not reply.get("told_to_end"):
+        write_failure(job, error, reply["output"])
+    return error
+
+
+def begun(study: Study, folder: str | Path) -> bool:
+    """Whether anything of a study is in the folder."""
+    outcomes = Outcomes(Path(folder))
+    jobs = [job for _, job in jobs_of(study, Path(folder))]
+    return any(outcomes.begun(job) or outcomes.of(job) or outcomes.error(job) for job in jobs)
+
+
+def progress(study: Study, outcomes: Outcomes, folder: str | Path) -> pd.DataFrame:
+    """How many runs of each variant are ``done``, ``failed``, ``begun`` (there is a run file) and ``not begun``."""
+    counts = {variant: dict.fromkeys(("done", "failed", "begun", "not begun"), 0) for variant in study.variants}
+    for each, job in jobs_of(study, Path(folder)):
+        if outcomes.of(job):
+            state = "done"
+        elif outcomes.error(job):
+            state = "failed"
+        else:
+            state = "begun" if outcomes.begun(job) else "not begun"
+        counts[each.variant][state] += 1
+    return pd.DataFrame.from_dict(counts, orient="index").rename_axis("variant")
 
 
 def study_table(study: Study, folder: str | Path = "checkpoints/studies") -> pd.DataFrame:
-    """What is known of a study's runs, one row per variant and seed.
+    """What is known of a study's runs, one row per variant and seed; from the folder's index, no run file is opened.
 
     Columns: ``variant``, ``seed``, ``run`` (its id), ``status`` (done, failed, or not done), ``error``; of the main
     measure ``transition``, ``step``, ``low``, ``high``, ``width``, ``before``, ``after``; of every other measure m its
     ``{m}_step`` and ``{m}_lag`` (its step minus the main one's; negative: earlier); and accuracies and losses at the
     end, released (``final_icl_accuracy``, …) and, under interventions, clamped (``final_clamped_icl_accuracy``, …).
     """
-    rows = [_row(each, job, study) for each, job in _runs_and_jobs(study, Path(folder))]
+    outcomes = Outcomes(Path(folder))
+    rows = [_row(each, job, study, outcomes) for each, job in jobs_of(study, Path(folder))]
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
 
 
@@ -171,77 +170,57 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
 def measured(study: Study, folder: str | Path = "checkpoints/studies") -> dict[tuple[str, int], pd.DataFrame]:
     """The progress measures of every run that is done, step × measure, by variant and seed."""
+    outcomes = Outcomes(Path(folder))
     return {
         (each.variant, each.seed): pd.read_csv(Path(folder) / f"{job['id']}.csv", index_col="step")
-        for each, job in _runs_and_jobs(study, Path(folder))
-        if is_done(job)
+        for each, job in jobs_of(study, Path(folder))
+        if outcomes.of(job)
     }
 
 
-def _runs_and_jobs(study: Study, folder: Path) -> list[tuple[StudyRun, Job]]:
-    """Every run with its job. What is grafted is part of a run, so its weights' digest is part of the id."""
-    runs = [replace(each, config=noted(each.config)) for each in study.runs]
-    return [
-        (
-            each,
-            Job(
-                folder=str(folder.resolve()),
-                id=each.id,
-                config=each.config.model_dump(mode="json"),
-                measures=list(study.measures),
-                cwd=os.getcwd(),
-            ),
-        )
-        for each in runs
-    ]
+def _check(study: Study) -> None:
+    """Refuse a study of which some variant cannot be trained and measured, before anything starts."""
+    for variant, config in study.variants.items():
+        error = None
+        if own := _own_measures(study):
+            error = f"workers do not know your measure {own[0]!r}; take it afterwards, with mi.measure"
+        elif config.task.kind == "custom":
+            error = "its task is your own, which a worker cannot make from a config; train it in Python"
+        else:
+            asked = {"config": config.model_dump(mode="json"), "measures": list(study.measures)}
+            error = processes.ask({"what": "check", **asked, "cwd": os.getcwd()})["error"]
+        if error:
+            raise MechinterpError(f"study {study.name}: variant {variant!r}: {error}")
 
 
-def _jobs(study: Study, folder: Path) -> dict[str, Job]:
-    """The jobs by id, validated: equal configs are one run."""
-    for each in study.runs:
-        try:
-            if each.config.task.kind == "custom":
-                raise MechinterpError(
-                    "its task is your own, which a worker cannot make from a config; train it in Python"
-                )
-            noted(each.config)
-            names = [name.removeprefix("clamped_") for name in study.measures]
-            for column in columns_for(each.config.build_task(), each.config.model.n_layers, names):
-                if not column.measure.compute.__module__.startswith("mechinterp."):
-                    raise MechinterpError(
-                        f"workers do not know your measure {column.name!r}; take it afterwards, with mi.measure"
-                    )
-        except MechinterpError as error:
-            raise MechinterpError(f"study {study.name}: variant {each.variant!r}: {error}") from None
-    return {job["id"]: job for _, job in _runs_and_jobs(study, folder)}
+def _own_measures(study: Study) -> list[str]:
+    """Those of the study's measures that the user has registered in this process."""
+    base = sys.modules.get("mechinterp.measures.base")  # nothing is registered where it was not imported
+    known = {} if base is None else base.MEASURES
+    own = [name for name, each in known.items() if not each.compute.__module__.startswith("mechinterp.")]
+    return [name for name in study.measures if any(name.removeprefix("clamped_").endswith(each) for each in own)]
 
 
-def _row(run: StudyRun, job: Job, study: Study) -> dict[str, Any]:
+def _row(run: StudyRun, job: Job, study: Study, outcomes: Outcomes) -> dict[str, Any]:
     row: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "run": job["id"]}
-    outcome = is_done(job)
+    outcome = outcomes.of(job)
     if outcome is None:
-        failed = _failure_path(job)
-        error = json.loads(failed.read_text(encoding="utf-8"))["error"] if failed.exists() else None
+        error = outcomes.error(job)
         return row | {"status": "failed" if error else "not done", "error": error}
     main, *others = study.measures
-    transitions: Mapping[str, Mapping[str, Any]] = outcome["transitions"]
     row |= {"status": "done", "error": None}
-    row |= {name: transitions[main][name] for name in _LOCATED}
+    row |= {name: outcome.get(f"{main}.{name}") for name in _LOCATED}
     for name in others:
-        step = transitions[name]["step"]
+        step = outcome.get(f"{name}.step")
         row[f"{name}_step"] = step
         row[f"{name}_lag"] = None if step is None or row["step"] is None else step - row["step"]
-    return row | {f"final_{name}": value for name, value in outcome["final"].items()}
+    finals = [name for name in outcome if name.startswith("final.")]
+    finals.sort(key=lambda name: ("clamped_" in name, name.endswith("_loss"), name))
+    return row | {name.replace(".", "_", 1): outcome[name] for name in finals}
 
 
-def _failure_path(job: Job) -> Path:
-    return Path(job["folder"]) / f"{job['id']}.failed.json"
-
-
-def _stop(futures: Iterable[Future]) -> None:
+def _cancel(futures: Iterable[Future]) -> None:
     """No further run is begun here, and those that run here end; what they have written is kept."""
-    _STOPPING.set()
+    processes.stop()
     for future in futures:
         future.cancel()
-    for process in list(_CHILDREN):
-        process.terminate()

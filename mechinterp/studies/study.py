@@ -12,17 +12,26 @@ checkpoints.every = 50
 [variants.copying]                        # what differs from the base
 interventions = [{ kind = "copy" }]
 
+[grids.classes]                           # every combination of listed values is a variant,
+task.n_classes = [128, 512, 2048]         # "classes n_classes=128 burstiness=1" and so on
+task.burstiness = [1, 2]
+
 [paper_scale]                             # what --paper-scale changes, in all variants; also preset and seeds
 training.steps = 60_000
 variants.copying.training.steps = 20_000  # or in one
+
+With `keep = "last"`, runs that are done and measured keep their last checkpoint only.
 """
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -34,6 +43,10 @@ from mechinterp.section import Section
 DEFAULT_MEASURES = ("icl_accuracy", "cla", "tla2", "ila1", "tila2")
 
 
+Keep = Literal["all", "last"]
+"""Which checkpoints are kept of a run that is done."""
+
+
 @dataclass(frozen=True)
 class StudyRun:
     """One run of a study."""
@@ -42,10 +55,10 @@ class StudyRun:
     seed: int
     config: RunConfig
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """The first 16 digits of the SHA-256 of the config: what is configured alike is the same run."""
-        return hashlib.sha256(self.config.canonical_json().encode()).hexdigest()[:16]
+        """The first 16 digits of the SHA-256 of what the config sets: what is configured alike is the same run."""
+        return hashlib.sha256(self.config.distinguishing_json().encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -60,26 +73,44 @@ class Study:
     """The seeds that every variant is trained with."""
     measures: Sequence[str] = DEFAULT_MEASURES
     """Measures whose transitions are located; the first is the main one."""
+    keep: Keep = "all"
+    """Which checkpoints are kept of a run that is done; with "last", its measured curves and its last weights."""
 
     def __post_init__(self) -> None:
         for what in ("variants", "seeds", "measures"):
             values = list(getattr(self, what))
             if not values:
                 raise ConfigError(f"study {self.name}: {what} is empty; name at least one")
-            if twice := [each for each in values if values.count(each) > 1]:
+            if twice := [each for each, count in Counter(values).items() if count > 1]:
                 raise ConfigError(f"study {self.name}: {what} names {twice[0]!r} twice; remove one")
         if not re.fullmatch(r"\w[\w.=+ -]*", self.name):
             raise ConfigError(f"study {self.name!r}: the name becomes that of files; use letters, digits, _ and -")
-        _ = self.runs  # seeds are validated
+        for seed in self.seeds:
+            next(iter(self.variants.values())).updated({"seed": seed})  # is refused unless it is one
 
-    @property
+    @cached_property
     def runs(self) -> list[StudyRun]:
-        """Every run: variants × seeds."""
+        """Every run: variants × seeds. What is grafted is part of a run, so the digest of its weights is noted."""
         return [
             StudyRun(variant, seed, config.updated({"seed": seed}))
-            for variant, config in self.variants.items()
+            for variant, config in self._noted.items()
             for seed in self.seeds
         ]
+
+    @property
+    def _noted(self) -> dict[str, RunConfig]:
+        """The variants with the digests of what they graft."""
+        if not any(each.kind == "graft" for config in self.variants.values() for each in config.interventions):
+            return dict(self.variants)
+        from mechinterp.training.interventions import noted  # imports torch
+
+        found = {}
+        for variant, config in self.variants.items():
+            try:
+                found[variant] = noted(config)
+            except MechinterpError as error:
+                raise ConfigError(f"study {self.name}: variant {variant!r}: {error}") from None
+        return found
 
     @classmethod
     def of(
@@ -89,6 +120,7 @@ class Study:
         variants: Mapping[str, Mapping[str, Any]],
         seeds: Sequence[int] = (0, 1, 2),
         measures: Sequence[str] = DEFAULT_MEASURES,
+        keep: Keep = "all",
     ) -> "Study":
         """A study from a base config and each variant's changes to it, as `RunConfig.updated` takes them."""
         configs = {}
@@ -99,7 +131,7 @@ class Study:
                 configs[variant] = base.updated(changes)
             except ConfigError as error:
                 raise ConfigError(f"study {name}: variant {variant!r}: {error}") from None
-        return cls(name, configs, tuple(seeds), tuple(measures))
+        return cls(name, configs, tuple(seeds), tuple(measures), keep)
 
     @classmethod
     def from_toml(cls, path: str | Path, *, paper_scale: bool = False) -> "Study":
@@ -121,6 +153,8 @@ class Study:
         if paper_scale and not file.paper_scale:
             raise ConfigError("has no section [paper_scale]; leave --paper-scale out")
         variants = {variant: flat(changes) for variant, changes in file.variants.items()}
+        for grid, values in file.grids.items():
+            variants |= _combinations(grid, flat(values))
         base, preset, config, seeds = flat(file.base), file.preset, file.config, file.seeds
         if paper_scale:
             if larger.preset or larger.config:
@@ -134,7 +168,7 @@ class Study:
         if preset and config:
             raise ConfigError("has a preset and a config; start from one of them")
         start = RunConfig.from_toml(path.parent / config) if config else RunConfig.preset(preset or "reddy2023-fast")
-        return cls.of(file.name or path.stem, start.updated(base), variants, seeds, file.measures)
+        return cls.of(file.name or path.stem, start.updated(base), variants, seeds, file.measures, file.keep)
 
 
 class _Larger(Section):
@@ -156,7 +190,9 @@ class _File(Section):
     seeds: Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False)] = (0, 1, 2)
     measures: Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(strict=False)] = DEFAULT_MEASURES
     base: dict[str, Any] = Field(default_factory=dict)
-    variants: dict[str, dict[str, Any]]
+    keep: Keep = "all"
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grids: dict[str, dict[str, Any]] = Field(default_factory=dict)
     paper_scale: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -171,6 +207,21 @@ def _validated(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
+
+
+def _combinations(grid: str, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The variants of a grid: every combination of its lists, and in all of them whatever is no list."""
+    listed = {key: each for key, each in values.items() if isinstance(each, list)}
+    if empty := [key for key, each in values.items() if each == []]:
+        raise ConfigError(f"grid {grid!r}: {empty[0]} is an empty list; name at least one value")
+    if not listed or any(isinstance(value, list | dict) for each in listed.values() for value in each):
+        raise ConfigError(f"grid {grid!r}: a grid has keys with lists of plain values; name at least one")
+    found = {}
+    for combination in product(*listed.values()):
+        chosen = dict(zip(listed, combination, strict=True))
+        name = " ".join([grid, *(f"{key.rsplit('.')[-1]}={value}" for key, value in chosen.items())])
+        found[name] = {**values, **chosen}
+    return found
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,18 +1,24 @@
-"""One run of a study, in a process of its own: train or resume it, measure it, locate its transitions.
+"""A process that does runs of a study, one after another: train or resume, measure, locate the transitions.
 
-The job comes as one line of JSON on standard input, which whoever gives it keeps open: when it ends, its giver is gone,
-and so goes the worker. What it has written is committed, and the next worker resumes it. A finished run is never
-trained again, and a measured one not measured again.
+What it is asked comes as lines of JSON on standard input, which whoever asks keeps open: when it ends, its giver is
+gone, and so goes the worker. What it has written is committed, and the next worker resumes it. Every line is answered
+by one on standard output, ``{"error": null or a line, …}``. A finished run is never trained again, and a measured one
+not measured again.
 """
 
 import json
 import os
 import sys
 import time
+import traceback
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
+from statistics import median
+from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Any, TypedDict
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,64 +26,88 @@ import torch
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
 from mechinterp.errors import BusyError, MechinterpError, RunFileError
-from mechinterp.files import plain_json, replace_text
-from mechinterp.measures import measure
+from mechinterp.files import replace_text
+from mechinterp.measures import columns_for, measure
+from mechinterp.models.parameters import initial_parameters
 from mechinterp.store import Run, open_run
+from mechinterp.store.writer import keep_last
+from mechinterp.studies import WORKER_GONE
+from mechinterp.studies.jobs import Job
+from mechinterp.studies.outcomes import done, file_of, write_outcome
 from mechinterp.studies.study import DEFAULT_MEASURES
 from mechinterp.training import resume, train
+from mechinterp.training.engine import build_engine
 from mechinterp.training.interventions import acts_on_activations, noted
+from mechinterp.training.loop import RecentMean, advance
 
-GONE = 70
-"""Exit code of a worker whose giver is gone."""
-
-
-class Job(TypedDict):
-    """What a worker is given."""
-
-    folder: str
-    """Where ``{id}.h5``, ``{id}.csv`` (step × measure) and ``{id}.json`` (the outcome) go."""
-    id: str
-    config: dict[str, Any]
-    measures: list[str]
-    """Whose transitions are located."""
-    cwd: str
-    """The folder that relative paths in the config start from."""
-
-
-def is_done(job: Job) -> dict[str, Any] | None:
-    """The outcome of a job that was done by this version; None if there is none, or its run is not there."""
-    folder, id = Path(job["folder"]), job["id"]
-    try:
-        outcome = json.loads((folder / f"{id}.json").read_text(encoding="utf-8"))
-        same = outcome["version"] == version("mechinterp") and {*outcome["transitions"]} >= {*job["measures"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    there = (folder / f"{id}.csv").exists() and (folder / f"{id}.h5").exists()
-    return outcome if same and there else None
+_TIMED_STEPS = 40
 
 
 def do(job: Job) -> dict[str, Any]:
     """Train, measure and locate; the outcome, which is also written. Another study may have done it meanwhile."""
-    folder, config = Path(job["folder"]), RunConfig.from_dict(job["config"])
-    run = _trained(config, folder / f"{job['id']}.h5")
-    if outcome := is_done(job):
+    config, started = RunConfig.from_dict(job["config"]), time.monotonic()
+    run, n_trained = _trained(config, file_of(job, ".h5"))
+    trained = time.monotonic()
+    if outcome := done(job):
         return outcome
+    if run.steps[0] > 0:  # its checkpoints were given up when it was measured for something else
+        run.path.unlink()
+        return do(job)
     table = measure(run)
-    replace_text(folder / f"{job['id']}.csv", table.to_csv())
+    replace_text(file_of(job, ".csv"), table.to_csv())
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
+    transitions = {
+        name: locate_or_say_why(_column(table, name, config)).to_dict()
+        for name in dict.fromkeys([*job["measures"], *(each for each in DEFAULT_MEASURES if each in table)])
+    }
+    last, n_checkpoints = run.steps[-1], len(run.steps)
     outcome = {
         "version": version("mechinterp"),
-        "steps": run.steps[-1],
-        "digest": run.digest(run.steps[-1]),
-        "transitions": {
-            name: locate_or_say_why(_column(table, name, config)).to_dict()
-            for name in dict.fromkeys([*job["measures"], *(each for each in DEFAULT_MEASURES if each in table)])
-        },
+        "kept": job["keep"],
+        "steps": last,
+        "digest": run.digest(last),
+        "transitions": transitions,
         "final": finals,
+        "cost": {
+            "steps": n_trained,
+            "checkpoints": n_checkpoints,
+            "training_seconds": round(trained - started, 3),
+            "measuring_seconds": round(time.monotonic() - trained, 3),
+            "checkpoint_bytes": run.path.stat().st_size // n_checkpoints,
+        },
     }
-    outcome = plain_json(outcome)
-    replace_text(folder / f"{job['id']}.json", json.dumps(outcome))
-    return outcome
+    written = write_outcome(job, outcome)
+    if job["keep"] == "last":
+        keep_last(run.path)
+    return written
+
+
+def check(config: dict[str, Any], measures: list[str]) -> None:
+    """Raise where a variant cannot be trained, or measured by workers."""
+    checked = noted(RunConfig.from_dict(config))
+    names = [name.removeprefix("clamped_") for name in measures]
+    columns_for(checked.build_task(), checked.model.n_layers, names)
+
+
+def clock(config: dict[str, Any]) -> dict[str, float]:
+    """What a run of this config costs on this machine: seconds a step, seconds and bytes a checkpoint."""
+    timed = RunConfig.from_dict(config)
+    engine = build_engine(timed, initial_parameters(timed))
+    last, at = min(_TIMED_STEPS, timed.training.steps), [time.monotonic()]
+    for _ in advance(engine, timed.build_task(), timed, 0, last, RecentMean()):
+        at.append(time.monotonic())
+    with TemporaryDirectory() as folder:
+        brief = timed.updated({"training.steps": 0, "interventions": [], "checkpoints.at": []})
+        run = train(brief, Path(folder) / "run.h5", progress=False)
+        measure(run)  # what is compiled or made once is so here
+        started = time.monotonic()
+        measure(run)
+        seconds = time.monotonic() - started
+        return {
+            "step": median(after - before for before, after in pairwise(at)),
+            "checkpoint": seconds,
+            "checkpoint_bytes": float(run.path.stat().st_size),
+        }
 
 
 def _column(table: pd.DataFrame, name: str, config: RunConfig) -> pd.Series:
@@ -85,13 +115,17 @@ def _column(table: pd.DataFrame, name: str, config: RunConfig) -> pd.Series:
     return pd.Series(table[name if acts_on_activations(config) else name.removeprefix("clamped_")])
 
 
-def _trained(config: RunConfig, path: Path) -> Run:
-    """The complete run: as it is, resumed, or trained anew. While another process writes it, this one waits."""
+def _trained(config: RunConfig, path: Path) -> tuple[Run, int]:
+    """The complete run: as it is, resumed, or trained anew; and how many steps were taken here.
+
+    While another process writes it, this one waits.
+    """
     while True:
         try:
             if not path.exists():
                 try:
-                    return train(config, path, progress=False)
+                    run = train(config, path, progress=False)
+                    return run, run.steps[-1]
                 except RunFileError:
                     if not path.exists():
                         raise
@@ -101,31 +135,50 @@ def _trained(config: RunConfig, path: Path) -> Run:
                 raise MechinterpError(f"{path}: holds another run than its name says; delete it")
             if run.status == "diverged":
                 raise MechinterpError(f"{path}: the run diverged; lower training.learning_rate")
-            return run if run.status == "complete" else resume(path, progress=False)
+            if run.status == "complete":
+                return run, 0
+            last = run.steps[-1]
+            run = resume(path, progress=False)
+            return run, run.steps[-1] - last
         except BusyError:
             time.sleep(0.5)
 
 
-def _leave_with_giver() -> None:
-    sys.stdin.read()
-    os._exit(GONE)
-
-
-def main() -> int:
-    """Do the job on standard input; exit code 2 and one line on standard error if it cannot be done."""
-    job = json.loads(sys.stdin.readline())
-    Thread(target=_leave_with_giver, daemon=True).start()
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    os.chdir(request["cwd"])
     torch.set_num_threads(1)
     try:
-        do(job)
+        match request["what"]:
+            case "do":
+                do(request["job"])
+                return {"error": None}
+            case "check":
+                check(request["config"], request["measures"])
+                return {"error": None}
+            case _:
+                return {"error": None, **clock(request["config"])}
     except MechinterpError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+        return {"error": " ".join(str(error).split()), "output": ""}
+    except Exception as error:
+        said = traceback.format_exc()
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0], "output": said}
+
+
+def _listen(requests: SimpleQueue) -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    os._exit(WORKER_GONE)
+
+
+def main() -> None:
+    """Answer what is asked, until whoever asks is gone."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # whatever else is printed is no answer
+        requests: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        Thread(target=_listen, args=(requests,), daemon=True).start()
+        while True:
+            print(json.dumps(_answer(requests.get())), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # the thread that waits for the giver's end would keep the interpreter from ending
+    main()

@@ -1,0 +1,115 @@
+"""Worker processes of this process: started when one is asked for, kept for the next question, ended with it.
+
+Starting one takes seconds, since it imports torch, which is why they stay. A worker whose giver is gone ends itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from tempfile import TemporaryFile
+from typing import Any
+
+from mechinterp.studies import WORKER_GONE
+
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_TOLD_TO_END = (WORKER_GONE, 130, -signal.SIGTERM, -signal.SIGINT)
+
+_lock = threading.Lock()
+_idle: list["_Process"] = []
+_busy: set["_Process"] = set()
+_stopping = threading.Event()
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """A worker's answer: ``error`` is None or one line, ``output`` what else it said about it.
+
+    A worker that ends instead answers with why; ``told_to_end`` says that it was stopped from outside.
+    """
+    with _lock:
+        if _stopping.is_set():
+            return {"error": "the study was stopped", "output": "", "told_to_end": True}
+        while _idle and not (_idle[-1].owner == os.getpid() and _idle[-1].alive()):
+            _idle.pop()
+        process = _idle.pop() if _idle else _Process()
+        _busy.add(process)
+    reply = process.ask(request)
+    with _lock:
+        _busy.discard(process)
+        if process.alive() and not _stopping.is_set():
+            _idle.append(process)
+        else:
+            process.end()
+    return reply
+
+
+def begin() -> None:
+    """Workers may be asked again, after a `stop`."""
+    _stopping.clear()
+
+
+def stop() -> None:
+    """Whatever workers of this process do now ends, and none is asked again until `begin`."""
+    with _lock:
+        _stopping.set()
+        for process in _busy:
+            process.terminate()
+
+
+def end() -> None:
+    """The idle workers leave."""
+    with _lock:
+        while _idle:
+            _idle.pop().end()
+
+
+class _Process:
+    """One worker."""
+
+    def __init__(self) -> None:
+        self.owner, self._errors = os.getpid(), TemporaryFile()  # noqa: SIM115  closed when it ends
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mechinterp.studies.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | _ONE_THREAD,
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Its answer, or why it ended without one."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        return json.loads(line) if line.endswith("\n") else self._why_it_ended()
+
+    def _why_it_ended(self) -> dict[str, Any]:
+        code = self._process.wait()
+        self._errors.seek(0)
+        output = self._errors.read().decode(errors="replace")
+        if code in _TOLD_TO_END:
+            return {"error": "its process was told to end", "output": output, "told_to_end": True}
+        if code < 0:
+            return {"error": f"its process was ended by signal {-code}", "output": output}
+        last = output.strip().splitlines()
+        return {"error": last[-1] if last else f"its process ended with exit code {code}", "output": output}
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def end(self) -> None:
+        """Let it go."""
+        self._process.kill()
+        with self._process, self._errors:  # closes the pipes, and waits
+            pass

@@ -16,6 +16,9 @@ interventions = [{ kind = "copy" }]
 task.n_classes = [128, 512, 2048]         # "classes n_classes=128 burstiness=1" and so on
 task.burstiness = [1, 2]
 
+[settings.large]                          # with settings, every variant is done in each of them: "large free", …
+task.n_classes = 1024
+
 [paper_scale]                             # what --paper-scale changes, in all variants; also preset and seeds
 training.steps = 60_000
 variants.copying.training.steps = 20_000  # or in one
@@ -165,6 +168,9 @@ class Study:
                 if variant not in variants:
                     raise unknown_name("variant", variant, variants)
                 variants[variant] |= flat(changes)
+        if file.settings:
+            settings = {setting: flat(changes) for setting, changes in file.settings.items()}
+            variants = {f"{s} {v}": {**settings[s], **variants[v]} for s, v in product(settings, variants)}
         if preset and config:
             raise ConfigError("has a preset and a config; start from one of them")
         start = RunConfig.from_toml(path.parent / config) if config else RunConfig.preset(preset or "reddy2023-fast")
@@ -193,6 +199,7 @@ class _File(Section):
     keep: Keep = "all"
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     grids: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     paper_scale: dict[str, Any] = Field(default_factory=dict)
 
 

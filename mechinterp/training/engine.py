@@ -6,6 +6,7 @@
 | folded   | the same networks by other conventions (`models.conventions`) | CPU: the fused engine and the chain rule |
 | captured | two layers of one head                              | CUDA: the whole step as one graph    |
 | autograd | every network, under all interventions               | both: autograd of a plain function   |
+| together | many runs of one network in one batch (`training.together`) | both: autograd under vmap |
 | hooked   | every network                                       | both: autograd of the hooked model   |
 """
 
@@ -21,6 +22,16 @@ from mechinterp.tasks.base import Batch
 from mechinterp.training.interventions import Under, acts_on_activations, only_clamps_patterns
 
 Device = Literal["cpu", "cuda"]
+TOGETHER = "together"
+"""The engine of runs that were trained in one batch (`training.together`); alone, such a run is replayed by another."""
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that is not there."""
+    if device not in ("cpu", "cuda"):
+        raise MechinterpError(f"there is no device {device!r}; known: 'cpu', 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MechinterpError("torch finds no CUDA device; use --device cpu, or install torch's CUDA build")
 
 
 @runtime_checkable
@@ -52,10 +63,7 @@ def build_engine(
     With a `name`, "hooked" or "autograd", as a run that was trained so asks for, it is always that one. A device that
     is not there raises MechinterpError.
     """
-    if device not in ("cpu", "cuda"):
-        raise MechinterpError(f"there is no device {device!r}; known: 'cpu', 'cuda'")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MechinterpError("torch finds no CUDA device; use --device cpu, or install torch's CUDA build")
+    require_device(device)
     # Imported when needed: TransformerLens and compiled kernels take seconds.
     conventional = plain(config) != config
     if name == "hooked":

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mechinterp.errors import MechinterpError
 from mechinterp.store import Run, RunWriter
 from mechinterp.store.schema import digest, environment
-from mechinterp.training.engine import build_engine
+from mechinterp.training.engine import TOGETHER, build_engine
 from mechinterp.training.loop import RecentMean, advance, recorded_threads
 
 Keep = Callable[[int, dict[str, Tensor], Mapping[str, float]], None]
@@ -136,7 +136,8 @@ def usable_device(recorded: Mapping[str, str]) -> str:
 def environment_changes(recorded: Mapping[str, str]) -> tuple[str, ...]:
     """How the present environment differs from a recorded one in what bits depend on, threads aside."""
     now = environment(usable_device(recorded))
-    return tuple(
+    together = ("it was trained in one batch with others",) if recorded.get("engine") == TOGETHER else ()
+    return together + tuple(
         f"{name} was {recorded.get(name)}, is {now[name]}"
         for name in (
             "mechinterp",

@@ -350,17 +350,19 @@ class RunConfig(Section):
 
     def canonical_json(self) -> str:
         """The config as JSON with sorted keys and no blanks: equal configs give equal text."""
-        return json.dumps(_positive_zeros(self.model_dump(mode="json")), sort_keys=True, separators=(",", ":"))
+        return canonical(self.model_dump(mode="json"))
 
-    def distinguishing_json(self) -> str:
-        """The kinds, and whatever differs from their defaults, as canonical JSON: what names a run.
+    def distinguishing(self) -> dict[str, Any]:
+        """The seed, the kinds, and whatever else differs from its default, as plain values: what names a run.
 
         A setting that a later version adds does not rename the runs that were made without it.
         """
-        values: dict[str, Any] = {"seed": self.seed, "interventions": [_distinguishing(i) for i in self.interventions]}
-        sections = (self.task, self.model, self.training, self.checkpoints)
-        named = zip(("task", "model", "training", "checkpoints"), map(_distinguishing, sections), strict=True)
-        return json.dumps(_positive_zeros(values | dict(named)), sort_keys=True, separators=(",", ":"))
+        sections = {name: getattr(self, name) for name in ("task", "model", "training", "checkpoints")}
+        return {
+            "seed": self.seed,
+            "interventions": [_distinguishing(each) for each in self.interventions],
+            **{name: _distinguishing(section) for name, section in sections.items()},
+        }
 
     def build_task(self) -> "ItemLabelTask":
         """The task of this run, seeded with the run's seed."""
@@ -400,6 +402,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _distinguishing(section: Section) -> dict[str, Any]:
     kind = {"kind": getattr(section, "kind")} if hasattr(section, "kind") else {}  # noqa: B009
     return section.model_dump(mode="json", exclude_defaults=True) | kind
+
+
+def canonical(values: dict[str, Any]) -> str:
+    """Plain values as JSON with sorted keys and no blanks: equal values give equal text."""
+    return json.dumps(_positive_zeros(values), sort_keys=True, separators=(",", ":"))
 
 
 def _positive_zeros(value: Any) -> Any:

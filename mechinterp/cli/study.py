@@ -5,7 +5,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -47,6 +47,10 @@ class Study(_Study):
     """Processes on this machine; by default one for each core."""
     cluster: Path | None = None
     """A TOML file that says where workers run instead (mechinterp.studies.cluster)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where networks are trained."""
+    runs_per_device: int = 1
+    """How many runs each worker advances in one batch; for GPUs."""
     out: Path | None = None
     """Folder of the tables and the page; by default results/NAME, or results/NAME-paper-scale."""
 
@@ -62,7 +66,8 @@ class Study(_Study):
             raise MechinterpError("--workers and --cluster exclude each other; the cluster's file says how many")
         out = make_folder(self.out or results_folder(study.name, self.paper_scale))
         with cluster(self.cluster) if self.cluster else nullcontext() as executor:
-            table = run_study(study, self.runs, workers=self.workers, executor=executor, retry=retry)
+            where: dict[str, Any] = {"device": self.device, "runs_per_device": self.runs_per_device}
+            table = run_study(study, self.runs, workers=self.workers, executor=executor, retry=retry, **where)
         page = None
         if len(table) <= MOST_ON_A_PAGE:
             from mechinterp.report.study import write_study_report

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder
 from mechinterp.studies import processes
 from mechinterp.studies.cost import estimate
-from mechinterp.studies.jobs import Job, jobs_of
+from mechinterp.studies.jobs import Job, grouped, jobs_of
 from mechinterp.studies.outcomes import Outcomes, forget_failure, write_failure
 from mechinterp.studies.study import Study, StudyRun
 
@@ -35,6 +35,8 @@ def run_study(
     workers: int | None = None,
     executor: Executor | None = None,
     retry: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+    runs_per_device: int = 1,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Do every run of a study that is not done yet; returns its table, one row per run (`study_table`).
@@ -42,10 +44,13 @@ def run_study(
     Runs go to `folder`, by id; studies may share one. By default `workers` processes work on this machine (as many as
     there are cores), else the given `executor` does, which may be a cluster's; whoever made it shuts it down. A run
     that failed before is tried again with `retry` only. Everything is validated before anything starts.
+
+    On a GPU (`device="cuda"`), every worker can advance `runs_per_device` runs in one batch (`training.together`).
     """
-    if workers is not None and workers < 1:
-        raise MechinterpError(f"workers is {workers}; at least one is needed")
-    jobs = {job["id"]: job for _, job in jobs_of(study, Path(folder))}  # equal configs are one run
+    for name, number in (("workers", workers), ("runs_per_device", runs_per_device)):
+        if number is not None and number < 1:
+            raise MechinterpError(f"{name} is {number}; at least one is needed")
+    jobs = {job["id"]: job for _, job in jobs_of(study, Path(folder), device)}  # equal configs are one run
     outcomes = Outcomes(Path(folder))
     todo = [job for job in jobs.values() if not outcomes.of(job) and (retry or outcomes.error(job) is None)]
     if todo:
@@ -58,21 +63,24 @@ def run_study(
             if progress:
                 print(estimate(study, outcomes, folder, clocked=True, retry=retry).on(workers), file=sys.stderr)
             with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=hidden) as bar:
-                _carry_all_out(study, todo, workers, executor, bar)
+                _carry_all_out(study, grouped(todo, runs_per_device), workers, executor, bar)
         finally:
             processes.end()
     return study_table(study, folder)
 
 
-def _carry_all_out(study: Study, todo: list[Job], workers: int, executor: Executor | None, bar: tqdm) -> None:
+def _carry_all_out(study: Study, todo: list[list[Job]], workers: int, executor: Executor | None, bar: tqdm) -> None:
     pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="study")
     lost: list[BaseException] = []
-    futures = [pool.submit(carry_out, job) for job in todo]
+    futures = {
+        pool.submit(carry_out, jobs[0]) if len(jobs) == 1 else pool.submit(carry_out_together, jobs): len(jobs)
+        for jobs in todo
+    }
     try:
         for future in as_completed(futures):
             if error := future.exception():
                 lost.append(error)
-            bar.update()
+            bar.update(futures[future])
     except BaseException:
         _cancel(futures)
         raise
@@ -98,6 +106,18 @@ def carry_out(job: Job) -> str | None:
     if error is not None and not reply.get("told_to_end"):
         write_failure(job, error, reply["output"])
     return error
+
+
+def carry_out_together(jobs: list[Job]) -> list[str | None]:
+    """The same for several jobs, whose runs are trained in one batch."""
+    for job in jobs:
+        forget_failure(job)
+    reply = processes.ask({"what": "do together", "jobs": jobs, "cwd": jobs[0]["cwd"]})
+    errors = [reply["error"] or reply["errors"].get(job["id"]) for job in jobs]
+    for job, error in zip(jobs, errors, strict=True):
+        if error is not None and not reply.get("told_to_end"):
+            write_failure(job, error, reply.get("output", ""))
+    return errors
 
 
 def begun(study: Study, folder: str | Path) -> bool:

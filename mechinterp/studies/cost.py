@@ -6,7 +6,6 @@ A step and a checkpoint of a variant take what they took in its runs that are do
 trial. Runs that a stop rule may end earlier are counted whole, so an estimate is an upper bound.
 """
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.studies import processes
-from mechinterp.studies.jobs import jobs_of
+from mechinterp.studies.jobs import jobs_of, kind_of
 from mechinterp.studies.outcomes import Outcomes
 from mechinterp.studies.study import Study
 
@@ -165,20 +164,12 @@ def _clocked_speeds(variants: Mapping[str, RunConfig]) -> dict[str, Speed]:
     """A short trial of each kind of network and sequence; how often a class appears makes no difference to it."""
     speeds: dict[str, Speed] = {}
     for variant, config in variants.items():
-        if _kind(config) not in speeds:
+        if kind_of(config) not in speeds:
             reply = processes.ask({"what": "clock", "config": config.model_dump(mode="json"), "cwd": os.getcwd()})
             if reply["error"]:
                 raise MechinterpError(f"variant {variant!r}: {reply['error']}")
-            speeds[_kind(config)] = Speed(reply["step"], reply["checkpoint"], reply["checkpoint_bytes"])
-    return {variant: speeds[_kind(config)] for variant, config in variants.items()}
-
-
-def _kind(config: RunConfig) -> str:
-    """What a step's time depends on."""
-    values = config.model_dump(mode="json")
-    task = [values["task"].get(name) for name in ("n_pairs", "n_labels", "content_dim", "position_dim", "n_pos")]
-    acting = [(each["kind"], each.get("layer")) for each in values["interventions"]]
-    return json.dumps([task, values["model"], config.training.batch_size, acting])
+            speeds[kind_of(config)] = Speed(reply["step"], reply["checkpoint"], reply["checkpoint_bytes"])
+    return {variant: speeds[kind_of(config)] for variant, config in variants.items()}
 
 
 def span(seconds: float) -> str:

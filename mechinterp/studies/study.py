@@ -38,7 +38,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from mechinterp.config import RunConfig, explain
+from mechinterp.config import RunConfig, canonical, explain
 from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 from mechinterp.files import read_toml
 from mechinterp.section import Section
@@ -57,11 +57,8 @@ class StudyRun:
     variant: str
     seed: int
     config: RunConfig
-
-    @cached_property
-    def id(self) -> str:
-        """The first 16 digits of the SHA-256 of what the config sets: what is configured alike is the same run."""
-        return hashlib.sha256(self.config.distinguishing_json().encode()).hexdigest()[:16]
+    id: str
+    """The first 16 digits of the SHA-256 of what the config sets: what is configured alike is the same run."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +91,13 @@ class Study:
     @cached_property
     def runs(self) -> list[StudyRun]:
         """Every run: variants × seeds. What is grafted is part of a run, so the digest of its weights is noted."""
-        return [
-            StudyRun(variant, seed, config.updated({"seed": seed}))
-            for variant, config in self._noted.items()
-            for seed in self.seeds
-        ]
+        runs = []
+        for variant, config in self._noted.items():
+            named = config.distinguishing()  # once for all seeds: studies may have thousands
+            for seed in self.seeds:
+                digest = hashlib.sha256(canonical({**named, "seed": seed}).encode()).hexdigest()
+                runs.append(StudyRun(variant, seed, config.model_copy(update={"seed": seed}), digest[:16]))
+        return runs
 
     @property
     def _noted(self) -> dict[str, RunConfig]:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
-from mechinterp.errors import BusyError, MechinterpError, RunFileError
+from mechinterp.errors import BusyError, DivergedError, MechinterpError, RunFileError
 from mechinterp.files import replace_text
 from mechinterp.measures import columns_for, measure
 from mechinterp.models.parameters import initial_parameters
@@ -36,17 +37,21 @@ from mechinterp.studies.jobs import Job
 from mechinterp.studies.outcomes import done, file_of, write_outcome
 from mechinterp.studies.study import DEFAULT_MEASURES
 from mechinterp.training import resume, train
-from mechinterp.training.engine import build_engine
+from mechinterp.training.engine import Device, build_engine
 from mechinterp.training.interventions import acts_on_activations, noted
 from mechinterp.training.loop import RecentMean, advance
+from mechinterp.training.together import train_together
 
 _TIMED_STEPS = 40
 
 
-def do(job: Job) -> dict[str, Any]:
-    """Train, measure and locate; the outcome, which is also written. Another study may have done it meanwhile."""
+def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
+    """Train, measure and locate; the outcome, which is also written. Another study may have done it meanwhile.
+
+    `before` are the steps, and their seconds, that its run was trained for already, together with others.
+    """
     config, started = RunConfig.from_dict(job["config"]), time.monotonic()
-    run, n_trained = _trained(config, file_of(job, ".h5"))
+    run, n_trained = _trained(config, file_of(job, ".h5"), job["device"])
     trained = time.monotonic()
     if outcome := done(job):
         return outcome
@@ -69,9 +74,9 @@ def do(job: Job) -> dict[str, Any]:
         "transitions": transitions,
         "final": finals,
         "cost": {
-            "steps": n_trained,
+            "steps": before[0] + n_trained,
             "checkpoints": n_checkpoints,
-            "training_seconds": round(trained - started, 3),
+            "training_seconds": round(before[1] + trained - started, 3),
             "measuring_seconds": round(time.monotonic() - trained, 3),
             "checkpoint_bytes": run.path.stat().st_size // n_checkpoints,
         },
@@ -80,6 +85,30 @@ def do(job: Job) -> dict[str, Any]:
     if job["keep"] == "last":
         keep_last(run.path)
     return written
+
+
+def do_together(jobs: list[Job]) -> dict[str, str]:
+    """Do several jobs whose runs are trained in one batch; what went wrong, by id."""
+    waiting = [job for job in jobs if not done(job)]
+    paths = [file_of(job, ".h5") for job in waiting]
+    steps = [_last_step(path) for path in paths]
+    started = time.monotonic()
+    with suppress(BusyError, DivergedError):  # whatever is left to do is done one by one, and fails there
+        train_together([RunConfig.from_dict(job["config"]) for job in waiting], paths, device=jobs[0]["device"])
+    taken = [_last_step(path) - step for path, step in zip(paths, steps, strict=True)]
+    a_step = (time.monotonic() - started) / max(sum(taken), 1)
+    errors = {}
+    for job, n in zip(waiting, taken, strict=True):
+        try:
+            do(job, (n, n * a_step))
+        except MechinterpError as error:
+            errors[job["id"]] = " ".join(str(error).split())
+    return errors
+
+
+def _last_step(path: Path) -> int:
+    """The last step of a run file, 0 without one."""
+    return open_run(path).file.steps[-1] if path.exists() else 0
 
 
 def check(config: dict[str, Any], measures: list[str]) -> None:
@@ -115,7 +144,7 @@ def _column(table: pd.DataFrame, name: str, config: RunConfig) -> pd.Series:
     return pd.Series(table[name if acts_on_activations(config) else name.removeprefix("clamped_")])
 
 
-def _trained(config: RunConfig, path: Path) -> tuple[Run, int]:
+def _trained(config: RunConfig, path: Path, device: Device) -> tuple[Run, int]:
     """The complete run: as it is, resumed, or trained anew; and how many steps were taken here.
 
     While another process writes it, this one waits.
@@ -124,7 +153,7 @@ def _trained(config: RunConfig, path: Path) -> tuple[Run, int]:
         try:
             if not path.exists():
                 try:
-                    run = train(config, path, progress=False)
+                    run = train(config, path, device=device, progress=False)
                     return run, run.steps[-1]
                 except RunFileError:
                     if not path.exists():
@@ -152,6 +181,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             case "do":
                 do(request["job"])
                 return {"error": None}
+            case "do together":
+                return {"error": None, "errors": do_together(request["jobs"])}
             case "check":
                 check(request["config"], request["measures"])
                 return {"error": None}

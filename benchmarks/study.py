@@ -1,0 +1,120 @@
+"""What studies cost: two workers against one, what is neither training nor measuring, and ten thousand runs.
+
+python -m benchmarks.study [--rounds 2] [--synthetic 10000] [--json]
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.timing import machine
+from mechinterp.analysis import run_analysis
+from mechinterp.emergence import Emergence
+from mechinterp.measures import MEASURES
+from mechinterp.studies.conduct import run_study
+from mechinterp.studies.cost import spent
+from mechinterp.studies.jobs import jobs_of
+from mechinterp.studies.outcomes import Outcomes, file_of, write_outcome
+from mechinterp.studies.study import Study
+
+RUNS = """
+preset = "reddy2023-fast"
+seeds = [{seeds}]
+measures = ["icl_accuracy", "ila1"]
+[base]
+training.steps = {steps}
+[variants.free]
+"""
+
+
+@dataclass
+class Studies:
+    """Time a small study on one worker and on two, and the commands on a large one that is done."""
+
+    rounds: int = 2
+    """Rounds, each doing the small study with one worker and with two."""
+    steps: int = 3_000
+    """Steps of each of its four runs."""
+    synthetic: int = 10_000
+    """Runs of the large one, whose outcomes are made up."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def execute(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            result = {**self._workers(Path(folder)), **self._large(Path(folder)), **machine()}
+        print(json.dumps(result) if self.json else "\n".join(f"{name:28}{value}" for name, value in result.items()))
+
+    def _workers(self, folder: Path) -> dict[str, float]:
+        """Runs per hour on two workers over those on one, and the part of the workers' time that is no run's."""
+        ratios, overheads = [], []
+        for index in range(self.rounds):
+            wall = {}
+            for workers in (1, 2):
+                seeds = ", ".join(str(10 * index + each) for each in range(4))
+                study = _study(folder, "small", RUNS.format(seeds=seeds, steps=self.steps))
+                runs, start = folder / f"{index}-{workers}", time.perf_counter()
+                run_study(study, runs, workers=workers, progress=False)
+                wall[workers] = time.perf_counter() - start
+                busy = spent(study, Outcomes(runs), runs).core_seconds
+                overheads.append(workers * wall[workers] / busy - 1)
+            ratios.append(wall[1] / wall[2])
+        return {
+            "two_workers_over_one": round(statistics.median(ratios), 3),
+            "overhead_per_cent": round(100 * statistics.median(overheads), 2),
+        }
+
+    def _large(self, folder: Path) -> dict[str, float]:
+        """Seconds and megabytes of the commands on a study whose runs are all done; then with its index."""
+        seeds = ", ".join(map(str, range(self.synthetic // 10)))
+        text = RUNS.format(seeds=seeds, steps=6_000).replace("[variants.free]", "[grids.epsilon]")
+        study = _study(folder, "large", text + f"task.epsilon = {[i / 10 for i in range(10)]}\n")
+        runs = folder / "large"
+        runs.mkdir()
+        for _, job in jobs_of(study, runs):
+            write_outcome(job, _made_up(job["config"]["seed"], job["measures"]))
+            for ending in (".h5", ".csv"):
+                file_of(job, ending).touch()
+        result: dict[str, float] = {}  # the first command makes the index
+        for name in ("status", "status", "collect", "resume"):
+            command = ["study", name, str(folder / "large.toml"), "--runs", str(runs)]
+            command += [] if name == "status" else ["--out", str(folder / "out")]
+            seconds, megabytes = _timed(command)
+            kind = "status_without_index" if not result else name
+            result |= {f"{kind}_seconds": round(seconds, 2), f"{kind}_megabytes": round(megabytes)}
+        start = time.perf_counter()
+        Outcomes(runs)
+        return {**result, "index_seconds": round(time.perf_counter() - start, 2)}
+
+
+def _study(folder: Path, name: str, text: str) -> Study:
+    (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    return Study.from_toml(folder / f"{name}.toml")
+
+
+def _made_up(seed: int, measures: list[str]) -> dict[str, object]:
+    """An outcome with as many numbers as real ones have."""
+    found = Emergence(True, "", 3_000.0 + seed, 2_900.0, 3_100.0, 400.0, 0.1, 0.9, 50.0, "step").to_dict()
+    finals = {f"{kind}_accuracy": 0.5 + seed / 1e6 for kind in ("icl", "iwl", "swap", "train")}
+    located = dict.fromkeys([*measures, *(name for name in MEASURES if name.islower())], found)
+    cost = {"steps": 6_000, "checkpoints": 61, "training_seconds": 27.0, "measuring_seconds": 9.0}
+    made = {"version": "0", "kept": "all", "steps": 6_000, "digest": f"{seed:064x}", "transitions": located}
+    return {**made, "final": finals, "cost": {**cost, "checkpoint_bytes": 600_000}}
+
+
+def _timed(arguments: list[str]) -> tuple[float, float]:
+    """Seconds of a command, and the most memory (MB) that it has held."""
+    watch = "import sys; from pathlib import Path; from mechinterp.cli import main; main(sys.argv[1:]);"
+    watch += "print('peak', Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", watch, *arguments], capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, int(done.stdout.split()[-1]) / 1e3
+
+
+if __name__ == "__main__":
+    run_analysis(Studies)

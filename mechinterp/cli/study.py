@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from mechinterp.studies import study as studies
 
+_MOST_SIDE_BY_SIDE = 6
+"""More variants than these are rows of what is printed, not columns."""
 MOST_ON_A_PAGE = 200
 """A study of more runs gets its page on request only: it would hold every run's curves."""
 
@@ -68,12 +70,7 @@ class Study(_Study):
         with cluster(self.cluster) if self.cluster else nullcontext() as executor:
             where: dict[str, Any] = {"device": self.device, "runs_per_device": self.runs_per_device}
             table = run_study(study, self.runs, workers=self.workers, executor=executor, retry=retry, **where)
-        page = None
-        if len(table) <= MOST_ON_A_PAGE:
-            from mechinterp.report.study import write_study_report
-
-            page = write_study_report(study, table, self.runs, out / f"{study.name}.html")
-        return _present(self, study, table, out, page)
+        return _present(self, study, table, out, page=len(table) <= MOST_ON_A_PAGE)
 
 
 @dataclass
@@ -137,11 +134,11 @@ class StudyCollect(_Study):
         study = self.study()
         table = study_table(study, self.runs)
         out = make_folder(self.out or results_folder(study.name, self.paper_scale))
-        return _present(self, study, table, out, None)
+        return _present(self, study, table, out, page=False)
 
 
-def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out: Path, page: Path | None) -> int:
-    """Write and print what a study's table says; the exit code is 1 if a run is not done."""
+def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out: Path, *, page: bool) -> int:
+    """Write and print what a study's table says, and its page; the exit code is 1 if a run is not done."""
     from mechinterp.studies.conduct import compare
     from mechinterp.studies.cost import spent
     from mechinterp.studies.outcomes import Outcomes
@@ -156,12 +153,20 @@ def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out
     if len(failed) > 20:
         print(f"and {len(failed) - 20} more, which {csv} has", file=sys.stderr)
     taken = spent(study, Outcomes(command.runs), command.runs)
-    result: dict[str, Any] = {"study": study.name, "table": str(csv), "report": page and str(page)}
+    result: dict[str, Any] = {"study": study.name, "table": str(csv), "report": None}
+    if len(compared) <= _MOST_SIDE_BY_SIDE:
+        shown = compared.round(3).T.to_string()
+    else:
+        shown = compared.round(3).to_string() if len(compared) <= MOST_ON_A_PAGE else f"variants: {variants}"
+    text = f"{shown}\n{taken}\ntable: {csv}"
+    if page:
+        from mechinterp.report.study import write_study_report
+
+        result["report"] = str(write_study_report(study, table, command.runs, out / f"{study.name}.html"))
+        text += f"\nreport: {result['report']}"
     result |= {"spent": taken.to_dict(), "runs": table.to_dict("records")}
     result["variants"] = compared.reset_index().to_dict("records")
-    shown = compared.round(3).T.to_string() if len(compared) <= MOST_ON_A_PAGE else f"variants: {variants}"
-    text = f"{shown}\n{taken}\ntable: {csv}"
-    print_result(result, command.json, text + (f"\nreport: {page}" if page else ""))
+    print_result(result, command.json, text)
     return int(bool((table["status"] != "done").any()))
 
 

@@ -47,6 +47,7 @@ def cluster(path: str | Path | None = None, **settings: Any) -> Iterator[Executo
         from parsl import Config
         from parsl.concurrent import ParslPoolExecutor
         from parsl.executors import HighThroughputExecutor
+        from parsl.jobs.error_handlers import windowed_error_handler
     except ImportError as error:
         raise MechinterpError(f"studies on a cluster need Parsl: pip install 'mechinterp[cluster]' ({error})") from None
     try:
@@ -54,7 +55,13 @@ def cluster(path: str | Path | None = None, **settings: Any) -> Iterator[Executo
     except Exception as error:  # whatever Parsl has against its settings
         raise ConfigError(f"{path or 'cluster'}: Parsl's {PROVIDERS[provider]}: {error}") from None
     with TemporaryDirectory(prefix="mechinterp-parsl-") as scratch:
-        pool = HighThroughputExecutor(label="study", provider=where, max_workers_per_node=workers, **_network(provider))
+        pool = HighThroughputExecutor(
+            label="study",
+            provider=where,
+            max_workers_per_node=workers,
+            block_error_handler=windowed_error_handler,  # a lost block is replaced, up to three in a row
+            **_network(provider),
+        )
         config = Config(executors=[pool], retries=RETRIES, run_dir=scratch, initialize_logging=False)
         with _programs_found(), ParslPoolExecutor(config) as executor:
             yield executor

@@ -48,7 +48,7 @@ class Estimate:
     """Steps, at most."""
     core_seconds: float
     """Seconds of one core, at most."""
-    bytes: float
+    bytes: int
     """Bytes that stay on disk, at most."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def estimate(study: Study, outcomes: Outcomes, folder: str | Path, *, clocked: b
         steps += each.config.training.steps
         seconds += speed.step * each.config.training.steps + speed.checkpoint * count
         kept += speed.checkpoint_bytes * (1 if study.keep == "last" else count)
-    return Estimate(len(jobs), len(todo), untimed, steps, seconds, kept)
+    return Estimate(len(jobs), len(todo), untimed, steps, seconds, round(kept))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Spent:
     """Seconds of one core, training and measuring; of a run that was interrupted, as if it had not been."""
     measuring: float
     """The part of measuring, 0 to 1."""
-    bytes: float
+    bytes: int
     """Bytes that they have on disk."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,8 +124,8 @@ class Spent:
 def spent(study: Study, outcomes: Outcomes, folder: str | Path) -> Spent:
     """What the runs that are done have taken."""
     rows = [row for _, row in _done(study, outcomes, folder)]
-    training = sum(row["steps"] * _a_step(row) for row in rows)
-    measuring = sum(row.get("cost.measuring_seconds", 0.0) for row in rows)
+    training = sum((row["steps"] * _a_step(row) for row in rows), 0.0)
+    measuring = sum((row.get("cost.measuring_seconds", 0.0) for row in rows), 0.0)
     kept = [row.get("cost.checkpoints", 1) if row["kept"] == "all" else 1 for row in rows]
     on_disk = sum(n * row.get("cost.checkpoint_bytes", 0) for n, row in zip(kept, rows, strict=True))
     total = training + measuring
@@ -180,7 +180,7 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int) -> str:
     """A number of bytes."""
     for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if n_bytes >= length:

@@ -1,11 +1,15 @@
 """Studies are carried out once, to the same bits, whoever is killed meanwhile and wherever they run."""
 
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -14,13 +18,17 @@ import psutil
 import pytest
 
 import mechinterp as mi
+from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
+from mechinterp.store.verify import verify
 from mechinterp.studies.cluster import cluster
 from mechinterp.studies.conduct import compare, measured, run_study
 from mechinterp.studies.study import Study
 from tests.store.survival_children import one_thread
 
 LONG = 10_000
+FULL = 1_400_000
+"""Bytes of a file on a disk that is full: with the megabyte that stays free, enough for the short run only."""
 COMMAND = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background would ignore
@@ -110,16 +118,7 @@ def test_a_study_that_is_killed_goes_on_where_it_was(long_study, tmp_path):
     """The whole command is interrupted, and then killed with SIGKILL; its worker ends by itself."""
     file, folder = tmp_path / "long.toml", tmp_path / "runs"
     short, long = long_study.runs
-    lines = ['measures = ["icl_accuracy"]', "seeds = [0]", "[variants.short]", "[variants.long]"]
-    lines += [f"training.steps = {LONG}", "checkpoints.every = 500", "[base]"]
-    nested = short.config.model_dump(mode="json", exclude={"seed", "interventions"}, exclude_none=True)
-    for section, values in nested.items():
-        lines += [
-            f"{section}.{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
-            for key, value in values.items()
-        ]
-    file.write_text("\n".join(lines))
-    assert [run.id for run in Study.from_toml(file).runs] == [short.id, long.id]
+    write_toml(long_study, file)
     command = [sys.executable, "-c", COMMAND, "study", str(file), "--workers", "1", "--runs", str(folder)]
     command += ["--out", str(tmp_path / "out")]
     growing = folder / f"{long.id}.h5"
@@ -228,6 +227,144 @@ def test_a_faulty_cluster_is_refused(tmp_path, text, message):
         pass
 
 
+def test_runs_in_one_batch_are_measured_like_those_alone(study, done, tmp_path):
+    """The clamped ones, which cannot, are trained alone, to the same bits."""
+    table = run_study(study, tmp_path, workers=1, runs_per_device=2, progress=False)
+    assert set(table["status"]) == {"done"}
+    engines = [mi.open_run(tmp_path / f"{run.id}.h5").environment["engine"] for run in study.runs]
+    assert engines == ["together", "together", "fused", "fused"]
+    expected, found = measured(study, done[0]), measured(study, tmp_path)
+    for run in study.runs:
+        same = run.variant == "clamped"
+        ours, theirs = found[run.variant, run.seed], expected[run.variant, run.seed]
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=same, atol=0.005, rtol=0.005)
+
+
+def test_runs_that_are_done_may_keep_their_last_checkpoint_only(study, done, tmp_path):
+    folder, table = done
+    thin = Study(study.name, study.variants, study.seeds, study.measures, keep="last")
+    pd.testing.assert_frame_equal(run_study(thin, tmp_path, workers=1, progress=False), table)
+    for run in study.runs:
+        ours, theirs = (mi.open_run(where / f"{run.id}.h5") for where in (tmp_path, folder))
+        last = theirs.steps[-1]
+        assert (ours.status, ours.steps, ours.digest(last)) == ("complete", [last], theirs.digest(last))
+        assert verify(ours.path).sound
+    assert digests(study, tmp_path) == digests(study, folder)
+    before = written(tmp_path)
+    run_study(thin, tmp_path, progress=False)
+    assert written(tmp_path) == before
+    only = Study(study.name, {"free": study.variants["free"]}, [0], study.measures)  # all checkpoints: trained anew
+    run_study(only, tmp_path, progress=False)
+    assert len(mi.open_run(tmp_path / f"{only.runs[0].id}.h5").steps) == 11
+
+
+def test_a_study_that_is_killed_at_random_five_times_gives_the_same_table(long_study, tmp_path):
+    file, out = tmp_path / "long.toml", tmp_path / "out"
+    write_toml(long_study, file)
+    command = [sys.executable, "-c", COMMAND, "study", str(file), "--workers", "2", "--out", str(out), "--runs"]
+    assert subprocess.run([*command, str(tmp_path / "whole")], stdout=subprocess.DEVNULL).returncode == 0
+    expected = [(out / name).read_bytes() for name in ("long.csv", "long-variants.csv")]
+    folder, delays = tmp_path / "killed", random.Random(3)
+    for _ in range(5):
+        process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(delays.uniform(2, 7))
+        workers = psutil.Process(process.pid).children(recursive=True) if process.returncode is None else []
+        process.kill()
+        process.wait()
+        until(partial(ended, workers))
+    (out / "long.csv").unlink()
+    command[command.index("study") : command.index("study") + 1] = ["study", "resume"]
+    assert subprocess.run([*command, str(folder)], stdout=subprocess.DEVNULL).returncode == 0
+    assert [(out / name).read_bytes() for name in ("long.csv", "long-variants.csv")] == expected
+
+
+def test_a_lost_node_is_replaced(long_study, tmp_path):
+    """Parsl's manager, with all workers of its node."""
+    folder = tmp_path / "runs"
+    growing, killed = folder / f"{long_study.runs[1].id}.h5", []
+
+    def kill_the_node() -> None:
+        until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= 3)
+        manager = next(each for each in psutil.process_iter() if is_manager(each))
+        for process in [*manager.children(recursive=True), manager]:
+            process.kill()
+            killed.append(process.pid)
+
+    with cluster(provider="local", workers=1) as executor, ThreadPoolExecutor() as beside:
+        killer = beside.submit(kill_the_node)
+        table = run_study(long_study, folder, executor=executor, progress=False)
+        killer.result()
+    assert len(killed) >= 2
+    assert set(table["status"]) == {"done"}
+    assert digests(long_study, folder) == straight(long_study, tmp_path)
+
+
+def test_a_full_disk_fails_the_runs_it_stops_and_they_go_on_when_there_is_room(long_study, tmp_path):
+    file, folder, out = tmp_path / "long.toml", tmp_path / "runs", tmp_path / "out"
+    write_toml(long_study, file)
+    full = f"""
+import resource, sys
+from mechinterp.studies.conduct import run_study
+from mechinterp.studies.study import Study
+resource.setrlimit(resource.RLIMIT_FSIZE, ({FULL}, {FULL}))
+for error in run_study(Study.from_toml({str(file)!r}), {str(folder)!r}, workers=1, progress=False)["error"]:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", full], capture_output=True, text=True, check=True)
+    assert re.match(r"(None|nan)\n.*no room for another checkpoint .* free some space", done.stdout)
+    options = ["--workers", "1", "--runs", str(folder), "--out", str(out)]
+    assert main(["study", "collect", str(file), *options[2:]]) == 1
+    assert pd.read_csv(out / "long.csv")["status"].tolist() == ["done", "failed"]
+    assert main(["study", "status", str(file), "--runs", str(folder), "--json"]) == 0
+    assert main(["study", "resume", str(file), *options]) == 0
+    assert pd.read_csv(out / "long.csv")["status"].tolist() == ["done", "done"]
+    assert digests(long_study, folder) == straight(long_study, tmp_path)
+
+
+def test_a_worker_does_one_run_after_another(study, tmp_path, monkeypatch):
+    started, original = [], subprocess.Popen.__init__
+
+    def start(self, *arguments, **options):
+        started.append(arguments)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", start)
+    run_study(study, tmp_path, workers=1, progress=False)
+    assert len(started) == 1
+
+
+def test_to_resume_what_was_never_begun_is_refused(long_study, tmp_path, capsys):
+    write_toml(long_study, tmp_path / "long.toml")
+    assert main(["study", "resume", str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 2
+    assert f"begin: mechinterp study {tmp_path / 'long.toml'}" in capsys.readouterr().err
+    assert main(["study", "status", str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 0
+    assert "2 not begun" in capsys.readouterr().out
+
+
+def write_toml(study: Study, file: Path) -> None:
+    """The long study as a file."""
+    short, _ = study.runs
+    lines = ['measures = ["icl_accuracy"]', "seeds = [0]", "[variants.short]", "[variants.long]"]
+    lines += [f"training.steps = {LONG}", "checkpoints.every = 500", "[base]"]
+    nested = short.config.model_dump(mode="json", exclude={"seed", "interventions"}, exclude_none=True)
+    for section, values in nested.items():
+        lines += [
+            f"{section}.{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+            for key, value in values.items()
+        ]
+    file.write_text("\n".join(lines))
+    assert [run.id for run in Study.from_toml(file).runs] == [run.id for run in study.runs]
+
+
+def is_manager(process: psutil.Process) -> bool:
+    """Whether it is what Parsl runs on a node."""
+    try:
+        return any("process_worker_pool" in part for part in process.cmdline()) and bool(process.children())
+    except psutil.Error:
+        return False
+
+
 def stopped(command: list[str], how: int, growing: Path, enough: int) -> int:
     """The exit code of a command that is sent a signal when a run has so many checkpoints; its workers have ended."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -235,8 +372,13 @@ def stopped(command: list[str], how: int, growing: Path, enough: int) -> int:
     workers = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, how)
     code = process.wait()
-    until(lambda: not any(each.is_running() and each.status() != "zombie" for each in workers))
+    until(partial(ended, workers))
     return code
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    """Whether all of them have."""
+    return not any(each.is_running() and each.status() != "zombie" for each in processes)
 
 
 def writes(process: psutil.Process, path: Path) -> bool:

@@ -109,3 +109,50 @@ def test_paper_scale_of_a_study_without_one_is_refused(file):
 def test_an_empty_study_is_refused(tiny_config, changes):
     with pytest.raises(ConfigError, match="study"):
         Study(**{"name": "s", "variants": {"free": tiny_config}, **changes})
+
+
+GRIDS = """
+keep = "last"
+[grids.classes]
+task.n_classes = [64, 96]
+task.burstiness = [1, 2]
+training.steps = 70
+[grids.noise]
+task.epsilon = [0.5]
+[variants.free]
+[settings.short]
+training.steps = 30
+checkpoints.every = 10
+[settings.long]
+training.learning_rate = 0.2
+"""
+
+
+def test_grids_are_all_combinations_and_settings_cross_them(tmp_path):
+    path = tmp_path / "grids.toml"
+    path.write_text(GRIDS)
+    study = Study.from_toml(path)
+    own = ["free", *(f"classes n_classes={k} burstiness={b}" for k in (64, 96) for b in (1, 2)), "noise epsilon=0.5"]
+    assert list(study.variants) == [f"{setting} {variant}" for setting in ("short", "long") for variant in own]
+    assert study.keep == "last"
+    found = study.variants["long classes n_classes=96 burstiness=2"]
+    expected = {"task.n_classes": 96, "task.burstiness": 2, "training.steps": 70, "training.learning_rate": 0.2}
+    assert found == mi.RunConfig.preset("reddy2023-fast").updated(expected)
+    assert study.variants["short noise epsilon=0.5"].training.steps == 30
+    assert study.variants["short classes n_classes=64 burstiness=1"].training.steps == 70  # its own counts
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("task.n_classes = 64", "grid 'g': a grid has keys with lists"),
+        ("task.n_classes = []", r"grid 'g': task\.n_classes is an empty list"),
+        ("interventions = [{ kind = 'copy' }]", "grid 'g': a grid has keys with lists of plain values"),
+        ("task.n_clases = [64]", r"variant 'g n_clases=64'.*did you mean 'n_classes'"),
+    ],
+)
+def test_a_faulty_grid_is_refused(tmp_path, grid, message):
+    path = tmp_path / "grids.toml"
+    path.write_text(f"[grids.g]\n{grid}\n")
+    with pytest.raises(ConfigError, match=message):
+        Study.from_toml(path)

@@ -154,7 +154,7 @@ def _measured_speeds(study: Study, outcomes: Outcomes, folder: str | Path) -> di
         variant: Speed(
             median(_a_step(row) for row in own),
             median(row["cost.measuring_seconds"] / row["cost.checkpoints"] for row in own),
-            median(row["cost.checkpoint_bytes"] for row in own),
+            float(median(row["cost.checkpoint_bytes"] for row in own)),
         )
         for variant, own in rows.items()
     }

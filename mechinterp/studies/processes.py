@@ -3,6 +3,7 @@
 Starting one takes seconds, since it imports torch, which is why they stay. A worker whose giver is gone ends itself.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -63,6 +64,9 @@ def end() -> None:
     with _lock:
         while _idle:
             _idle.pop().end()
+
+
+atexit.register(end)
 
 
 class _Process:

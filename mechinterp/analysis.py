@@ -11,6 +11,7 @@ import tyro
 
 from mechinterp.circuits.trajectory import analyse
 from mechinterp.cli import run_command
+from mechinterp.cli.study import MOST_SIDE_BY_SIDE
 from mechinterp.emergence import crossing, locate_or_say_why, steps_around
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder, replace_text
@@ -119,7 +120,7 @@ class StudyAnalysis(Analysis):
         table.to_csv(out / "runs.csv", index=False, float_format="%.6g")
         compared = compare(table)
         compared.to_csv(out / "variants.csv", float_format="%.6g")
-        print(compared.round(3).T.to_string())
+        print((compared.T if len(compared) <= MOST_SIDE_BY_SIDE else compared).round(3).to_string())
         failed = [each for each in table.to_dict("records") if each["status"] != "done"]
         if failed:
             first = failed[0]

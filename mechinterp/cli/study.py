@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mechinterp.studies import study as studies
 
-_MOST_SIDE_BY_SIDE = 6
+MOST_SIDE_BY_SIDE = 6
 """More variants than these are rows of what is printed, not columns."""
 MOST_ON_A_PAGE = 200
 """A study of more runs gets its page on request only: it would hold every run's curves."""
@@ -154,10 +154,9 @@ def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out
         print(f"and {len(failed) - 20} more, which {csv} has", file=sys.stderr)
     taken = spent(study, Outcomes(command.runs), command.runs)
     result: dict[str, Any] = {"study": study.name, "table": str(csv), "report": None}
-    if len(compared) <= _MOST_SIDE_BY_SIDE:
-        shown = compared.round(3).T.to_string()
-    else:
-        shown = compared.round(3).to_string() if len(compared) <= MOST_ON_A_PAGE else f"variants: {variants}"
+    shown = (compared.T if len(compared) <= MOST_SIDE_BY_SIDE else compared).round(3).to_string()
+    if len(compared) > MOST_ON_A_PAGE:
+        shown = f"variants: {variants}"
     text = f"{shown}\n{taken}\ntable: {csv}"
     if page:
         from mechinterp.report.study import write_study_report

@@ -1,0 +1,121 @@
+"""Does a study bear a claim out? Verdicts over seeds, each with the numbers behind it.
+
+A claim is a condition on one seed's runs. It is **reproduced** if every seed meets it, **not reproduced** if none does,
+and **undecided** otherwise: no seed is left out, and none outweighs another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from mechinterp.errors import MechinterpError
+from mechinterp.studies.study import Study
+
+TREND_SLACK = 0.05
+"""How far a value may go against a trend from one setting to the next."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim, and what was found of it."""
+
+    figure: str
+    """Where it stands."""
+    claim: str
+    """What it says."""
+    verdict: str
+    """reproduced, not reproduced or undecided."""
+    seeds: str
+    """How many seeds meet it, of how many."""
+    numbers: str
+    """What was measured."""
+
+
+def judge(figure: str, claim: str, holds: Mapping[int, bool], numbers: str) -> Verdict:
+    """The verdict from whether each seed meets the claim."""
+    if not holds:
+        raise MechinterpError(f"{claim}: there is no seed to judge it by")
+    met = sum(holds.values())
+    verdict = "reproduced" if met == len(holds) else "not reproduced" if met == 0 else "undecided"
+    return Verdict(figure, claim, verdict, f"{met} of {len(holds)}", numbers)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """One row per claim."""
+    return pd.DataFrame([asdict(each) for each in verdicts])
+
+
+def with_settings(study: Study, table: pd.DataFrame, keys: Mapping[str, str]) -> pd.DataFrame:
+    """A study's table with columns for settings of each run's config: name → dotted key, as ``task.n_classes``."""
+    found = table.copy()
+    for name, dotted in keys.items():
+        values = {}
+        for variant, config in study.variants.items():
+            value = config
+            for part in dotted.split("."):
+                value = getattr(value, part)
+            values[variant] = value
+        found[name] = found["variant"].map(values)
+    return found
+
+
+def by_seed(table: pd.DataFrame, column: str, over: str) -> pd.DataFrame:
+    """One column of a table of runs: a row per seed, a column per value of the setting `over`, ascending."""
+    return table.pivot_table(index="seed", columns=over, values=column, aggfunc="mean").sort_index(axis=1)
+
+
+def trend(values: pd.DataFrame, least: float) -> dict[int, bool]:
+    """By seed, whether values go from the first column to the last by at least `least` (falling, if it is negative),
+    and nowhere against that by more than `TREND_SLACK`."""
+    sign = np.sign(least)
+    whole = sign * (values.iloc[:, -1] - values.iloc[:, 0]) >= abs(least)
+    monotone = (sign * values.diff(axis=1).iloc[:, 1:] >= -TREND_SLACK).all(axis=1)
+    return {int(str(seed)): bool(met) for seed, met in (whole & monotone).items()}
+
+
+def within(values: pd.Series, low: float = -np.inf, high: float = np.inf) -> dict[int, bool]:
+    """By seed, whether a value lies between two bounds, themselves included."""
+    return {int(str(seed)): bool(low <= value <= high) for seed, value in values.items()}
+
+
+def every(*conditions: Mapping[int, bool]) -> dict[int, bool]:
+    """By seed, whether all conditions hold; a seed that one of them lacks is counted as not meeting it."""
+    seeds = sorted({seed for each in conditions for seed in each})
+    return {seed: all(each.get(seed, False) for each in conditions) for seed in seeds}
+
+
+def spread(values: pd.DataFrame | pd.Series, digits: int = 2) -> str:
+    """Least to greatest, over seeds, of every column: ``K=128: 0.02–0.03, K=256: …``."""
+    if isinstance(values, pd.Series):
+        low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
+        return low if low == high else f"{low}–{high}"
+    return ", ".join(f"{name}: {spread(pd.Series(values[name]), digits)}" for name in values)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How the runs of one setting fall into two groups, if they do."""
+
+    bimodal: bool
+    """Whether the largest gap between neighbours is at least half of a range of at least 0.3."""
+    lower: int
+    """Runs below the largest gap."""
+    upper: int
+    """Runs above it."""
+    gap: float
+    """The largest gap."""
+    range: float
+    """Greatest minus least."""
+
+
+def groups(values: Sequence[float]) -> Groups:
+    """Are the seeds of two kinds? The largest gap between neighbouring values, and how many lie on either side."""
+    ordered = np.sort(np.asarray(values, dtype=float))
+    if len(ordered) < 2:
+        raise MechinterpError("at least two runs are needed to see whether they fall into groups")
+    gaps = np.diff(ordered)
+    where, span = int(gaps.argmax()), float(ordered[-1] - ordered[0])
+    gap = float(gaps[where])
+    return Groups(span >= 0.3 and gap >= span / 2, where + 1, len(ordered) - where - 1, gap, span)

@@ -15,6 +15,7 @@ from mechinterp.studies.study import Study
 
 TREND_SLACK = 0.05
 """How far a value may go against a trend from one setting to the next."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def trend(values: pd.DataFrame, least: float) -> dict[int, bool]:
     """By seed, whether values go from the first column to the last by at least `least` (falling, if it is negative),
     and nowhere against that by more than `TREND_SLACK`."""
     sign = np.sign(least)
-    whole = sign * (values.iloc[:, -1] - values.iloc[:, 0]) >= abs(least)
-    monotone = (sign * values.diff(axis=1).iloc[:, 1:] >= -TREND_SLACK).all(axis=1)
+    whole = sign * (values.iloc[:, -1] - values.iloc[:, 0]) >= abs(least) - _ROUNDING
+    monotone = (sign * values.diff(axis=1).iloc[:, 1:] >= -TREND_SLACK - _ROUNDING).all(axis=1)
     return {int(str(seed)): bool(met) for seed, met in (whole & monotone).items()}
 
 

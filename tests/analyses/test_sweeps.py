@@ -1,0 +1,142 @@
+"""The analyses of sweeps find in made-up runs what was put there."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses.convention_audit import ConventionAudit
+from analyses.data_dependence import DataDependence
+from mechinterp.cli import run_command
+from mechinterp.config import RunConfig
+from mechinterp.studies.study import Study
+
+STEPS = np.arange(0, 12_001, 200)
+
+
+def rising(at: float, to: float) -> np.ndarray:
+    """A curve that comes to half of `to` at a step."""
+    return to / (1 + np.exp(-(STEPS - at) / 100))
+
+
+def as_claimed(config: RunConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """IC and IWL accuracy over training, in a world in which everything is as the paper says: whichever is faster is
+    learned, memorising in 2.5 K steps, the induction head in 3,000 / B."""
+    task = config.task
+    if task.p_in_context == 0.8:  # figure A.5: nothing is learned where labels are as many as pairs
+        learned = 0.0 if task.n_labels == task.n_pairs else 1.0
+        return rising(3_000, learned), rising(500, 1.0 - learned)
+    share = 1.0 if task.burstiness * task.n_classes > 700 else 0.0
+    if task.p_in_context == 1.0:
+        share = 1.0
+    elif task.p_in_context > 0:
+        return rising(2_000, 0.95), rising(2_000, 0.95)
+    elif not task.distinct_labels:
+        ic, iwl = {0.0: (0.9, 0.1), 0.5: (0.8, 0.3), 1.0: (0.7, 0.7)}.get(task.zipf_exponent, (0.05, 0.95))
+        return rising(3_000, ic), rising(2_000, iwl)
+    memory = 2.5 * task.n_classes
+    ic = share * (0.95 + 0.01 * min(task.epsilon, 0.7)) + 0.02
+    ic -= 0.15 * share * (task.n_classes == 1024 and task.burstiness == 1) + 0.15 * share * (task.epsilon == 0.0)
+    iwl = (1 - share) + 0.02 * share + 0.25 * share * (1 - task.epsilon) * (task.n_classes < 2_000)
+    return rising(3_000 / max(task.burstiness, 1), ic), rising(memory, iwl)
+
+
+def contrary(config: RunConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The other way round."""
+    ic, iwl = as_claimed(config, seed)
+    return iwl[-1] * ic / max(ic[-1], 1e-9), ic[-1] * iwl / max(iwl[-1], 1e-9)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Studies have the outcomes of a world, without training."""
+
+    def install(world) -> None:
+        def curves(study: Study) -> dict[tuple[str, int], pd.DataFrame]:
+            return {
+                (run.variant, run.seed): pd.DataFrame(
+                    dict(zip(("icl_accuracy", "iwl_accuracy"), world(run.config, run.seed), strict=True)),
+                    index=pd.Index(STEPS, name="step"),
+                )
+                for run in study.runs
+            }
+
+        def table(study: Study, *arguments, **options) -> pd.DataFrame:
+            rows = []
+            for (variant, seed), curve in curves(study).items():
+                ends = {f"final_{name}": curve[name].iloc[-1] for name in curve}
+                located = {"transition": False, "step": np.nan, "after": np.nan, "iwl_accuracy_step": np.nan}
+                rows.append({"variant": variant, "seed": seed, "status": "done", "error": None} | located | ends)
+            return pd.DataFrame(rows)
+
+        monkeypatch.setattr("mechinterp.analysis.run_study", table)
+        monkeypatch.setattr("mechinterp.analysis.measured", lambda study, folder: curves(study))
+        monkeypatch.setattr("mechinterp.analysis.write_study_report", lambda study, table, folder, path: path)
+
+    return install
+
+
+def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(made_up, tmp_path):
+    made_up(as_claimed)
+    assert run_command(DataDependence, ["--out", str(tmp_path)]) == 0
+    out = tmp_path / "data_dependence"
+    verdicts = pd.read_csv(out / "verdicts.csv").set_index("claim")
+    full = verdicts[verdicts["figure"].isin(["2a", "2c", "A.1", "A.5"])]
+    assert set(full["verdict"]) == {"reproduced"}, full[full["verdict"] != "reproduced"].to_string()
+    race = pd.read_csv(out / "race.csv")
+    memorising = race[race["B"] == 0].groupby("K")["t_iwl"].median()
+    np.testing.assert_allclose(memorising, 2.5 * memorising.index, rtol=0.02)
+    contextual = race[race["p_C"] == 1.0].groupby("B")["t_icl"].median()
+    np.testing.assert_allclose(contextual, 3_000 / contextual.index, rtol=0.05)
+    text = verdicts.loc["the one that is learned faster by itself wins, in every cell of figure 2a", "numbers"]
+    assert "B = 1: ICL alone at step 3" in text
+    assert not pd.read_csv(out / "groups.csv")["bimodal"].any()
+    assert {"figure_2a.html", "figure_2c.html", "figure_a5.html", "race.html"} <= {p.name for p in out.iterdir()}
+
+    made_up(contrary)
+    assert run_command(DataDependence, ["--out", str(tmp_path)]) == 0
+    found = pd.read_csv(out / "verdicts.csv").set_index("claim")["verdict"]
+    assert found["K = 128, B = 1 is learned in weights: IWL ≥ 0.95, IC ≤ 0.1"] == "not reproduced"
+    assert found["IC accuracy rises with K (B = 1)"] == "not reproduced"
+    assert found["α > 1 ends ICL (IC ≤ 0.15 from α = 1.5 on)"] == "not reproduced"
+    assert found["full network: L > N robustly learns (IC ≥ 0.9 in every cell)"] == "not reproduced"
+
+
+def test_seeds_of_two_kinds_near_the_boundary_are_reported(made_up, tmp_path):
+    def two_kinds(config: RunConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if 600 < config.task.n_classes < 1_000:
+            return (rising(3_000, 0.9), rising(1_000, 0.1))[:: 1 if seed % 2 else -1]
+        return as_claimed(config, seed)
+
+    made_up(two_kinds)
+    assert run_command(DataDependence, ["--out", str(tmp_path)]) == 0
+    groups = pd.read_csv(tmp_path / "data_dependence" / "groups.csv")
+    assert groups["bimodal"].all()
+    assert (groups["lower"] == 4).all()
+    assert (groups["upper"] == 4).all()
+
+
+def test_an_audit_finds_the_conventions_that_matter(made_up, tmp_path, capsys):
+    """Times scale with the learning rate; one convention delays, one takes IC accuracy away, the others do nothing."""
+
+    def world(config: RunConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        late = 1.5 if config.model.use_attn_scale else 1.0
+        ic = 0.3 if config.model.classifier_bias == "shared" else 0.9
+        at = late * (300 + 5 * seed) / config.training.learning_rate
+        return rising(at if at < 11_000 else 11_000, ic), rising(1_000, 0.1)
+
+    made_up(world)
+    assert run_command(ConventionAudit, ["--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "convention_audit" / "conventions.csv", keep_default_na=False)
+    assert len(table) == 39 + 5 + 2
+    found = table.set_index(["setting", "convention"])["matters"]
+    for setting in ("circuit", "weights", "context"):
+        assert found[setting, "attn_scale"] == "later"
+        assert found[setting, "shared_bias"] == "no transition, IC −"
+        assert found[setting, "lr_0_05"] == found[setting, "no_decay"] == found[setting, "baseline"] == ""
+    times = table.set_index(["setting", "convention"])
+    assert float(times.loc[("circuit", "baseline"), "flow_time"]) == pytest.approx(305, rel=0.02)
+    assert float(times.loc[("circuit", "attn_scale"), "ratio"]) == pytest.approx(1.5, rel=0.02)
+    assert (tmp_path / "convention_audit" / "conventions.html").exists()
+    assert Path(tmp_path / "convention_audit_classes" / "runs.csv").exists()

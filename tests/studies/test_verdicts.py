@@ -1,0 +1,93 @@
+"""Verdicts count every seed, and say no more than the seeds do."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechinterp as mi
+from mechinterp.errors import MechinterpError
+from mechinterp.studies.study import Study
+from mechinterp.studies.verdicts import (
+    by_seed,
+    every,
+    groups,
+    judge,
+    spread,
+    trend,
+    verdict_table,
+    with_settings,
+    within,
+)
+
+
+@pytest.mark.parametrize(
+    ("holds", "verdict", "seeds"),
+    [
+        ({0: True, 1: True}, "reproduced", "2 of 2"),
+        ({0: True, 1: False}, "undecided", "1 of 2"),
+        ({0: False, 1: False}, "not reproduced", "0 of 2"),
+    ],
+)
+def test_a_verdict_counts_the_seeds(holds, verdict, seeds):
+    found = judge("2a", "a claim", holds, "numbers")
+    assert (found.verdict, found.seeds) == (verdict, seeds)
+    assert verdict_table([found]).to_dict("records")[0]["verdict"] == verdict
+
+
+def test_no_seed_is_no_verdict():
+    with pytest.raises(MechinterpError, match="no seed"):
+        judge("2a", "a claim", {}, "")
+
+
+def test_a_trend_is_large_enough_and_nowhere_against_itself():
+    values = pd.DataFrame(
+        [[0.1, 0.3, 0.9], [0.1, 0.05, 0.9], [0.1, 0.04, 0.9], [0.5, 0.6, 0.7], [0.9, 0.3, 0.1]],
+        index=pd.Index(range(5), name="seed"),
+        columns=[1, 2, 4],
+    )
+    assert trend(values, 0.5) == {0: True, 1: True, 2: False, 3: False, 4: False}
+    assert trend(values, -0.5) == {0: False, 1: False, 2: False, 3: False, 4: True}
+    assert trend(values, 0.2) == {0: True, 1: True, 2: False, 3: True, 4: False}
+
+
+def test_bounds_include_themselves_and_what_is_no_number_meets_none():
+    values = pd.Series([0.1, 0.95, np.nan], index=[3, 4, 5])
+    assert within(values, low=0.95) == {3: False, 4: True, 5: False}
+    assert within(values, high=0.1) == {3: True, 4: False, 5: False}
+    assert every({3: True, 4: True}, {3: True}) == {3: True, 4: False}
+
+
+def test_settings_stand_beside_runs_and_seeds_in_rows(tiny_config):
+    study = Study.of("s", tiny_config, {"b": {"task.burstiness": 3}, "a": {"task.n_classes": 16}}, [0, 2])
+    rows = [(v, s, x) for v, s, x in zip(["b", "b", "a", "a"], [0, 2, 0, 2], [0.1, 0.2, 0.3, 0.4], strict=True)]
+    table = with_settings(study, pd.DataFrame(rows, columns=["variant", "seed", "x"]), {"K": "task.n_classes"})
+    assert table["K"].tolist() == [8, 8, 16, 16]
+    found = by_seed(table, "x", "K")
+    assert found.to_numpy().tolist() == [[0.1, 0.3], [0.2, 0.4]]
+    assert spread(found) == "8: 0.10–0.20, 16: 0.30–0.40"
+    assert spread(pd.Series([0.5, 0.501])) == "0.50"
+
+
+@pytest.mark.parametrize(
+    ("values", "bimodal", "lower", "upper"),
+    [
+        ([0.1, 0.12, 0.9, 0.95, 0.91], True, 2, 3),
+        ([0.1, 0.3, 0.5, 0.7, 0.9], False, 1, 4),
+        ([0.5, 0.52, 0.6], False, 2, 1),  # a gap, but all are alike
+    ],
+)
+def test_groups_of_seeds(values, bimodal, lower, upper):
+    found = groups(values)
+    assert (found.bimodal, found.lower + found.upper) == (bimodal, lower + upper)
+    if bimodal:
+        assert (found.lower, found.upper) == (lower, upper)
+        assert found.range == pytest.approx(0.85)
+
+
+def test_one_run_is_no_group():
+    with pytest.raises(MechinterpError, match="at least two runs"):
+        groups([0.4])
+
+
+def test_the_registry_of_measures_has_what_sweeps_ask_for():
+    assert {"accuracy", "ila1", "tila2"} <= set(mi.measures.MEASURES)

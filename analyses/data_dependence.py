@@ -229,10 +229,10 @@ def race_verdict(times: pd.DataFrame) -> Verdict:
     wrong = cells.loc[predicted != found]
     turning = {int(str(B)): turning_point(rows) for B, rows in cells.groupby("B")}
     steps, classes = list(memorising.values()), list(memorising)
-    expected = {B: float(np.interp(step, steps, classes)) for B, step in contextual.items()}
+    expected = {B: float(np.interp(step, steps, classes)) for B, step in contextual.items() if steps}
     numbers = "; ".join(
-        f"B = {B}: ICL alone at step {contextual[B]:.0f}, as fast as memorising K = {expected[B]:.0f};"
-        f" IC = IWL at K = {K:.0f}"
+        f"B = {B}: ICL alone at step {contextual.get(B, np.nan):.0f}, as fast as memorising"
+        f" K = {expected.get(B, np.nan):.0f}; IC = IWL at K = {K:.0f}"
         for B, K in turning.items()
     )
     numbers += f"; cells in which the slower one won: {sorted(set(zip(wrong['K'], wrong['B'], strict=True)))}"

@@ -13,6 +13,7 @@ What is substituted, so that this takes seconds, and why the output that pages s
 * of a study, all configs are validated as they are, but every run is a copy of one tiny run.
 """
 
+import inspect
 import re
 import runpy
 import shlex
@@ -26,6 +27,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
+import parsl.providers
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
@@ -36,6 +38,7 @@ from mechinterp.cli import _COMMANDS, main
 from mechinterp.config import PRESETS
 from mechinterp.files import read_toml
 from mechinterp.measures import MEASURES
+from mechinterp.studies.cluster import PROVIDERS
 from mechinterp.studies.worker import do
 from tests.conftest import TINY
 
@@ -152,7 +155,11 @@ def test_the_code_of_a_page_runs(page, substituted, fast_run, tmp_path, monkeypa
 
 def validate(block: Block) -> None:
     Path("block.toml").write_text(block.text, encoding="utf-8")
-    if "variants" in read_toml("block.toml"):
+    if "provider" in (settings := read_toml("block.toml")):
+        provider = getattr(parsl.providers, PROVIDERS[settings.pop("provider")])
+        assert settings.pop("workers") > 0
+        inspect.signature(provider).bind_partial(**settings)
+    elif settings.keys() & {"variants", "grids"}:
         path = Path("block.toml").rename("study.toml")
         assert mi.Study.from_toml(path).runs
         mi.Study.from_toml(path, paper_scale="paper_scale" in read_toml(path))
@@ -202,7 +209,7 @@ def test_commands_that_are_neither_ours_nor_left_out_are_refused(tmp_path, monke
 def test_the_page_of_commands_has_every_command_and_option():
     page = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
     for name, command in _COMMANDS.items():
-        assert f"| `{name}" in page, name
+        assert f"| `{name}" in page, name  # with its argument
         options = {"start": "from", "stop": "to"} if name == "replay" else {}
         for field in fields(command):
             if field.name not in ("run", "file", "files", "settings"):

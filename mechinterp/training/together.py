@@ -120,7 +120,7 @@ class _Member:
         self.writer.__exit__(error and type(error), error, None)
 
 
-def train_together(configs: Sequence[RunConfig], paths: Sequence[Path], *, device: Device = "cpu") -> list[Run]:
+def train_together(configs: Sequence[RunConfig], paths: Sequence[str | Path], *, device: Device = "cpu") -> list[Run]:
     """Train several runs in one batch, each to its own file; returns them in order. They need one model, one shape of
     task and one batch size, and no interventions.
 
@@ -134,7 +134,7 @@ def train_together(configs: Sequence[RunConfig], paths: Sequence[Path], *, devic
     members: list[_Member] = []
     try:
         for config, path in zip(configs, paths, strict=True):
-            if (member := _member(config, path, device)) is not None:
+            if (member := _member(config, Path(path), device)) is not None:
                 members.append(member)
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sampler") as samplers:
             while going := [member for member in members if not member.done]:

@@ -39,7 +39,7 @@ from mechinterp.config import PRESETS
 from mechinterp.files import read_toml
 from mechinterp.measures import MEASURES
 from mechinterp.studies.cluster import PROVIDERS
-from mechinterp.studies.worker import do
+from mechinterp.studies.worker import check, do
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -124,7 +124,15 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
                 shutil.copy(made, Path(job["folder"]) / f"{job['id']}{made.suffix}")
 
     monkeypatch.setattr(mechinterp.training, "train", train)
+
+    def ask(request):
+        """What a worker would answer; none is started."""
+        if request["what"] == "check":
+            check(request["config"], request["measures"])
+        return {"error": None, "step": 0.005, "checkpoint": 0.2, "checkpoint_bytes": 6e5}
+
     monkeypatch.setattr("mechinterp.studies.conduct.carry_out", carry_out)
+    monkeypatch.setattr("mechinterp.studies.processes.ask", ask)
     for name, measure in MEASURES.items():  # pages register their own, which goes with them
         monkeypatch.setitem(MEASURES, name, measure)
     known = set(MEASURES)

@@ -99,12 +99,12 @@ class StudyStatus(_Study):
 
     def execute(self) -> int:
         from mechinterp.studies import processes
-        from mechinterp.studies.conduct import progress
+        from mechinterp.studies.conduct import states
         from mechinterp.studies.cost import estimate, spent
         from mechinterp.studies.outcomes import Outcomes
 
         study, outcomes = self.study(), Outcomes(self.runs)
-        counted = progress(study, outcomes, self.runs)
+        counted = states(study, outcomes, self.runs)
         try:
             left = estimate(study, outcomes, self.runs, clocked=self.estimate, retry=True)
         finally:

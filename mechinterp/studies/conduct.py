@@ -127,7 +127,7 @@ def begun(study: Study, folder: str | Path) -> bool:
     return any(outcomes.begun(job) or outcomes.of(job) or outcomes.error(job) for job in jobs)
 
 
-def progress(study: Study, outcomes: Outcomes, folder: str | Path) -> pd.DataFrame:
+def states(study: Study, outcomes: Outcomes, folder: str | Path) -> pd.DataFrame:
     """How many runs of each variant are ``done``, ``failed``, ``begun`` (there is a run file) and ``not begun``."""
     counts = {variant: dict.fromkeys(("done", "failed", "begun", "not begun"), 0) for variant in study.variants}
     for each, job in jobs_of(study, Path(folder)):

@@ -48,7 +48,7 @@ class Estimate:
     """Steps, at most."""
     core_seconds: float
     """Seconds of one core, at most."""
-    bytes: int
+    kept_bytes: int
     """Bytes that stay on disk, at most."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Estimate:
         if known:
             wall = span(self.core_seconds / max(1, min(workers, known)))
             about += f": at most {self.steps:,} steps, {span(self.core_seconds)} of one core"
-            about += f" ({wall} on {workers}), {size(self.bytes)} kept"
+            about += f" ({wall} on {workers}), {size(self.kept_bytes)} kept"
         return about + (f"; {self.untimed} of variants not timed yet" if self.untimed else "")
 
 
@@ -104,7 +104,7 @@ class Spent:
     """Seconds of one core, training and measuring; of a run that was interrupted, as if it had not been."""
     measuring: float
     """The part of measuring, 0 to 1."""
-    bytes: int
+    disk_bytes: int
     """Bytes that they have on disk."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Spent:
         a_step = self.core_seconds * (1 - self.measuring) / max(self.steps, 1)
         return (
             f"{self.runs} runs done: {self.steps:,} steps, {span(self.core_seconds)} of one core ({1e3 * a_step:.1f} ms"
-            f" a step, {self.measuring:.0%} for measuring), {size(self.bytes)} on disk"
+            f" a step, {self.measuring:.0%} for measuring), {size(self.disk_bytes)} on disk"
         )
 
 

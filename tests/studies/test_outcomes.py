@@ -11,7 +11,7 @@ import pytest
 
 import mechinterp as mi
 from mechinterp.studies import outcomes as module
-from mechinterp.studies.conduct import progress, study_table
+from mechinterp.studies.conduct import states, study_table
 from mechinterp.studies.cost import estimate, span, spent
 from mechinterp.studies.jobs import Job, jobs_of
 from mechinterp.studies.outcomes import INDEX, Outcomes, file_of, write_failure, write_outcome
@@ -62,7 +62,7 @@ def test_the_table_is_the_same_from_the_record_and_from_the_index(study, tmp_pat
     assert table["ila1_lag"].tolist()[0] == 1.5
     assert table["error"][4] == "it broke"
     assert table["final_icl_loss"][0] == 0.1
-    counted = progress(study, Outcomes(tmp_path), tmp_path)
+    counted = states(study, Outcomes(tmp_path), tmp_path)
     assert counted.to_numpy().tolist() == [[3, 0, 0, 0], [1, 1, 0, 1]]
 
 
@@ -119,15 +119,15 @@ def test_the_cost_is_steps_and_checkpoints_at_their_measured_speeds(study, tmp_p
         do(job, 10.0)
     found = Outcomes(tmp_path)
     taken = spent(study, found, tmp_path)
-    assert (taken.runs, taken.steps, taken.bytes) == (2, 40, 2200)
+    assert (taken.runs, taken.steps, taken.disk_bytes) == (2, 40, 2200)
     assert (taken.core_seconds, taken.measuring) == (pytest.approx(6.2), pytest.approx(2.2 / 6.2))
     # One run of the variant that was timed is left: 20 steps of 0.1 s, 11 checkpoints of 0.1 s and 100 bytes.
     left = estimate(study, found, tmp_path, clocked=False)
-    assert (left.runs, left.todo, left.untimed, left.steps, left.bytes) == (6, 4, 3, 20, 1100)
+    assert (left.runs, left.todo, left.untimed, left.steps, left.kept_bytes) == (6, 4, 3, 20, 1100)
     assert left.core_seconds == pytest.approx(3.1)
     assert left.on(2).endswith("at most 20 steps, 3 s of one core (3 s on 2), 1 kB kept; 3 of variants not timed yet")
     thin = Study(study.name, study.variants, study.seeds, study.measures, keep="last")
-    assert estimate(thin, Outcomes(tmp_path), tmp_path, clocked=False).bytes == 100
+    assert estimate(thin, Outcomes(tmp_path), tmp_path, clocked=False).kept_bytes == 100
     timed = estimate(study, found, tmp_path, clocked=True)
     assert (timed.untimed, timed.steps) == (0, 80)
     assert timed.core_seconds > left.core_seconds

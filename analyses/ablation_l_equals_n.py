@@ -1,10 +1,10 @@
-"""As many labels as pairs: which seeds learn in-context, and how long it takes (Reddy 2023, figures 6c and A.5).
+"""As many labels as pairs in the minimal model: which seeds learn, and how long it takes (Reddy 2023, figure 6c).
 
     python -m analyses.ablation_l_equals_n [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the studies ``ablation_l_equals_n.toml`` (the minimal induction head with L > N and L = N, from the origin and from
-α < 0) and ``ablation_l_equals_n_full.toml`` (the full network), and writes, in a folder for each, ``runs.csv``,
-``variants.csv``, its page, and for each variant the loss and the in-context accuracy of every seed.
+Does the study ``ablation_l_equals_n.toml`` (the minimal induction head with L > N and L = N, from the origin and from
+α < 0) and writes ``runs.csv``, ``variants.csv``, its page, and for each variant the loss and the in-context accuracy of
+every seed. The full network is a part of ``data_dependence``.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,14 @@ from mechinterp.report.figures import each_seed
 
 @dataclass
 class AblationLEqualsN(StudyAnalysis):
-    """As many labels as pairs: which seeds learn in-context, and how long it takes (Reddy 2023, figures 6c and A.5)."""
+    """As many labels as pairs in the minimal model: which seeds learn, and when (Reddy 2023, figure 6c)?"""
 
     def execute(self) -> None:
-        for name in ("ablation_l_equals_n", "ablation_l_equals_n_full"):
-            done = self.conducted(name)
-            for variant in done.study.variants:
-                for measure in ("train_loss", "icl_accuracy"):
-                    title = f"{variant}: {measure} of {len(done.study.seeds)} seeds"
-                    done.write(each_seed(done.of(variant), [measure], title), f"{variant}_{measure}")
+        done = self.conducted("ablation_l_equals_n")
+        for variant in done.study.variants:
+            for measure in ("train_loss", "icl_accuracy"):
+                title = f"{variant}: {measure} of {len(done.study.seeds)} seeds"
+                done.write(each_seed(done.of(variant), [measure], title), f"{variant}_{measure}")
 
 
 if __name__ == "__main__":

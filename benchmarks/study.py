@@ -38,8 +38,8 @@ class Studies:
 
     rounds: int = 2
     """Rounds, each doing the small study with one worker and with two."""
-    steps: int = 3_000
-    """Steps of each of its four runs."""
+    steps: int = 4_000
+    """Steps of each of its eight runs."""
     synthetic: int = 10_000
     """Runs of the large one, whose outcomes are made up."""
     json: bool = False
@@ -56,7 +56,7 @@ class Studies:
         for index in range(self.rounds):
             wall = {}
             for workers in (1, 2):
-                seeds = ", ".join(str(10 * index + each) for each in range(4))
+                seeds = ", ".join(str(10 * index + each) for each in range(8))
                 study = _study(folder, "small", RUNS.format(seeds=seeds, steps=self.steps))
                 runs, start = folder / f"{index}-{workers}", time.perf_counter()
                 run_study(study, runs, workers=workers, progress=False)

@@ -81,7 +81,7 @@ class Outcomes:
             except FileNotFoundError:
                 continue  # it is being tried again at this moment
             before = known.get(id)
-            if before is not None and before["stamp"] == stamp and before["failed"] == failed:
+            if before is not None and (before.get("stamp"), before.get("failed")) == (stamp, failed):
                 rows[id] = before
             elif (record := _read(folder / name)) is not None:
                 rows[id] = {"failed": failed, "stamp": stamp, **_flat(record)}
@@ -99,7 +99,7 @@ class Outcomes:
     def error(self, job: Job) -> str | None:
         """Why a run failed, if it did."""
         row = self._rows.get(job["id"])
-        return row["error"] if row is not None and row["failed"] else None
+        return str(row.get("error", "its record does not say why")) if row is not None and row["failed"] else None
 
     def begun(self, job: Job) -> bool:
         """Whether there is a run file."""
@@ -135,11 +135,12 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_index(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Where the folder cannot be written, or the disk is full, the index stays as it was: it can be made again."""
+    """Where the folder cannot be written, the disk is full, or somebody's record has odd types, the index stays as it
+    was: it can be made again."""
     names = sorted({name for row in rows.values() for name in row})
     columns = {"id": sorted(rows)} | {name: [rows[id].get(name) for id in sorted(rows)] for name in names}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, pyarrow.ArrowException):
         try:
             parquet.write_table(pyarrow.table(columns), temporary)
             os.replace(temporary, path)

@@ -88,9 +88,22 @@ def test_a_lost_or_damaged_index_is_made_anew(study, tmp_path):
         (tmp_path / INDEX).write_bytes(damage)
         pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
         assert len(pd.read_parquet(tmp_path / INDEX)) == 1
+    pd.DataFrame({"id": [jobs(study, tmp_path)[0]["id"]], "failed": [False]}).to_parquet(tmp_path / INDEX)
+    pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
     (tmp_path / INDEX).unlink()
     (tmp_path / INDEX).mkdir()  # which cannot be replaced by a file
     pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
+
+
+def test_a_record_of_odd_types_costs_the_index_and_nothing_else(study, tmp_path):
+    first, second, *_ = jobs(study, tmp_path)
+    do(first, 10.0)
+    expected = study_table(study, tmp_path)
+    file_of(second, ".json").write_text('{"kept": {"a": 1}, "steps": "many"}')
+    pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
+    file_of(second, ".json").unlink()
+    file_of(second, ".failed.json").write_text("{}")
+    assert study_table(study, tmp_path)["status"].tolist()[:2] == ["done", "failed"]
 
 
 def test_what_is_gone_or_means_something_else_is_not_done(study, tmp_path):

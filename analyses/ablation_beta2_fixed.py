@@ -2,8 +2,8 @@
 
     python -m analyses.ablation_beta2_fixed [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the study ``ablation_beta2_fixed.toml`` and writes ``runs.csv`` (one row per run: step of the transition, lags, …),
-``variants.csv``, its page, and for each variant the progress measures aligned where IC accuracy crosses 50 %.
+Does the study ``ablation_beta2_fixed.toml`` and writes its tables (a row per run: step of the transition, lags, …; and
+a row per variant), its page, and for each variant the progress measures aligned where IC accuracy crosses 50 %.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
     python -m analyses.ablation_l_equals_n [--workers N] [--paper-scale] [--out FOLDER]
 
 Does the study ``ablation_l_equals_n.toml`` (the minimal induction head with L > N and L = N, from the origin and from
-α < 0) and writes ``runs.csv``, ``variants.csv``, its page, and for each variant the loss and the in-context accuracy of
-every seed. The full network is a part of ``data_dependence``.
+α < 0) and writes its tables (of runs and of variants), its page, and for each variant the loss and the in-context
+accuracy of every seed. The full network is a part of ``data_dependence``.
 """
 
 from dataclasses import dataclass

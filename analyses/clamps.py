@@ -2,8 +2,8 @@
 
     python -m analyses.clamps [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the study ``clamps.toml`` on the full network and writes ``runs.csv``, ``variants.csv``, its page, and figures of
-the in-context accuracy of every variant, as clamped and released, and of the steps of their transitions.
+Does the study ``clamps.toml`` on the full network and writes its tables (of runs and of variants), its page, and
+figures of the in-context accuracy of every variant, as clamped and released, and of the steps of their transitions.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
     python -m analyses.convention_audit [--workers N] [--paper-scale] [--out FOLDER]
 
 Does the studies ``convention_audit.toml`` (every convention in three settings) and ``convention_audit_classes.toml``
-(novel classes, and what B = 0 means) and writes, for each, ``runs.csv``, ``variants.csv`` and its page; and to
-``convention_audit/`` one table, ``conventions.csv``, and a figure of it.
+(novel classes, and what B = 0 means) and writes, for each, its tables and its page; and to
+``convention_audit/`` one table, ``conventions.csv``, a figure of it, and ``cost.csv``.
 
 A row is a convention in a setting. ``flow_time`` is learning rate × step of IC accuracy's transition (its crossing of
 one half where no transition is located), the median over seeds; ``ratio`` compares it with the baseline's, seed by
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mechinterp.analysis import Conducted, StudyAnalysis, run_analysis
+from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.emergence import crossing
 from mechinterp.report.sweeps import differences
 
@@ -34,6 +34,7 @@ class ConventionAudit(StudyAnalysis):
         runs = pd.concat([outcomes(done), outcomes(classes)], ignore_index=True)
         table = compared(runs)
         table.to_csv(done.out / "conventions.csv", index=False, float_format="%.4g")
+        costs(done, classes).to_csv(done.out / "cost.csv", index=False)
         done.write(differences(table, "setting", "convention", "What a convention changes"), "conventions")
         print(table.round(3).to_string(index=False))
 

@@ -2,10 +2,10 @@
 
     python -m analyses.data_dependence [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the studies ``data_dependence*.toml`` and ``label_count.toml`` and writes, for each, ``runs.csv``,
-``variants.csv`` and its page; and to ``data_dependence/`` the figures, ``race.csv`` (when in-context and in-weights
-accuracy pass one half, alone and together), ``groups.csv`` (do the seeds near the boundary fall into two groups?) and
-``verdicts.csv``: every claim with what was found of it.
+Does the studies ``data_dependence*.toml`` and ``label_count.toml`` and writes, for each, its tables and its page; and
+to ``data_dependence/`` the figures, ``race.csv`` (when in-context and in-weights accuracy pass one half, alone and
+together), ``groups.csv`` (do the seeds near the boundary fall into two groups?), ``cost.csv`` and ``verdicts.csv``:
+every claim with what was found of it.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from mechinterp.analysis import Conducted, StudyAnalysis, run_analysis
+from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.emergence import crossing
 from mechinterp.report.study import variant_curves
 from mechinterp.report.sweeps import bands, heat_maps, race, strips
@@ -49,10 +49,10 @@ class DataDependence(StudyAnalysis):
 
     def execute(self) -> None:
         done = self.conducted("data_dependence")
-        sweep, mixed = self._runs(done), self._runs(self.conducted("data_dependence_both"))
-        minimal = self._runs(self.conducted("data_dependence_minimal"))
+        both, small = self.conducted("data_dependence_both"), self.conducted("data_dependence_minimal")
+        alone, near = self.conducted("data_dependence_race"), self.conducted("data_dependence_boundary")
         counted = self.conducted("label_count")
-        alone, boundary = self.conducted("data_dependence_race"), self._runs(self.conducted("data_dependence_boundary"))
+        sweep, mixed, minimal, boundary = (self._runs(each) for each in (done, both, small, near))
         classes = part(sweep, "classes")
         done.write(heat_maps(classes, "K", "B", [IC, IWL], "Figure 2a"), "figure_2a")
         done.write(bands(classes, "K", [IC, IWL], "B", "Figure 2a, over seeds", log_x=True), "figure_2a_seeds")
@@ -66,13 +66,14 @@ class DataDependence(StudyAnalysis):
         done.write(strips(boundary, "K", [IC, IWL], "Near the boundary, every seed (B = 1)"), "boundary")
         times = race_table(done, alone, classes, self._runs(alone))
         times.to_csv(done.out / "race.csv", index=False, float_format="%.5g")
-        both = times[times["B"].gt(0) & times["p_C"].eq(0.0)].assign(share=lambda t: t["IC"] / (t["IC"] + t["IWL"]))
-        done.write(race(both, alone_times(times), "The faster one wins"), "race")
-        near = pd.DataFrame([{"K": K, **asdict(groups(rows[IC].tolist()))} for K, rows in boundary.groupby("K")])
-        near.to_csv(done.out / "groups.csv", index=False, float_format="%.4g")
+        cells = times[times["B"].gt(0) & times["p_C"].eq(0.0)].assign(share=lambda t: t["IC"] / (t["IC"] + t["IWL"]))
+        done.write(race(cells, alone_times(times), "The faster one wins"), "race")
+        kinds = pd.DataFrame([{"K": K, **asdict(groups(rows[IC].tolist()))} for K, rows in boundary.groupby("K")])
+        kinds.to_csv(done.out / "groups.csv", index=False, float_format="%.4g")
+        costs(done, both, small, alone, near, counted).to_csv(done.out / "cost.csv", index=False)
         found = verdict_table([*figure_2(sweep), *others(mixed, minimal, self._runs(counted)), race_verdict(times)])
         found.to_csv(done.out / "verdicts.csv", index=False)
-        print(near.round(3).to_string(index=False))
+        print(kinds.round(3).to_string(index=False))
         print(found.drop(columns="numbers").to_string(index=False))
 
     def _runs(self, done: Conducted) -> pd.DataFrame:

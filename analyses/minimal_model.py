@@ -2,8 +2,8 @@
 
     python -m analyses.minimal_model [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the study ``minimal_model.toml`` (K = 512, D = 64, B = 2, no in-context sequences) and writes ``runs.csv``,
-``variants.csv``, its page, and a figure of the loss and of the in-context, in-weights and swapped accuracies.
+Does the study ``minimal_model.toml`` (K = 512, D = 64, B = 2, no in-context sequences) and writes its tables
+(of runs and of variants), its page, and a figure of the loss and of the in-context, in-weights and swapped accuracies.
 """
 
 from dataclasses import dataclass

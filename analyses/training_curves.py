@@ -2,9 +2,9 @@
 
     python -m analyses.training_curves [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the study ``training_curves.toml`` (K = 512, B = 2, no in-context sequences) and writes ``runs.csv``,
-``variants.csv``, its page, ``ends.csv`` (loss and accuracies of every run at the end, and the highest accuracies), and
-a figure of the loss and of the in-context, in-weights and swapped accuracies.
+Does the study ``training_curves.toml`` (K = 512, B = 2, no in-context sequences) and writes its tables
+(of runs and of variants), its page, ``ends.csv`` (loss and accuracies of every run at the end, and the highest
+accuracies), and a figure of the loss and of the in-context, in-weights and swapped accuracies.
 """
 
 from dataclasses import dataclass

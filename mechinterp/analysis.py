@@ -19,7 +19,9 @@ from mechinterp.measures import measure
 from mechinterp.report.export import Format, framed, require_export, write_pictures
 from mechinterp.report.study import write_study_report
 from mechinterp.store import Run, open_runs
-from mechinterp.studies.conduct import compare, measured, run_study
+from mechinterp.studies.conduct import measured, run_study, write_tables
+from mechinterp.studies.cost import Spent, spent
+from mechinterp.studies.outcomes import Outcomes
 from mechinterp.studies.study import Study
 
 
@@ -117,9 +119,7 @@ class StudyAnalysis(Analysis):
         study = Study.from_toml(Path("analyses") / f"{name}.toml", paper_scale=self.paper_scale)
         out = make_folder(self.out / (f"{name}-paper-scale" if self.paper_scale else name))
         table = run_study(study, self.runs, workers=self.workers, retry=self.retry)
-        table.to_csv(out / "runs.csv", index=False, float_format="%.6g")
-        compared = compare(table)
-        compared.to_csv(out / "variants.csv", float_format="%.6g")
+        compared, _, _ = write_tables(study, table, out)
         print((compared.T if len(compared) <= MOST_SIDE_BY_SIDE else compared).round(3).to_string())
         failed = [each for each in table.to_dict("records") if each["status"] != "done"]
         if failed:
@@ -128,9 +128,10 @@ class StudyAnalysis(Analysis):
                 f"{len(failed)} runs are not done; the first is {first['variant']}, seed {first['seed']}:"
                 f" {first['error']}; --retry tries them again"
             )
-        page = write_study_report(study, table, self.runs, out / "study.html")
+        page = write_study_report(study, table, self.runs, out / f"{name}.html")
         print(f"report: {page}")
-        return Conducted(study, table, measured(study, self.runs), out, self.static)
+        taken = spent(study, Outcomes(self.runs), self.runs)
+        return Conducted(study, table, measured(study, self.runs), taken, out, self.static)
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ class Conducted:
     """One row per run."""
     measured: dict[tuple[str, int], pd.DataFrame]
     """Step × measure, by variant and seed."""
+    spent: Spent
+    """What it took."""
     out: Path
     """Where its results go."""
     static: Sequence[Format] = ()
@@ -154,6 +157,21 @@ class Conducted:
     def write(self, figure: go.Figure, name: str) -> None:
         """Write a figure to the study's folder."""
         write_figure(figure, self.out / f"{name}.html", self.static)
+
+
+def costs(*studies: Conducted) -> pd.DataFrame:
+    """What studies took, a row each: runs, steps, minutes of one core, the share of measuring, megabytes on disk."""
+    return pd.DataFrame(
+        {
+            "study": each.study.name,
+            "runs": each.spent.runs,
+            "steps": each.spent.steps,
+            "core_minutes": round(each.spent.core_seconds / 60, 1),
+            "measuring": round(each.spent.measuring, 2),
+            "megabytes": round(each.spent.disk_bytes / 1e6, 1),
+        }
+        for each in studies
+    )
 
 
 def write_figure(figure: go.Figure, path: Path, static: Sequence[Format] = ()) -> None:

@@ -139,14 +139,11 @@ class StudyCollect(_Study):
 
 def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out: Path, *, page: bool) -> int:
     """Write and print what a study's table says, and its page; the exit code is 1 if a run is not done."""
-    from mechinterp.studies.conduct import compare
+    from mechinterp.studies.conduct import write_tables
     from mechinterp.studies.cost import spent
     from mechinterp.studies.outcomes import Outcomes
 
-    csv, variants = out / f"{study.name}.csv", out / f"{study.name}-variants.csv"
-    table.to_csv(csv, index=False)
-    compared = compare(table)
-    compared.to_csv(variants)
+    compared, csv, variants = write_tables(study, table, out)
     failed = [row for row in table.to_dict("records") if row["status"] == "failed"]
     for each in failed[:20]:
         print(f"{each['variant']}, seed {each['seed']} ({each['run']}): {each['error']}", file=sys.stderr)

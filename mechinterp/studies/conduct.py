@@ -188,6 +188,14 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
 
+def write_tables(study: Study, table: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, Path, Path]:
+    """Write a study's table and the comparison of its variants (`compare`): that, and where they are."""
+    runs, variants, compared = out / f"{study.name}.csv", out / f"{study.name}-variants.csv", compare(table)
+    table.to_csv(runs, index=False, float_format="%.6g")
+    compared.to_csv(variants, float_format="%.6g")
+    return compared, runs, variants
+
+
 def measured(study: Study, folder: str | Path = "checkpoints/studies") -> dict[tuple[str, int], pd.DataFrame]:
     """The progress measures of every run that is done, step × measure, by variant and seed."""
     outcomes = Outcomes(Path(folder))

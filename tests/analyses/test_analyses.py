@@ -160,7 +160,6 @@ def test_an_analysis_by_a_study(
     assert len(list(runs.glob("*.h5"))) == 1
     out = tmp_path / (f"{module}-paper-scale" if paper_scale else module)
     variants = list(real_from_toml(f"analyses/{module}.toml").variants)
-    assert list(pd.read_csv(out / "runs.csv")["variant"]) == variants
-    assert list(pd.read_csv(out / "variants.csv")["variant"]) == variants
-    assert (out / "study.html").exists()
-    assert {path.stem for path in out.glob("*.html")} >= set(figures)
+    assert list(pd.read_csv(out / f"{module}.csv")["variant"]) == variants
+    assert list(pd.read_csv(out / f"{module}-variants.csv")["variant"]) == variants
+    assert {path.stem for path in out.glob("*.html")} >= {module, *figures}

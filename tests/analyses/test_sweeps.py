@@ -79,7 +79,7 @@ def made_up(monkeypatch):
 
 def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(made_up, tmp_path):
     made_up(as_claimed)
-    assert run_command(DataDependence, ["--out", str(tmp_path)]) == 0
+    assert run_command(DataDependence, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     out = tmp_path / "data_dependence"
     verdicts = pd.read_csv(out / "verdicts.csv").set_index("claim")
     full = verdicts[verdicts["figure"].isin(["2a", "2c", "A.1", "A.5"])]
@@ -95,7 +95,7 @@ def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(made_up, 
     assert {"figure_2a.html", "figure_2c.html", "figure_a5.html", "race.html"} <= {p.name for p in out.iterdir()}
 
     made_up(contrary)
-    assert run_command(DataDependence, ["--out", str(tmp_path)]) == 0
+    assert run_command(DataDependence, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     found = pd.read_csv(out / "verdicts.csv").set_index("claim")["verdict"]
     assert found["K = 128, B = 1 is learned in weights: IWL ≥ 0.95, IC ≤ 0.1"] == "not reproduced"
     assert found["IC accuracy rises with K (B = 1)"] == "not reproduced"
@@ -110,7 +110,7 @@ def test_seeds_of_two_kinds_near_the_boundary_are_reported(made_up, tmp_path):
         return as_claimed(config, seed)
 
     made_up(two_kinds)
-    assert run_command(DataDependence, ["--out", str(tmp_path)]) == 0
+    assert run_command(DataDependence, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     groups = pd.read_csv(tmp_path / "data_dependence" / "groups.csv")
     assert groups["bimodal"].all()
     assert (groups["lower"] == 4).all()
@@ -127,7 +127,7 @@ def test_an_audit_finds_the_conventions_that_matter(made_up, tmp_path, capsys):
         return rising(at if at < 11_000 else 11_000, ic), rising(1_000, 0.1)
 
     made_up(world)
-    assert run_command(ConventionAudit, ["--out", str(tmp_path)]) == 0
+    assert run_command(ConventionAudit, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "convention_audit" / "conventions.csv", keep_default_na=False)
     assert len(table) == 39 + 5 + 2
     found = table.set_index(["setting", "convention"])["matters"]
@@ -139,4 +139,4 @@ def test_an_audit_finds_the_conventions_that_matter(made_up, tmp_path, capsys):
     assert float(times.loc[("circuit", "baseline"), "flow_time"]) == pytest.approx(305, rel=0.02)
     assert float(times.loc[("circuit", "attn_scale"), "ratio"]) == pytest.approx(1.5, rel=0.02)
     assert (tmp_path / "convention_audit" / "conventions.html").exists()
-    assert Path(tmp_path / "convention_audit_classes" / "runs.csv").exists()
+    assert Path(tmp_path / "convention_audit_classes" / "convention_audit_classes.csv").exists()

@@ -20,7 +20,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder
 from mechinterp.studies import processes
 from mechinterp.studies.cost import estimate
-from mechinterp.studies.jobs import Job, grouped, jobs_of
+from mechinterp.studies.jobs import Job, distinct_jobs, grouped, jobs_of
 from mechinterp.studies.outcomes import Outcomes, forget_failure, write_failure
 from mechinterp.studies.study import Study, StudyRun
 
@@ -50,9 +50,8 @@ def run_study(
     for name, number in (("workers", workers), ("runs_per_device", runs_per_device)):
         if number is not None and number < 1:
             raise MechinterpError(f"{name} is {number}; at least one is needed")
-    jobs = {job["id"]: job for _, job in jobs_of(study, Path(folder), device)}  # equal configs are one run
-    outcomes = Outcomes(Path(folder))
-    todo = [job for job in jobs.values() if not outcomes.of(job) and (retry or outcomes.error(job) is None)]
+    jobs, outcomes = [job for _, job in distinct_jobs(study, Path(folder), device)], Outcomes(Path(folder))
+    todo = [job for job in jobs if outcomes.awaits(job, retry)]
     if todo:
         workers = workers or os.cpu_count() or 1
         hidden = None if progress else True

@@ -17,7 +17,7 @@ from typing import Any
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.studies import processes
-from mechinterp.studies.jobs import jobs_of, kind_of
+from mechinterp.studies.jobs import distinct_jobs, kind_of
 from mechinterp.studies.outcomes import Outcomes
 from mechinterp.studies.study import Study
 
@@ -72,8 +72,8 @@ def estimate(study: Study, outcomes: Outcomes, folder: str | Path, *, clocked: b
 
     Runs that failed are counted with `retry` only.
     """
-    jobs = {job["id"]: (each, job) for each, job in jobs_of(study, Path(folder))}
-    todo = [each for each, job in jobs.values() if not outcomes.of(job) and (retry or outcomes.error(job) is None)]
+    jobs = distinct_jobs(study, Path(folder))
+    todo = [each for each, job in jobs if outcomes.awaits(job, retry)]
     variants = {each.variant: each.config for each in todo}
     speeds = _measured_speeds(study, outcomes, folder)
     if clocked:
@@ -134,7 +134,7 @@ def spent(study: Study, outcomes: Outcomes, folder: str | Path) -> Spent:
 
 def _done(study: Study, outcomes: Outcomes, folder: str | Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """Variant and row of every run that is done, each once."""
-    for each, job in {job["id"]: (each, job) for each, job in jobs_of(study, Path(folder))}.values():
+    for each, job in distinct_jobs(study, Path(folder)):
         if row := outcomes.of(job):
             yield each.variant, row
 

@@ -49,6 +49,11 @@ def jobs_of(study: Study, folder: Path, device: Literal["cpu", "cuda"] = "cpu") 
     ]
 
 
+def distinct_jobs(study: Study, folder: Path, device: Literal["cpu", "cuda"] = "cpu") -> list[tuple[StudyRun, Job]]:
+    """The same, each run once: variants of equal configs are one run."""
+    return list({job["id"]: (each, job) for each, job in jobs_of(study, folder, device)}.values())
+
+
 def grouped(jobs: Sequence[Job], size: int) -> list[list[Job]]:
     """The jobs in groups of up to `size` that can be trained in one batch; those with interventions stay alone."""
     alone = [[job] for job in jobs if size == 1 or job["config"]["interventions"]]

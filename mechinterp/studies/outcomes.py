@@ -101,6 +101,10 @@ class Outcomes:
         row = self._rows.get(job["id"])
         return str(row.get("error", "its record does not say why")) if row is not None and row["failed"] else None
 
+    def awaits(self, job: Job, retry: bool) -> bool:
+        """Whether a job is to be done: it is not, and it has not failed, or is to be tried again."""
+        return not self.of(job) and (retry or self.error(job) is None)
+
     def begun(self, job: Job) -> bool:
         """Whether there is a run file."""
         return f"{job['id']}.h5" in self._names

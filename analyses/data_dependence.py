@@ -66,12 +66,15 @@ class DataDependence(StudyAnalysis):
         done.write(strips(boundary, "K", [IC, IWL], "Near the boundary, every seed (B = 1)"), "boundary")
         times = race_table(done, alone, classes, self._runs(alone))
         times.to_csv(done.out / "race.csv", index=False, float_format="%.5g")
-        cells = times[times["B"].gt(0) & times["p_C"].eq(0.0)].assign(share=lambda t: t["IC"] / (t["IC"] + t["IWL"]))
-        done.write(race(cells, alone_times(times), "The faster one wins"), "race")
+        ends = pd.concat([cells_of(times), boundary.rename(columns={IC: "IC", IWL: "IWL"})])
+        shares = ends.assign(share=ends["IC"] / (ends["IC"] + ends["IWL"]))
+        done.write(race(shares, alone_times(times), "Does the faster one win?"), "race")
         kinds = pd.DataFrame([{"K": K, **asdict(groups(rows[IC].tolist()))} for K, rows in boundary.groupby("K")])
         kinds.to_csv(done.out / "groups.csv", index=False, float_format="%.4g")
         costs(done, both, small, alone, near, counted).to_csv(done.out / "cost.csv", index=False)
-        found = verdict_table([*figure_2(sweep), *others(mixed, minimal, self._runs(counted)), race_verdict(times)])
+        found = verdict_table(
+            [*figure_2(sweep), *others(mixed, minimal, self._runs(counted)), race_verdict(times, ends)]
+        )
         found.to_csv(done.out / "verdicts.csv", index=False)
         print(kinds.round(3).to_string(index=False))
         print(found.drop(columns="numbers").to_string(index=False))
@@ -217,17 +220,25 @@ def alone_times(times: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([memorising, contextual]).loc[:, ["K", "B", "seed", "iwl", "icl"]]
 
 
-def race_verdict(times: pd.DataFrame) -> Verdict:
-    """In every cell of figure 2a (B ≥ 1), does the one win (at the end) that is faster alone?"""
+def cells_of(times: pd.DataFrame) -> pd.DataFrame:
+    """The runs of figure 2a in which both can be learned (B ≥ 1)."""
+    return times.loc[times["B"].gt(0) & times["p_C"].eq(0.0)]
+
+
+def race_verdict(times: pd.DataFrame, ends: pd.DataFrame) -> Verdict:
+    """In every cell of figure 2a (B ≥ 1), does the one win (at the end) that is faster alone?
+
+    `ends` has the accuracies at the end of these cells, and of others between them that show where they turn over.
+    """
     alone = alone_times(times)
     memorising = _medians(alone, "K", "iwl")
     contextual = _medians(alone, "B", "icl")
-    cells = times.loc[times["B"].gt(0) & times["p_C"].eq(0.0)]
+    cells = cells_of(times)
     ratio = cells["B"].map(contextual) / cells["K"].map(memorising)
     predicted, found = ratio < 1, cells["IC"] > cells["IWL"]
-    agree = (predicted == found).groupby(cells["seed"]).mean()
+    agree = pd.Series((predicted == found).groupby(cells["seed"]).mean())
     wrong = cells.loc[predicted != found]
-    turning = {int(str(B)): turning_point(rows) for B, rows in cells.groupby("B")}
+    turning = {int(str(B)): turning_point(rows) for B, rows in ends.groupby("B")}
     steps, classes = list(memorising.values()), list(memorising)
     expected = {B: float(np.interp(step, steps, classes)) for B, step in contextual.items() if steps}
     numbers = "; ".join(

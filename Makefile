@@ -7,8 +7,8 @@ BIN := .venv/bin
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
 	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast-0.h5 --overwrite
 
-test: .venv/installed
-	$(BIN)/pytest
+test: .venv/installed  ## two files at a time, each on one thread
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff format --check .

@@ -6,11 +6,11 @@ Does the studies ``convention_audit.toml`` (every convention in three settings) 
 (novel classes, and what B = 0 means) and writes, for each, its tables and its page; and to
 ``convention_audit/`` one table, ``conventions.csv``, a figure of it, and ``cost.csv``.
 
-A row is a convention in a setting. ``flow_time`` is learning rate × step of IC accuracy's transition (its crossing of
-one half where no transition is located), the median over seeds; ``ratio`` compares it with the baseline's, seed by
-seed. ``IC`` and ``IWL`` are accuracies at the end, ``IC_shift`` and ``IWL_shift`` their differences to the baseline's.
-All are medians, ``_low`` and ``_high`` the extremes over seeds. ``matters`` names what the convention changes in every
-seed: the time by more than a tenth, an accuracy by more than 0.05.
+A row is a convention in a setting. ``flow_time`` is learning rate × the step at which IC accuracy is acquired
+(`mechinterp.emergence.acquired`), the median over the ``acquired`` seeds in which it is; ``ratio`` compares it with the
+baseline's, seed by seed. ``IC`` and ``IWL`` are accuracies at the end, ``IC_shift`` and ``IWL_shift`` their differences
+to the baseline's. All are medians, ``_low`` and ``_high`` the extremes over seeds. ``matters`` names what the
+convention changes in every seed: the time by more than a tenth, an accuracy by more than 0.05.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
-from mechinterp.emergence import crossing
+from mechinterp.emergence import acquired
 from mechinterp.report.sweeps import differences
 
 BASELINE = "baseline"
@@ -47,7 +47,7 @@ def outcomes(done: Conducted) -> pd.DataFrame:
         if not convention:  # of convention_audit_classes, where every variant belongs to one setting
             setting, convention = ("i.i.d." if setting.startswith("B0") else "circuit"), setting
         curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
-        step = row["step"] if row["transition"] is True and row["after"] > 0.3 else crossing(curve, 0.5)
+        step = acquired(curve)
         rate = done.study.variants[str(row["variant"])].training.learning_rate
         rows.append(
             {
@@ -80,7 +80,7 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
                 }
             )
             row = {"setting": setting, "convention": convention, "seeds": len(found)}
-            row["transitions"] = int(found["flow_time"].notna().sum())
+            row["acquired"] = int(found["flow_time"].notna().sum())
             for name, values in found.items():
                 row |= {str(name): values.median(), f"{name}_low": values.min(), f"{name}_high": values.max()}
             rows.append(row | {"matters": matters(found, base)})
@@ -90,12 +90,11 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
 def matters(found: pd.DataFrame, base: pd.DataFrame) -> str:
     """What a convention changes in the same direction in every seed."""
     changed = []
-    ratio = found["ratio"].dropna()
-    if len(ratio) and (bool((ratio > 1.1).all()) or bool((ratio < 1 / 1.1).all())):
+    ratio, there, before = found["ratio"], found["flow_time"].notna(), base["flow_time"].notna()
+    if int(there.sum()) != int(before.sum()):
+        changed.append(f"IC acquired in {there.sum()} of {len(found)} (baseline: {before.sum()} of {len(base)})")
+    elif bool((ratio > 1.1).all()) or bool((ratio < 1 / 1.1).all()):
         changed.append("later" if ratio.iloc[0] > 1 else "sooner")
-    none, none_before = (not bool(each["flow_time"].notna().any()) for each in (found, base))
-    if none != none_before:
-        changed.append("no transition" if none else "a transition")
     for name in ("IC", "IWL"):
         shift = found[f"{name}_shift"]
         if bool((shift > 0.05).all()) or bool((shift < -0.05).all()):

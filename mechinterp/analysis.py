@@ -19,7 +19,7 @@ from mechinterp.measures import measure
 from mechinterp.report.export import Format, framed, require_export, write_pictures
 from mechinterp.report.study import write_study_report
 from mechinterp.store import Run, open_runs
-from mechinterp.studies.conduct import measured, run_study, write_tables
+from mechinterp.studies.conduct import measured, run_study, table_folder, write_tables
 from mechinterp.studies.cost import Spent, spent
 from mechinterp.studies.outcomes import Outcomes
 from mechinterp.studies.study import Study
@@ -117,7 +117,7 @@ class StudyAnalysis(Analysis):
     def conducted(self, name: str) -> "Conducted":
         """The study ``analyses/{name}.toml``, carried out; its table, and the comparison of variants, are written."""
         study = Study.from_toml(Path("analyses") / f"{name}.toml", paper_scale=self.paper_scale)
-        out = make_folder(self.out / (f"{name}-paper-scale" if self.paper_scale else name))
+        out = table_folder(study, self.out / (f"{name}-paper-scale" if self.paper_scale else name))
         table = run_study(study, self.runs, workers=self.workers, retry=self.retry)
         compared, _, _ = write_tables(study, table, out)
         print((compared.T if len(compared) <= MOST_SIDE_BY_SIDE else compared).round(3).to_string())

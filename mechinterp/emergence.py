@@ -170,6 +170,19 @@ def crossing(curve: pd.Series, level: float = 0.5) -> float | None:
     return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
 
 
+def acquired(curve: pd.Series, least: float = 0.3) -> float | None:
+    """The step at which an accuracy is acquired for good; None where at the end it is below `least`.
+
+    It is the step of its transition, where one is located that leads to `least` or more (`locate_emergence`), and else
+    where it rises through half of what it comes to in the end (`crossing`): not everything is learned abruptly.
+    """
+    end = float(curve.dropna().iloc[-1]) if curve.notna().any() else 0.0
+    if end < least:
+        return None
+    found = locate_or_say_why(curve)
+    return found.step if found.transition and (found.after or 0.0) >= least else crossing(curve, end / 2)
+
+
 def steps_around(found: Emergence | pd.Series, steps: Sequence[int], *, during: bool = False) -> list[int]:
     """The saved steps that show a transition: the last before it, the first after it, and the last of all; ascending.
 

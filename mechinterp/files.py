@@ -3,8 +3,11 @@
 import math
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mechinterp.errors import ConfigError, MechinterpError
 
@@ -49,9 +52,19 @@ def _begins(path: Path, start: bytes) -> bool:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file at once, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path`, of a name that nobody else has, which takes its place at the end; or goes, on an error."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def plain_json(value: Any) -> Any:

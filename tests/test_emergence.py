@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import mechinterp as mi
-from mechinterp.emergence import WIDTH_IN_SCALES, crossing, emergence_table, locate_emergence, steps_around
+from mechinterp.emergence import WIDTH_IN_SCALES, acquired, crossing, emergence_table, locate_emergence, steps_around
 from mechinterp.errors import MechinterpError
 
 STEPS = np.arange(0, 6001, 100)
@@ -174,6 +174,19 @@ def test_a_crossing_leaves_out_what_is_no_number_and_refuses_unsorted_steps():
     assert crossing(gap) == 50
     with pytest.raises(MechinterpError, match="not ascending"):
         crossing(gap[::-1])
+
+
+def test_what_is_acquired_for_good():
+    steps = pd.Index(range(0, 6_001, 100))
+    logistic = pd.Series(1 / (1 + np.exp(-(np.asarray(steps) - 3_000) / 200)), steps)
+    assert acquired(logistic) == pytest.approx(3_000, abs=20)
+    assert acquired(0.25 * logistic) is None
+    assert acquired(0.25 * logistic, least=0.2) == pytest.approx(3_000, abs=20)
+    gradual = pd.Series(np.linspace(0, 0.6, len(steps)), steps)  # no transition is located in it
+    assert acquired(gradual) == pytest.approx(3_000)
+    lost = logistic * (1 - 0.9 * logistic.shift(20, fill_value=0.0))
+    assert acquired(lost) is None
+    assert acquired(pd.Series([np.nan, np.nan], [0, 1])) is None
 
 
 def test_steps_around_a_transition():

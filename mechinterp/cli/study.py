@@ -60,13 +60,16 @@ class Study(_Study):
         return self._carry_out(self.study(), retry=False)
 
     def _carry_out(self, study: "studies.Study", *, retry: bool) -> int:
-        from mechinterp.files import make_folder
         from mechinterp.studies.cluster import cluster
-        from mechinterp.studies.conduct import run_study
+        from mechinterp.studies.conduct import run_study, table_folder
 
         if self.cluster and self.workers:
             raise MechinterpError("--workers and --cluster exclude each other; the cluster's file says how many")
-        out = make_folder(self.out or results_folder(study.name, self.paper_scale))
+        if self.runs_per_device > 1 and self.device == "cpu":
+            raise MechinterpError(
+                "--runs-per-device makes steps slower on the CPU, not faster; give --device cuda, or leave it out"
+            )
+        out = table_folder(study, self.out or results_folder(study.name, self.paper_scale))
         with cluster(self.cluster) if self.cluster else nullcontext() as executor:
             where: dict[str, Any] = {"device": self.device, "runs_per_device": self.runs_per_device}
             table = run_study(study, self.runs, workers=self.workers, executor=executor, retry=retry, **where)
@@ -128,12 +131,11 @@ class StudyCollect(_Study):
     """Folder of the tables; by default results/NAME, or results/NAME-paper-scale."""
 
     def execute(self) -> int:
-        from mechinterp.files import make_folder
-        from mechinterp.studies.conduct import study_table
+        from mechinterp.studies.conduct import study_table, table_folder
 
         study = self.study()
         table = study_table(study, self.runs)
-        out = make_folder(self.out or results_folder(study.name, self.paper_scale))
+        out = table_folder(study, self.out or results_folder(study.name, self.paper_scale))
         return _present(self, study, table, out, page=False)
 
 

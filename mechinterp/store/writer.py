@@ -64,8 +64,8 @@ class RunWriter:
         if self.path.exists():
             require_unwritten(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        n_copied = len(continues.steps) if continues else 0
-        self._require_space(self.path.parent, 2 + n_copied)
+        copied = () if continues is None else continues.steps if only is None else only
+        self._require_space(self.path.parent, 2 + len(copied))
         self._claim = _claim(self._temporary, self.path)
         if continues and last is not None and continues.steps[-1] != last:
             os.close(self._claim)
@@ -79,7 +79,7 @@ class RunWriter:
                 environments[str(continues.steps[-1] if continues else 0)] = now
             self._create(config, environments, about or datetime.now(UTC).isoformat(timespec="microseconds"))
             if continues:
-                self._copy(continues, continues.steps if only is None else only)
+                self._copy(continues, copied)
         except BaseException:
             self._file.close()
             self._temporary.unlink(missing_ok=True)

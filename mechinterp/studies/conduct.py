@@ -2,8 +2,8 @@
 
 A run computes on one thread, and another draws its batches ahead. It is done once, whatever happens: what is finished
 is found by its id, what was interrupted is resumed to the same bits, and what failed is recorded and left until a retry
-is asked for. So the same study gives the same bits on one worker, on several, and on a cluster. Nothing here imports
-torch: only workers do.
+is asked for. So the same study gives the same bits on one worker, on several, and on a cluster (but not in batches on a
+GPU: sums there depend on who shares the batch). Nothing here imports torch: only workers do.
 """
 
 import os
@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError
-from mechinterp.files import make_folder
+from mechinterp.files import make_folder, require_place
 from mechinterp.studies import processes
 from mechinterp.studies.cost import estimate
 from mechinterp.studies.jobs import Job, distinct_jobs, grouped, jobs_of
@@ -57,10 +57,11 @@ def run_study(
         hidden = None if progress else True
         try:
             processes.begin()
-            _check(study)
+            _check(study, device)
             make_folder(Path(folder))
             if progress:
-                print(estimate(study, outcomes, folder, clocked=True, retry=retry).on(workers), file=sys.stderr)
+                left = estimate(study, outcomes, folder, clocked=device == "cpu", retry=retry)
+                print(left.on(None if executor else workers), file=sys.stderr)
             with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=hidden) as bar:
                 _carry_all_out(study, grouped(todo, runs_per_device), workers, executor, bar)
         finally:
@@ -187,6 +188,14 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
 
+def table_folder(study: Study, out: Path) -> Path:
+    """The folder of a study's tables and page, made if need be; refused if they cannot be written there."""
+    make_folder(out)
+    for ending in (".csv", "-variants.csv", ".html"):
+        require_place(out / f"{study.name}{ending}")
+    return out
+
+
 def write_tables(study: Study, table: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, Path, Path]:
     """Write a study's table and the comparison of its variants (`compare`): that, and where they are."""
     runs, variants, compared = out / f"{study.name}.csv", out / f"{study.name}-variants.csv", compare(table)
@@ -205,7 +214,7 @@ def measured(study: Study, folder: str | Path = "checkpoints/studies") -> dict[t
     }
 
 
-def _check(study: Study) -> None:
+def _check(study: Study, device: str) -> None:
     """Refuse a study of which some variant cannot be trained and measured, before anything starts."""
     for variant, config in study.variants.items():
         error = None
@@ -215,7 +224,7 @@ def _check(study: Study) -> None:
             error = "its task is your own, which a worker cannot make from a config; train it in Python"
         else:
             asked = {"config": config.model_dump(mode="json"), "measures": list(study.measures)}
-            error = processes.ask({"what": "check", **asked, "cwd": os.getcwd()})["error"]
+            error = processes.ask({"what": "check", **asked, "device": device, "cwd": os.getcwd()})["error"]
         if error:
             raise MechinterpError(f"study {study.name}: variant {variant!r}: {error}")
 

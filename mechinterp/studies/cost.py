@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any
 
 from mechinterp.config import RunConfig
-from mechinterp.errors import MechinterpError
 from mechinterp.studies import processes
 from mechinterp.studies.jobs import distinct_jobs, kind_of
 from mechinterp.studies.outcomes import Outcomes
@@ -55,15 +54,15 @@ class Estimate:
         """As plain values, for JSON."""
         return asdict(self)
 
-    def on(self, workers: int) -> str:
-        """In one line, for so many workers."""
+    def on(self, workers: int | None) -> str:
+        """In one line, for so many workers, if their number is known."""
         if not self.todo:
             return f"{self.runs} runs, none to do"
         known, about = self.todo - self.untimed, f"{self.runs} runs, {self.todo} to do"
         if known:
-            wall = span(self.core_seconds / max(1, min(workers, known)))
             about += f": at most {self.steps:,} steps, {span(self.core_seconds)} of one core"
-            about += f" ({wall} on {workers}), {size(self.kept_bytes)} kept"
+            about += f" ({span(self.core_seconds / min(workers, known))} on {workers})" if workers else ""
+            about += f", {size(self.kept_bytes)} kept"
         return about + (f"; {self.untimed} of variants not timed yet" if self.untimed else "")
 
 
@@ -140,8 +139,9 @@ def _done(study: Study, outcomes: Outcomes, folder: str | Path) -> Iterable[tupl
 
 
 def _a_step(row: Mapping[str, Any]) -> float:
-    """Seconds of a step of a run: what was trained before an interruption was not timed."""
-    return row.get("cost.training_seconds", 0.0) / max(row.get("cost.steps", 0), 1)
+    """Seconds of a step of a run: what was trained before an interruption was not timed, and perhaps nothing was."""
+    steps = row.get("cost.steps", 0)
+    return row["cost.training_seconds"] / steps if steps else 0.0
 
 
 def _measured_speeds(study: Study, outcomes: Outcomes, folder: str | Path) -> dict[str, Speed]:
@@ -153,8 +153,8 @@ def _measured_speeds(study: Study, outcomes: Outcomes, folder: str | Path) -> di
     return {
         variant: Speed(
             median(_a_step(row) for row in own),
-            median(row["cost.measuring_seconds"] / row["cost.checkpoints"] for row in own),
-            float(median(row["cost.checkpoint_bytes"] for row in own)),
+            median(row.get("cost.measuring_seconds", 0.0) / row.get("cost.checkpoints", 1) for row in own),
+            float(median(row.get("cost.checkpoint_bytes", 0) for row in own)),
         )
         for variant, own in rows.items()
     }
@@ -162,14 +162,18 @@ def _measured_speeds(study: Study, outcomes: Outcomes, folder: str | Path) -> di
 
 def _clocked_speeds(variants: Mapping[str, RunConfig]) -> dict[str, Speed]:
     """A short trial of each kind of network and sequence; how often a class appears makes no difference to it."""
-    speeds: dict[str, Speed] = {}
-    for variant, config in variants.items():
+    speeds: dict[str, Speed | None] = {}
+    for config in variants.values():
         if kind_of(config) not in speeds:
             reply = processes.ask({"what": "clock", "config": config.model_dump(mode="json"), "cwd": os.getcwd()})
-            if reply["error"]:
-                raise MechinterpError(f"variant {variant!r}: {reply['error']}")
-            speeds[kind_of(config)] = Speed(reply["step"], reply["checkpoint"], reply["checkpoint_bytes"])
-    return {variant: speeds[kind_of(config)] for variant, config in variants.items()}
+            timed = not reply["error"]  # it may diverge, which is for its run to find out
+            speeds[kind_of(config)] = _speed(reply) if timed else None
+    found = {variant: speeds[kind_of(config)] for variant, config in variants.items()}
+    return {variant: speed for variant, speed in found.items() if speed}
+
+
+def _speed(reply: Mapping[str, Any]) -> Speed:
+    return Speed(reply["step"], reply["checkpoint"], reply["checkpoint_bytes"])
 
 
 def span(seconds: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from mechinterp.files import plain_json, replace_text
+from mechinterp.files import plain_json, replace_text, replacing
 from mechinterp.studies.jobs import Job
 
 FORMAT = 1
@@ -49,9 +49,15 @@ def forget_failure(job: Job) -> None:
     file_of(job, _FAILED).unlink(missing_ok=True)
 
 
+def recorded(job: Job) -> dict[str, Any] | None:
+    """The outcome of a job's run, read from its own file, whether or not it is all that the job asks for."""
+    outcome = _read(file_of(job, _OUTCOME))
+    return outcome if outcome is not None and outcome.get("format") == FORMAT else None
+
+
 def done(job: Job) -> dict[str, Any] | None:
     """The outcome of a job that is done, read from its own files; None if it is not done."""
-    outcome = _read(file_of(job, _OUTCOME))
+    outcome = recorded(job)
     there = file_of(job, ".h5").exists() and file_of(job, ".csv").exists()
     return outcome if outcome is not None and there and _suffices(outcome, job) else None
 
@@ -60,7 +66,7 @@ def _suffices(outcome: Mapping[str, Any], job: Job) -> bool:
     """Whether an outcome, or its row of the index, is what a job asks for."""
     located = all(f"{name}.transition" in outcome or name in outcome.get("transitions", ()) for name in job["measures"])
     kept = outcome.get("kept") == "all" or job["keep"] == "last"
-    return outcome.get("format") == FORMAT and located and kept
+    return located and kept and outcome.get("format") == FORMAT
 
 
 class Outcomes:
@@ -126,7 +132,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    parts = [record.get("transitions", {}), record.get("final", {}), record.get("cost", {})]
+    tables = [*parts, *(parts[0].values() if isinstance(parts[0], dict) else ())]
+    return record if all(isinstance(each, dict) for each in tables) else None
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
@@ -143,10 +153,5 @@ def _write_index(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     was: it can be made again."""
     names = sorted({name for row in rows.values() for name in row})
     columns = {"id": sorted(rows)} | {name: [rows[id].get(name) for id in sorted(rows)] for name in names}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with contextlib.suppress(OSError, pyarrow.ArrowException):
-        try:
-            parquet.write_table(pyarrow.table(columns), temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, pyarrow.ArrowException), replacing(path) as temporary:
+        parquet.write_table(pyarrow.table(columns), temporary)

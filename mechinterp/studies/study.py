@@ -22,6 +22,7 @@ task.n_classes = 1024
 [paper_scale]                             # what --paper-scale changes, in all variants; also preset and seeds
 training.steps = 60_000
 variants.copying.training.steps = 20_000  # or in one
+grids.classes.checkpoints.every = 500     # or in those of one grid
 
 With `keep = "last"`, runs that are done and measured keep their last checkpoint only.
 """
@@ -155,21 +156,29 @@ class Study:
         if paper_scale and not file.paper_scale:
             raise ConfigError("has no section [paper_scale]; leave --paper-scale out")
         variants = {variant: flat(changes) for variant, changes in file.variants.items()}
-        for grid, values in file.grids.items():
-            variants |= _combinations(grid, flat(values))
+        grids = {grid: _combinations(grid, flat(values)) for grid, values in file.grids.items()}
+        for combinations in grids.values():
+            if both := [variant for variant in combinations if variant in variants]:
+                raise ConfigError(f"two variants are called {both[0]!r}; rename the variant or the grid")
+            variants |= combinations
         base, preset, config, seeds = flat(file.base), file.preset, file.config, file.seeds
         if paper_scale:
             if larger.preset or larger.config:
                 preset, config = larger.preset, larger.config
-            seeds = larger.seeds or seeds
+            seeds = seeds if larger.seeds is None else larger.seeds
             base |= flat(larger.model_extra or {})
+            for grid, changes in larger.grids.items():
+                if grid not in grids:
+                    raise unknown_name("grid", grid, grids)
+                for variant in grids[grid]:
+                    variants[variant] |= flat(changes)
             for variant, changes in larger.variants.items():
                 if variant not in variants:
                     raise unknown_name("variant", variant, variants)
                 variants[variant] |= flat(changes)
         if file.settings:
             settings = {setting: flat(changes) for setting, changes in file.settings.items()}
-            variants = {f"{s} {v}": {**settings[s], **variants[v]} for s, v in product(settings, variants)}
+            variants = _crossed(settings, variants)
         if preset and config:
             raise ConfigError("has a preset and a config; start from one of them")
         start = RunConfig.from_toml(path.parent / config) if config else RunConfig.preset(preset or "reddy2023-fast")
@@ -182,8 +191,9 @@ class _Larger(Section):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     preset: str | None = None
     config: str | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False)] = ()
+    seeds: Annotated[tuple[Annotated[int, Field(strict=True)], ...] | None, Field(strict=False)] = None
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grids: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class _File(Section):
@@ -222,12 +232,30 @@ def _combinations(grid: str, values: Mapping[str, Any]) -> dict[str, dict[str, A
         raise ConfigError(f"grid {grid!r}: {empty[0]} is an empty list; name at least one value")
     if not listed or any(isinstance(value, list | dict) for each in listed.values() for value in each):
         raise ConfigError(f"grid {grid!r}: a grid has keys with lists of plain values; name at least one")
+    for key, each in listed.items():
+        if twice := [value for value, count in Counter(each).items() if count > 1]:
+            raise ConfigError(f"grid {grid!r}: {key} names {twice[0]!r} twice; remove one")
     found = {}
     for combination in product(*listed.values()):
         chosen = dict(zip(listed, combination, strict=True))
         name = " ".join([grid, *(f"{key.rsplit('.')[-1]}={value}" for key, value in chosen.items())])
         found[name] = {**values, **chosen}
     return found
+
+
+def _crossed(
+    settings: Mapping[str, dict[str, Any]], variants: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Every variant in every setting; what a variant sets itself counts."""
+    for variant, own in variants.items():
+        seen: dict[str, str] = {}
+        for setting, common in settings.items():
+            same = seen.setdefault(canonical({**common, **own}), setting)
+            if same != setting:
+                raise ConfigError(
+                    f"settings {same!r} and {setting!r} do not differ for variant {variant!r}; remove one"
+                )
+    return {f"{s} {v}": {**settings[s], **variants[v]} for s, v in product(settings, variants)}
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ and **undecided** otherwise: no seed is left out, and none outweighs another.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -100,23 +101,37 @@ class Groups:
     """How the runs of one setting fall into two groups, if they do."""
 
     bimodal: bool
-    """Whether the largest gap between neighbours is at least half of a range of at least 0.3."""
+    """Whether both groups have two runs or more, the range is at least 0.3, and p is below 0.05."""
     lower: int
     """Runs below the largest gap."""
     upper: int
     """Runs above it."""
     gap: float
-    """The largest gap."""
+    """The largest gap between neighbours."""
     range: float
     """Greatest minus least."""
+    p: float
+    """How often so large a part of the range is a gap where runs are spread evenly at random over it."""
 
 
 def groups(values: Sequence[float]) -> Groups:
-    """Are the seeds of two kinds? The largest gap between neighbouring values, and how many lie on either side."""
+    """Are the seeds of two kinds? The largest gap between neighbouring values, and how many lie on either side.
+
+    Of n values between the least and the greatest, n−2 lie inside; if they are uniform there, the largest of their
+    m = n−1 gaps takes more than the part g of the range with probability
+
+        p = Σₖ₌₁ (−1)ᵏ⁺¹ C(m, k) (1 − k g)ᵐ⁻¹   over k g < 1   (the broken stick).
+
+    Fewer than six values can hardly tell, and fewer than four raise.
+    """
     ordered = np.sort(np.asarray(values, dtype=float))
-    if len(ordered) < 2:
-        raise MechinterpError("at least two runs are needed to see whether they fall into groups")
+    if len(ordered) < 4:
+        raise MechinterpError("at least four runs are needed to see whether they fall into two groups")
     gaps = np.diff(ordered)
     where, span = int(gaps.argmax()), float(ordered[-1] - ordered[0])
-    gap = float(gaps[where])
-    return Groups(span >= 0.3 and gap >= span / 2, where + 1, len(ordered) - where - 1, gap, span)
+    gap, m = float(gaps[where]), len(gaps)
+    part = gap / span if span else 0.0
+    terms = [(-1) ** (k + 1) * comb(m, k) * max(1 - k * part, 0.0) ** (m - 1) for k in range(1, m + 1)]
+    p = float(np.clip(sum(terms), 0.0, 1.0)) if span else 1.0
+    lower, upper = where + 1, len(ordered) - where - 1
+    return Groups(span >= 0.3 and min(lower, upper) >= 2 and p < 0.05, lower, upper, gap, span, p)

@@ -26,7 +26,7 @@ import torch
 
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
-from mechinterp.errors import BusyError, DivergedError, MechinterpError, RunFileError
+from mechinterp.errors import BusyError, MechinterpError, RunFileError
 from mechinterp.files import replace_text
 from mechinterp.measures import columns_for, measure
 from mechinterp.models.parameters import initial_parameters
@@ -34,10 +34,10 @@ from mechinterp.store import Run, open_run
 from mechinterp.store.writer import keep_last
 from mechinterp.studies import WORKER_GONE
 from mechinterp.studies.jobs import Job
-from mechinterp.studies.outcomes import done, file_of, write_outcome
+from mechinterp.studies.outcomes import done, file_of, recorded, write_outcome
 from mechinterp.studies.study import DEFAULT_MEASURES
 from mechinterp.training import resume, train
-from mechinterp.training.engine import Device, build_engine
+from mechinterp.training.engine import Device, build_engine, require_device
 from mechinterp.training.interventions import acts_on_activations, noted
 from mechinterp.training.loop import RecentMean, advance
 from mechinterp.training.together import train_together
@@ -50,41 +50,54 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
 
     `before` are the steps, and their seconds, that its run was trained for already, together with others.
     """
-    config, started = RunConfig.from_dict(job["config"]), time.monotonic()
-    run, n_trained = _trained(config, file_of(job, ".h5"), job["device"])
+    config, path, started = RunConfig.from_dict(job["config"]), file_of(job, ".h5"), time.monotonic()
+    run, n_trained = _trained(config, path, job["device"])
     trained = time.monotonic()
     if outcome := done(job):
         return outcome
-    if run.steps[0] > 0:  # its checkpoints were given up when it was measured for something else
-        run.path.unlink()
+    earlier = recorded(job) or {}  # of a study that asked for other measures, or for fewer checkpoints
+    table, n_measured = _table(run, file_of(job, ".csv"))
+    if run.steps[0] > 0 and (table is None or job["keep"] == "all"):
+        path.unlink()  # its checkpoints were given up, and it is trained anew
         return do(job)
-    table = measure(run)
-    replace_text(file_of(job, ".csv"), table.to_csv())
+    assert table is not None
+    measured = time.monotonic()
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
-    transitions = {
-        name: locate_or_say_why(_column(table, name, config)).to_dict()
-        for name in dict.fromkeys([*job["measures"], *(each for each in DEFAULT_MEASURES if each in table)])
-    }
-    last, n_checkpoints = run.steps[-1], len(run.steps)
-    outcome = {
-        "version": version("mechinterp"),
-        "kept": job["keep"],
-        "steps": last,
-        "digest": run.digest(last),
-        "transitions": transitions,
-        "final": finals,
-        "cost": {
-            "steps": before[0] + n_trained,
-            "checkpoints": n_checkpoints,
-            "training_seconds": round(before[1] + trained - started, 3),
-            "measuring_seconds": round(time.monotonic() - trained, 3),
-            "checkpoint_bytes": run.path.stat().st_size // n_checkpoints,
-        },
-    }
-    written = write_outcome(job, outcome)
-    if job["keep"] == "last":
-        keep_last(run.path)
-    return written
+    names = [*job["measures"], *(each for each in DEFAULT_MEASURES if each in table), *earlier.get("transitions", {})]
+    transitions = {name: locate_or_say_why(_column(table, name, config)).to_dict() for name in dict.fromkeys(names)}
+    last, checkpoint_bytes = run.steps[-1], path.stat().st_size // len(run.steps)
+    kept = "all" if run.steps[0] == 0 and earlier.get("kept") == "all" else job["keep"]
+    digest = run.digest(last)
+    if kept == "last":
+        keep_last(path)
+    cost = dict(earlier.get("cost", {}))
+    if n_trained + before[0]:
+        cost |= {"steps": n_trained + before[0], "training_seconds": round(before[1] + trained - started, 3)}
+    if n_measured:
+        seconds = round(measured - trained, 3)
+        cost |= {"checkpoints": n_measured, "measuring_seconds": seconds, "checkpoint_bytes": checkpoint_bytes}
+    outcome = {"version": version("mechinterp"), "kept": kept, "steps": last, "digest": digest}
+    return write_outcome(job, outcome | {"transitions": transitions, "final": finals, "cost": cost})
+
+
+def _table(run: Run, path: Path) -> tuple[pd.DataFrame | None, int]:
+    """Step × measure, and how many checkpoints were measured for it; None where nothing is left to measure.
+
+    A run that keeps its last checkpoint only was measured before the others were given up.
+    """
+    if run.steps[0] == 0:
+        try:
+            table = measure(run)
+            replace_text(path, table.to_csv())
+            return table, len(table)
+        except MechinterpError:
+            if run.steps[0] == 0:
+                raise
+    try:
+        table = pd.read_csv(path, index_col="step")
+    except (OSError, ValueError):
+        return None, 0
+    return (table if table.index[-1:].tolist() == run.steps[-1:] else None), 0
 
 
 def do_together(jobs: list[Job]) -> dict[str, str]:
@@ -93,7 +106,7 @@ def do_together(jobs: list[Job]) -> dict[str, str]:
     paths = [file_of(job, ".h5") for job in waiting]
     steps = [_last_step(path) for path in paths]
     started = time.monotonic()
-    with suppress(BusyError, DivergedError):  # whatever is left to do is done one by one, and fails there
+    with suppress(MechinterpError):  # whatever is left to do is done one by one, and fails there
         train_together([RunConfig.from_dict(job["config"]) for job in waiting], paths, device=jobs[0]["device"])
     taken = [_last_step(path) - step for path, step in zip(paths, steps, strict=True)]
     a_step = (time.monotonic() - started) / max(sum(taken), 1)
@@ -107,12 +120,16 @@ def do_together(jobs: list[Job]) -> dict[str, str]:
 
 
 def _last_step(path: Path) -> int:
-    """The last step of a run file, 0 without one."""
-    return open_run(path).file.steps[-1] if path.exists() else 0
+    """The last step of a run file, 0 without one that can be read."""
+    try:
+        return open_run(path).file.steps[-1] if path.exists() else 0
+    except MechinterpError:
+        return 0
 
 
-def check(config: dict[str, Any], measures: list[str]) -> None:
-    """Raise where a variant cannot be trained, or measured by workers."""
+def check(config: dict[str, Any], measures: list[str], device: Device) -> None:
+    """Raise where a variant cannot be trained on a device, or measured by workers."""
+    require_device(device)
     checked = noted(RunConfig.from_dict(config))
     names = [name.removeprefix("clamped_") for name in measures]
     columns_for(checked.build_task(), checked.model.n_layers, names)
@@ -173,10 +190,20 @@ def _trained(config: RunConfig, path: Path, device: Device) -> tuple[Run, int]:
             time.sleep(0.5)
 
 
+def _go_to(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise MechinterpError(
+            f"{folder}: the folder that the study was started in is not here ({error.strerror}); start it in one that"
+            " all machines share"
+        ) from None
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    os.chdir(request["cwd"])
     torch.set_num_threads(1)
     try:
+        _go_to(request["cwd"])
         match request["what"]:
             case "do":
                 do(request["job"])
@@ -184,7 +211,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             case "do together":
                 return {"error": None, "errors": do_together(request["jobs"])}
             case "check":
-                check(request["config"], request["measures"])
+                check(request["config"], request["measures"], request["device"])
                 return {"error": None}
             case _:
                 return {"error": None, **clock(request["config"])}

@@ -125,17 +125,22 @@ def train_together(configs: Sequence[RunConfig], paths: Sequence[str | Path], *,
     task and one batch size, and no interventions.
 
     A file that exists already is resumed from its last checkpoint; one that is complete is left as it is. A run that
-    diverges leaves the others alone; when they are done, DivergedError names it.
+    diverges, or has before, leaves the others alone; when they are done, DivergedError names it.
     """
     require_device(device)
     if len({config.training.batch_size for config in configs}) > 1:
         raise ConfigError("runs that are trained together need one batch size")
     TogetherEngine(configs, [initial_parameters(config) for config in configs])  # is refused if it cannot be
     members: list[_Member] = []
+    wild: list[str] = []
     try:
         for config, path in zip(configs, paths, strict=True):
-            if (member := _member(config, Path(path), device)) is not None:
-                members.append(member)
+            try:
+                member = _member(config, Path(path), device)
+            except DivergedError as error:
+                wild.append(str(error))
+            else:
+                members += [member] if member else []
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sampler") as samplers:
             while going := [member for member in members if not member.done]:
                 _advance(going, samplers, device)
@@ -144,8 +149,9 @@ def train_together(configs: Sequence[RunConfig], paths: Sequence[str | Path], *,
             if not member.done:
                 member.leave(error)
         raise
-    if wild := [member for member in members if member.error]:
-        raise DivergedError(f"{wild[0].writer.path}: {wild[0].error}") from None
+    wild += [f"{member.writer.path}: {member.error}" for member in members if member.error]
+    if wild:
+        raise DivergedError(wild[0])
     return [open_run(path) for path in paths]
 
 

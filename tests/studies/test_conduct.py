@@ -15,14 +15,20 @@ import h5py
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 import mechinterp as mi
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
 from mechinterp.store.verify import verify
+from mechinterp.studies import worker
 from mechinterp.studies.cluster import cluster
-from mechinterp.studies.conduct import compare, measured, run_study
+from mechinterp.studies.conduct import compare, measured, run_study, states, study_table
+from mechinterp.studies.cost import spent
+from mechinterp.studies.jobs import jobs_of
+from mechinterp.studies.outcomes import Outcomes, file_of
 from mechinterp.studies.study import Study
+from tests.conftest import TINY
 from tests.store.survival_children import one_thread
 
 LONG = 10_000
@@ -145,16 +151,18 @@ def test_parsl_gives_the_same_bits_though_a_worker_and_a_node_are_killed(long_st
     folder = tmp_path / "runs"
     growing, killed = folder / f"{long_study.runs[1].id}.h5", []
 
+    def writer() -> psutil.Process:
+        return next(each for each in psutil.process_iter() if writes(each, growing))
+
     def kill() -> None:
         until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= 3)
-        process = next(each for each in psutil.process_iter() if writes(each, growing))
-        worker = process.parent()
+        worker = writer().parent()
         assert worker is not None
         worker.kill()
         killed.append([worker.pid])
         there = len(mi.open_run(growing).steps)
         until(lambda: len(mi.open_run(growing).steps) > there)
-        manager = next(each for each in psutil.process_iter() if is_manager(each))
+        manager = next(each for each in writer().parents() if is_manager(each))
         node = [*manager.children(recursive=True), manager]
         for each in node:
             each.kill()
@@ -184,6 +192,62 @@ def test_a_failure_is_recorded_and_left_until_a_retry(tiny_config, tmp_path):
     assert {name for name, at in written(tmp_path).items() if before[name] != at} == {f"{study.runs[1].id}.failed.json"}
 
 
+def test_a_variant_that_diverges_at_once_stops_neither_the_estimate_nor_the_others(tmp_path, capsys):
+    """One of them fails in its first steps, in which it would be timed."""
+    file, runs = tmp_path / "wild.toml", tmp_path / "runs"
+    base = "\n".join(f"{key} = {value!r}" for key, value in TINY.items())
+    file.write_text(
+        f"seeds = [0]\nmeasures = ['icl_accuracy']\n[variants.wild]\ntraining.learning_rate = 1e9\n"
+        f"[variants.free]\nmodel.classifier_width = 5\n[base]\n{base}\n"
+    )
+    assert main(["study", str(file), "--workers", "1", "--runs", str(runs), "--out", str(tmp_path)]) == 1
+    assert "1 of variants not timed yet" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "wild.csv")["status"].tolist() == ["failed", "done"]
+
+
+def test_a_batch_in_which_one_has_failed_before_goes_on_without_it(tiny_config, tmp_path):
+    study = Study.of("fails", tiny_config, {"wild": {"training.learning_rate": 1e9}, "free": {}}, [0], ["ila1"])
+    for retry in (False, True):
+        table = run_study(study, tmp_path, workers=1, runs_per_device=2, retry=retry, progress=False)
+        assert table["status"].tolist() == ["failed", "done"]
+        (tmp_path / f"{study.runs[1].id}.h5").unlink()
+
+
+def test_what_is_asked_later_is_located_in_what_was_measured_and_both_studies_are_done(study, tmp_path):
+    """Runs that keep their last checkpoint only are not trained again for it, and their cost stays what it was."""
+    one, two = (
+        Study(study.name, {"free": study.variants["free"]}, [0], measures, keep="last")
+        for measures in (["icl_accuracy", "swap_accuracy"], ["icl_accuracy", "iwl_accuracy"])
+    )
+    run_study(one, tmp_path, workers=1, progress=False)
+    before, cost = written(tmp_path), spent(one, Outcomes(tmp_path), tmp_path)
+    table = run_study(two, tmp_path, workers=1, progress=False)
+    assert {name.partition(".")[2] for name, at in written(tmp_path).items() if before[name] != at} == {"json"}
+    whole = run_study(Study("s", two.variants, [0], two.measures), tmp_path / "whole", workers=1, progress=False)
+    pd.testing.assert_frame_equal(table, whole)
+    found = Outcomes(tmp_path)
+    assert states(one, found, tmp_path)["done"].tolist() == states(two, found, tmp_path)["done"].tolist() == [1]
+    assert spent(two, found, tmp_path) == cost
+
+
+def test_a_run_that_is_thinned_while_it_is_measured_is_read_from_what_was(study, tmp_path, monkeypatch):
+    thin = Study(study.name, {"free": study.variants["free"]}, [0], study.measures, keep="last")
+    expected = run_study(thin, tmp_path, workers=1, progress=False)
+    (_, job), path = jobs_of(thin, tmp_path)[0], tmp_path / f"{thin.runs[0].id}.h5"
+    file_of(job, ".json").unlink()
+    kept = path.read_bytes()
+    path.unlink()
+    mi.train(thin.runs[0].config, path, progress=False)
+
+    def another_has_done_it(run):
+        path.write_bytes(kept)
+        raise MechinterpError("no step 2")
+
+    monkeypatch.setattr(worker, "measure", another_has_done_it)
+    worker.do(job)
+    pd.testing.assert_frame_equal(study_table(thin, tmp_path), expected)
+
+
 def test_two_studies_at_once_share_their_runs(study, tmp_path):
     with ThreadPoolExecutor() as both:
         tables = list(both.map(lambda _: run_study(study, tmp_path, workers=1, progress=False), range(2)))
@@ -208,6 +272,13 @@ def test_a_run_whose_writer_was_killed_after_its_stop_rule_is_complete(tiny_conf
         stopped.steps,
         stopped.digest(stopped.steps[-1]),
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_refused_before_anything_starts(study, tmp_path):
+    with pytest.raises(MechinterpError, match="torch finds no CUDA device"):
+        run_study(study, tmp_path / "runs", device="cuda", progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -284,8 +355,9 @@ def test_a_study_that_is_killed_at_random_five_times_gives_the_same_table(long_s
         before = checkpoints(folder)
         process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda p=process, n=before: p.poll() is not None or checkpoints(folder) > n)
-        time.sleep(delays.uniform(0, 0.6))
-        workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        time.sleep(delays.uniform(0, 0.3))
+        assert process.poll() is None, "it was done before it could be killed"
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
         until(partial(ended, workers))

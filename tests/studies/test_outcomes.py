@@ -99,8 +99,9 @@ def test_a_record_of_odd_types_costs_the_index_and_nothing_else(study, tmp_path)
     first, second, *_ = jobs(study, tmp_path)
     do(first, 10.0)
     expected = study_table(study, tmp_path)
-    file_of(second, ".json").write_text('{"kept": {"a": 1}, "steps": "many"}')
-    pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
+    for odd in ('{"kept": {"a": 1}, "steps": "many"}', '{"format": 1, "transitions": []}', '{"transitions": {"a": 1}}'):
+        file_of(second, ".json").write_text(odd)
+        pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
     file_of(second, ".json").unlink()
     file_of(second, ".failed.json").write_text("{}")
     assert study_table(study, tmp_path)["status"].tolist()[:2] == ["done", "failed"]
@@ -130,6 +131,10 @@ def test_a_run_that_kept_its_last_checkpoint_only_is_not_what_all_are_asked_for(
 def test_the_cost_is_steps_and_checkpoints_at_their_measured_speeds(study, tmp_path):
     for job in jobs(study, tmp_path)[:2]:
         do(job, 10.0)
+    untimed = jobs(study, tmp_path)[0]
+    write_outcome(untimed, outcome(10.0) | {"cost": {"steps": 0, "training_seconds": 99.0}})
+    assert spent(study, Outcomes(tmp_path), tmp_path).core_seconds == pytest.approx(3.1)  # of the other
+    do(untimed, 10.0)
     found = Outcomes(tmp_path)
     taken = spent(study, found, tmp_path)
     assert (taken.runs, taken.steps, taken.disk_bytes) == (2, 40, 2200)

@@ -146,6 +146,12 @@ def test_grids_are_all_combinations_and_settings_cross_them(tmp_path):
     ("grid", "message"),
     [
         ("task.n_classes = 64", "grid 'g': a grid has keys with lists"),
+        ("task.n_classes = [64, 96, 64]", r"grid 'g': task\.n_classes names 64 twice"),
+        ("task.n_classes = [64]\n[variants.'g n_classes=64']", "two variants are called 'g n_classes=64'"),
+        (
+            "task.n_classes = [64]\n[settings.a]\ntask.n_classes = 32\n[settings.b]\ntask.n_classes = 96",
+            "do not differ",
+        ),
         ("task.n_classes = []", r"grid 'g': task\.n_classes is an empty list"),
         ("interventions = [{ kind = 'copy' }]", "grid 'g': a grid has keys with lists of plain values"),
         ("task.n_clases = [64]", r"variant 'g n_clases=64'.*did you mean 'n_classes'"),
@@ -156,3 +162,19 @@ def test_a_faulty_grid_is_refused(tmp_path, grid, message):
     path.write_text(f"[grids.g]\n{grid}\n")
     with pytest.raises(ConfigError, match=message):
         Study.from_toml(path)
+
+
+def test_paper_scale_reaches_one_grid(tmp_path):
+    path = tmp_path / "grids.toml"
+    larger = "[paper_scale]\nseeds = [0]\ncheckpoints.every = 1_000\ngrids.noise.checkpoints.every = 2_000\n"
+    path.write_text(GRIDS + larger)
+    study = Study.from_toml(path, paper_scale=True)
+    every = {name: config.checkpoints.every for name, config in study.variants.items()}
+    assert every["long noise epsilon=0.5"] == 2_000
+    assert every["long free"] == 1_000
+    path.write_text(path.read_text().replace("\ngrids.noise", "\ngrids.noize"))
+    with pytest.raises(ConfigError, match="unknown grid 'noize'; did you mean 'noise'"):
+        Study.from_toml(path, paper_scale=True)
+    path.write_text(GRIDS + "[paper_scale]\nseeds = []\n")
+    with pytest.raises(ConfigError, match="seeds is empty"):
+        Study.from_toml(path, paper_scale=True)

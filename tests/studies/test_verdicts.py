@@ -72,7 +72,9 @@ def test_settings_stand_beside_runs_and_seeds_in_rows(tiny_config):
     [
         ([0.1, 0.12, 0.9, 0.95, 0.91], True, 2, 3),
         ([0.1, 0.3, 0.5, 0.7, 0.9], False, 1, 4),
-        ([0.5, 0.52, 0.6], False, 2, 1),  # a gap, but all are alike
+        ([0.5, 0.52, 0.6, 0.61], False, 2, 2),  # a gap, but all are alike
+        ([0.1, 0.9, 0.91, 0.92, 0.93, 0.95], False, 1, 5),  # one that is odd is no group
+        ([0.1, 0.2, 0.6, 0.9], False, 2, 2),  # four of any kind have a gap
     ],
 )
 def test_groups_of_seeds(values, bimodal, lower, upper):
@@ -83,6 +85,16 @@ def test_groups_of_seeds(values, bimodal, lower, upper):
         assert found.range == pytest.approx(0.85)
 
 
-def test_one_run_is_no_group():
-    with pytest.raises(MechinterpError, match="at least two runs"):
-        groups([0.4])
+def test_the_largest_gap_of_evenly_spread_runs_is_as_likely_as_simulated():
+    """The broken stick, against 20,000 of eight runs each, of which six lie inside."""
+    assert groups([0.0, 0.1, 0.6, 1.0]).p == pytest.approx(0.75)  # three gaps, the largest 1/2: 3 (1 − 1/2)²
+    inside = np.sort(np.random.default_rng(0).random((20_000, 6)), axis=1)
+    largest = np.diff(np.pad(inside, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1))), axis=1).max(axis=1)
+    for gap in (0.35, 0.45, 0.6):
+        found = groups([0.0, *np.linspace(gap, 1.0, 7)])
+        assert found.p == pytest.approx((largest >= gap).mean(), abs=0.01)
+
+
+def test_three_runs_are_no_groups():
+    with pytest.raises(MechinterpError, match="at least four runs"):
+        groups([0.4, 0.5, 0.9])

@@ -75,6 +75,16 @@ def test_runs_leave_the_batch_when_they_are_done_and_others_go_on(tiny_config, t
         torch.testing.assert_close(runs[0].weights(20)[name], value, rtol=0, atol=1e-5)
 
 
+def test_a_run_that_has_diverged_before_leaves_the_others_alone(tiny_config, tmp_path):
+    wild = tiny_config.updated({"training.learning_rate": 1e9})
+    paths = [tmp_path / "wild.h5", tmp_path / "free.h5"]
+    with pytest.raises(DivergedError):
+        mi.train(wild, paths[0], progress=False)
+    with pytest.raises(DivergedError, match=r"wild\.h5"):
+        train_together([wild, tiny_config], paths)
+    assert [mi.open_run(path).status for path in paths] == ["diverged", "complete"]
+
+
 def test_interrupted_runs_are_resumed_together_from_where_each_is(tiny_config, tmp_path, monkeypatch):
     configs = [tiny_config, tiny_config.updated({"seed": 5, "checkpoints.every": 5})]
     paths = [tmp_path / "a.h5", tmp_path / "b.h5"]

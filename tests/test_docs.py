@@ -44,7 +44,9 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv")
+SWEEPS = ("python -m analyses.data_dependence", "python -m analyses.convention_audit")
+"""These vary settings that `SMALL` has smaller; tests/analyses/test_sweeps.py runs them."""
+LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv", *SWEEPS)
 SMALL = TINY | {"task.n_classes": 16, "task.n_labels": 8, "task.n_pairs": 4, "training.batch_size": 4}
 SAVED = {"checkpoints.every": 1_000, "checkpoints.at": [3_400]}
 FAST = "checkpoints/reddy2023-fast-{}.h5"
@@ -128,7 +130,7 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
     def ask(request):
         """What a worker would answer; none is started."""
         if request["what"] == "check":
-            check(request["config"], request["measures"])
+            check(request["config"], request["measures"], request["device"])
         return {"error": None, "step": 0.005, "checkpoint": 0.2, "checkpoint_bytes": 6e5}
 
     monkeypatch.setattr("mechinterp.studies.conduct.carry_out", carry_out)

@@ -40,6 +40,17 @@ class _Study:
 
         return Study.from_toml(self.file, paper_scale=self.paper_scale)
 
+    def begun_study(self) -> "studies.Study":
+        """The same, of which some run must be in the folder."""
+        from mechinterp.studies.conduct import begun
+
+        study = self.study()
+        if not begun(study, self.runs):
+            raise MechinterpError(
+                f"{self.file}: none of its runs is in {self.runs}; begin: mechinterp study {self.file}"
+            )
+        return study
+
 
 @dataclass
 class Study(_Study):
@@ -81,14 +92,7 @@ class StudyResume(Study):
     """Go on with a study: what was interrupted is resumed, what failed is tried again."""
 
     def execute(self) -> int:
-        from mechinterp.studies.conduct import begun
-
-        study = self.study()
-        if not begun(study, self.runs):
-            raise MechinterpError(
-                f"{self.file}: none of its runs is in {self.runs}; begin: mechinterp study {self.file}"
-            )
-        return self._carry_out(study, retry=True)
+        return self._carry_out(self.begun_study(), retry=True)
 
 
 @dataclass
@@ -133,7 +137,7 @@ class StudyCollect(_Study):
     def execute(self) -> int:
         from mechinterp.studies.conduct import study_table, table_folder
 
-        study = self.study()
+        study = self.begun_study()
         table = study_table(study, self.runs)
         out = table_folder(study, self.out or results_folder(study.name, self.paper_scale))
         return _present(self, study, table, out, page=False)

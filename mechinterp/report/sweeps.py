@@ -149,7 +149,7 @@ def race(table: pd.DataFrame, alone: pd.DataFrame, title: str) -> go.Figure:
     figure.update_xaxes(title="K", row=2, col=1)
     round_steps = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
     labels = [f"{step:,}" for step in round_steps]
-    figure.update_yaxes(title="accuracy 0.5 at step", type="log", row=1, col=1)
+    figure.update_yaxes(title="acquired at step", type="log", row=1, col=1)
     figure.update_yaxes(tickvals=round_steps, ticktext=labels, row=1, col=1)
     figure.update_yaxes(title="IC / (IC + IWL)", range=[-0.02, 1.02], row=2, col=1)
     return figure.update_layout(template="plotly_white", title=title, height=640, width=760)

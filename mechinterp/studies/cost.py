@@ -42,13 +42,13 @@ class Estimate:
     todo: int
     """Those that are not done, and would be."""
     untimed: int
-    """Of those, how many are of variants of which nothing is known yet; they count nothing in what follows."""
+    """Of those, how many are of variants of which no time is known yet."""
     steps: int
     """Steps, at most."""
     core_seconds: float
-    """Seconds of one core, at most."""
+    """Seconds of one core, at most; without those of variants that are not timed."""
     kept_bytes: int
-    """Bytes that stay on disk, at most."""
+    """Bytes that stay on disk, at most; without those of variants that are not timed."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -57,13 +57,13 @@ class Estimate:
     def on(self, workers: int | None) -> str:
         """In one line, for so many workers, if their number is known."""
         if not self.todo:
-            return f"{self.runs} runs, none to do"
-        known, about = self.todo - self.untimed, f"{self.runs} runs, {self.todo} to do"
+            return f"none of {self.runs} runs to do"
+        about, known = f"{self.todo} of {self.runs} runs to do, at most {self.steps:,} steps", self.todo - self.untimed
         if known:
-            about += f": at most {self.steps:,} steps, {span(self.core_seconds)} of one core"
+            about += f": at most {span(self.core_seconds)} of one core"
             about += f" ({span(self.core_seconds / min(workers, known))} on {workers})" if workers else ""
             about += f", {size(self.kept_bytes)} kept"
-        return about + (f"; {self.untimed} of variants not timed yet" if self.untimed else "")
+        return about + (f"; not timed yet: {self.untimed} of them (--estimate)" if self.untimed else "")
 
 
 def estimate(study: Study, outcomes: Outcomes, folder: str | Path, *, clocked: bool, retry: bool = False) -> Estimate:
@@ -81,11 +81,11 @@ def estimate(study: Study, outcomes: Outcomes, folder: str | Path, *, clocked: b
     steps = untimed = 0
     seconds = kept = 0.0
     for each in todo:
+        steps += each.config.training.steps
         if (speed := speeds.get(each.variant)) is None:
             untimed += 1
             continue
         count = checkpoints[each.variant]
-        steps += each.config.training.steps
         seconds += speed.step * each.config.training.steps + speed.checkpoint * count
         kept += speed.checkpoint_bytes * (1 if study.keep == "last" else count)
     return Estimate(len(jobs), len(todo), untimed, steps, seconds, round(kept))

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
+from mechinterp.errors import MechinterpError
 from mechinterp.files import plain_json, replace_text, replacing
 from mechinterp.studies.jobs import Job
 
@@ -73,7 +74,9 @@ class Outcomes:
     """The outcomes of the runs in a folder, from its index, brought up to date."""
 
     def __init__(self, folder: Path):
-        found = {entry.name: entry for entry in os.scandir(folder)} if folder.is_dir() else {}
+        if folder.exists() and not folder.is_dir():
+            raise MechinterpError(f"{folder}: is a file; give the folder of the runs")
+        found = {entry.name: entry for entry in os.scandir(folder)} if folder.exists() else {}
         self._names = set(found)
         known, rows = _read_index(folder / INDEX), {}
         for name, entry in found.items():

@@ -231,7 +231,7 @@ def _combinations(grid: str, values: Mapping[str, Any]) -> dict[str, dict[str, A
     if empty := [key for key, each in values.items() if each == []]:
         raise ConfigError(f"grid {grid!r}: {empty[0]} is an empty list; name at least one value")
     if not listed or any(isinstance(value, list | dict) for each in listed.values() for value in each):
-        raise ConfigError(f"grid {grid!r}: a grid has keys with lists of plain values; name at least one")
+        raise ConfigError(f"grid {grid!r}: lists of plain values say what is varied, as task.n_classes = [64, 128]")
     for key, each in listed.items():
         if twice := [value for value, count in Counter(each).items() if count > 1]:
             raise ConfigError(f"grid {grid!r}: {key} names {twice[0]!r} twice; remove one")
@@ -253,7 +253,8 @@ def _crossed(
             same = seen.setdefault(canonical({**common, **own}), setting)
             if same != setting:
                 raise ConfigError(
-                    f"settings {same!r} and {setting!r} do not differ for variant {variant!r}; remove one"
+                    f"settings {same!r} and {setting!r} do not differ for variant {variant!r}, whose own keys go before"
+                    " theirs; remove one"
                 )
     return {f"{s} {v}": {**settings[s], **variants[v]} for s, v in product(settings, variants)}
 

@@ -11,7 +11,7 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.studies.study import Study
 
 TREND_SLACK = 0.05
@@ -64,8 +64,21 @@ def with_settings(study: Study, table: pd.DataFrame, keys: Mapping[str, str]) ->
 
 
 def by_seed(table: pd.DataFrame, column: str, over: str) -> pd.DataFrame:
-    """One column of a table of runs: a row per seed, a column per value of the setting `over`, ascending."""
-    return table.pivot_table(index="seed", columns=over, values=column, aggfunc="mean").sort_index(axis=1)
+    """One column of a table of runs: a row per seed, a column per value of the setting `over`, ascending.
+
+    Every seed must have one run of each value, with a number in the column; MechinterpError otherwise: a verdict on a
+    part of the runs, or on means of different settings, would say something else.
+    """
+    for name in (column, over):
+        if name not in table:
+            raise unknown_name("column", name, [str(each) for each in table])
+    if table.duplicated(["seed", over]).any():
+        raise MechinterpError(f"a seed has several runs of one {over}: choose the rows that differ in nothing else")
+    found = table.pivot(index="seed", columns=over, values=column).sort_index(axis=1)
+    for seed, value in zip(*np.nonzero(found.isna().to_numpy()), strict=True):
+        where = f"seed {found.index[seed]}, {over} = {found.columns[value]}"
+        raise MechinterpError(f"there is no {column} of {where}: judge when all runs are done")
+    return found
 
 
 def trend(values: pd.DataFrame, least: float) -> dict[int, bool]:

@@ -61,7 +61,6 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
         path.unlink()  # its checkpoints were given up, and it is trained anew
         return do(job)
     assert table is not None
-    measured = time.monotonic()
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
     names = [*job["measures"], *(each for each in DEFAULT_MEASURES if each in table), *earlier.get("transitions", {})]
     transitions = {name: locate_or_say_why(_column(table, name, config)).to_dict() for name in dict.fromkeys(names)}
@@ -74,7 +73,7 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
     if n_trained + before[0]:
         cost |= {"steps": n_trained + before[0], "training_seconds": round(before[1] + trained - started, 3)}
     if n_measured:
-        seconds = round(measured - trained, 3)
+        seconds = round(time.monotonic() - trained, 3)
         cost |= {"checkpoints": n_measured, "measuring_seconds": seconds, "checkpoint_bytes": checkpoint_bytes}
     outcome = {"version": version("mechinterp"), "kept": kept, "steps": last, "digest": digest}
     return write_outcome(job, outcome | {"transitions": transitions, "final": finals, "cost": cost})

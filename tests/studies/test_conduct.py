@@ -201,7 +201,7 @@ def test_a_variant_that_diverges_at_once_stops_neither_the_estimate_nor_the_othe
         f"[variants.free]\nmodel.classifier_width = 5\n[base]\n{base}\n"
     )
     assert main(["study", str(file), "--workers", "1", "--runs", str(runs), "--out", str(tmp_path)]) == 1
-    assert "1 of variants not timed yet" in capsys.readouterr().err
+    assert "not timed yet: 1 of them" in capsys.readouterr().err
     assert pd.read_csv(tmp_path / "wild.csv")["status"].tolist() == ["failed", "done"]
 
 
@@ -392,8 +392,11 @@ for error in run_study(Study.from_toml({str(file)!r}), {str(folder)!r}, workers=
 
 def test_to_resume_what_was_never_begun_is_refused(long_study, tmp_path, capsys):
     write_toml(long_study, tmp_path / "long.toml")
-    assert main(["study", "resume", str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 2
-    assert f"begin: mechinterp study {tmp_path / 'long.toml'}" in capsys.readouterr().err
+    for command in ("resume", "collect"):
+        assert main(["study", command, str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 2
+        assert f"begin: mechinterp study {tmp_path / 'long.toml'}" in capsys.readouterr().err
+        assert main(["study", command, str(tmp_path / "long.toml"), "--runs", str(tmp_path / "long.toml")]) == 2
+        assert "give the folder of the runs" in capsys.readouterr().err
     assert main(["study", "status", str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 0
     assert "2 not begun" in capsys.readouterr().out
 

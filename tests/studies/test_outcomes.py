@@ -141,9 +141,12 @@ def test_the_cost_is_steps_and_checkpoints_at_their_measured_speeds(study, tmp_p
     assert (taken.core_seconds, taken.measuring) == (pytest.approx(6.2), pytest.approx(2.2 / 6.2))
     # One run of the variant that was timed is left: 20 steps of 0.1 s, 11 checkpoints of 0.1 s and 100 bytes.
     left = estimate(study, found, tmp_path, clocked=False)
-    assert (left.runs, left.todo, left.untimed, left.steps, left.kept_bytes) == (6, 4, 3, 20, 1100)
+    assert (left.runs, left.todo, left.untimed, left.steps, left.kept_bytes) == (6, 4, 3, 80, 1100)
     assert left.core_seconds == pytest.approx(3.1)
-    assert left.on(2).endswith("at most 20 steps, 3 s of one core (3 s on 2), 1 kB kept; 3 of variants not timed yet")
+    assert left.on(2) == (
+        "4 of 6 runs to do, at most 80 steps: at most 3 s of one core (3 s on 2), 1 kB kept;"
+        " not timed yet: 3 of them (--estimate)"
+    )
     thin = Study(study.name, study.variants, study.seeds, study.measures, keep="last")
     assert estimate(thin, Outcomes(tmp_path), tmp_path, clocked=False).kept_bytes == 100
     timed = estimate(study, found, tmp_path, clocked=True)
@@ -166,7 +169,7 @@ def test_nothing_heavy_is_imported_to_look_at_a_study(study, tmp_path):
     for command in (["status"], ["collect", "--out", str(tmp_path)]):
         arguments = ["study", command[0], str(file), "--runs", str(tmp_path), *command[1:]]
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[-1] == f"{int(command[0] == 'collect')} []", done.stderr
+        assert done.stdout.splitlines()[-1] == f"{2 * (command[0] == 'collect')} []", done.stderr
 
 
 def test_names_of_runs_do_not_change():

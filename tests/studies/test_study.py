@@ -145,7 +145,7 @@ def test_grids_are_all_combinations_and_settings_cross_them(tmp_path):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("task.n_classes = 64", "grid 'g': a grid has keys with lists"),
+        ("task.n_classes = 64", "grid 'g': lists of plain values say"),
         ("task.n_classes = [64, 96, 64]", r"grid 'g': task\.n_classes names 64 twice"),
         ("task.n_classes = [64]\n[variants.'g n_classes=64']", "two variants are called 'g n_classes=64'"),
         (
@@ -153,7 +153,7 @@ def test_grids_are_all_combinations_and_settings_cross_them(tmp_path):
             "do not differ",
         ),
         ("task.n_classes = []", r"grid 'g': task\.n_classes is an empty list"),
-        ("interventions = [{ kind = 'copy' }]", "grid 'g': a grid has keys with lists of plain values"),
+        ("interventions = [{ kind = 'copy' }]", "grid 'g': lists of plain values say"),
         ("task.n_clases = [64]", r"variant 'g n_clases=64'.*did you mean 'n_classes'"),
     ],
 )

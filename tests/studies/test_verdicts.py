@@ -98,3 +98,15 @@ def test_the_largest_gap_of_evenly_spread_runs_is_as_likely_as_simulated():
 def test_three_runs_are_no_groups():
     with pytest.raises(MechinterpError, match="at least four runs"):
         groups([0.4, 0.5, 0.9])
+
+
+def test_a_table_of_which_a_run_is_missing_or_that_mixes_settings_is_not_judged():
+    table = pd.DataFrame({"seed": [0, 0, 1, 1], "K": [128, 256] * 2, "IC": [0.1, 0.9, 0.2, np.nan]})
+    with pytest.raises(MechinterpError, match="no IC of seed 1, K = 256"):
+        by_seed(table, "IC", "K")
+    with pytest.raises(MechinterpError, match="no IC of seed 1, K = 256"):
+        by_seed(table.iloc[:3], "IC", "K")
+    with pytest.raises(MechinterpError, match="several runs of one K"):
+        by_seed(pd.concat([table, table]), "IC", "K")
+    with pytest.raises(MechinterpError, match="unknown column 'ICL'; did you mean 'IC'"):
+        by_seed(table, "ICL", "K")

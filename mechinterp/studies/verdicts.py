@@ -135,7 +135,7 @@ def groups(values: Sequence[float]) -> Groups:
 
         p = Σₖ₌₁ (−1)ᵏ⁺¹ C(m, k) (1 − k g)ᵐ⁻¹   over k g < 1   (the broken stick).
 
-    Fewer than six values can hardly tell, and fewer than four raise.
+    Fewer than four values raise.
     """
     ordered = np.sort(np.asarray(values, dtype=float))
     if len(ordered) < 4:

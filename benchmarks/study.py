@@ -1,6 +1,6 @@
 """What studies cost: two workers against one, what is neither training nor measuring, and ten thousand runs.
 
-python -m benchmarks.study [--rounds 2] [--synthetic 10000] [--json]
+python -m benchmarks.study [--rounds 3] [--synthetic 10000] [--json]
 """
 
 import json
@@ -36,9 +36,9 @@ training.steps = {steps}
 class Studies:
     """Time a small study on one worker and on two, and the commands on a large one that is done."""
 
-    rounds: int = 2
+    rounds: int = 3
     """Rounds, each doing the small study with one worker and with two."""
-    steps: int = 4_000
+    steps: int = 6_000
     """Steps of each of its eight runs."""
     synthetic: int = 10_000
     """Runs of the large one, whose outcomes are made up."""

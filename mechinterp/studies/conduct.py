@@ -1,9 +1,9 @@
 """Carry a study out on any `concurrent.futures.Executor`, each worker with a process that does its runs.
 
-A run computes on one thread, and another draws its batches ahead. It is done once, whatever happens: what is finished
-is found by its id, what was interrupted is resumed to the same bits, and what failed is recorded and left until a retry
-is asked for. So the same study gives the same bits on one worker, on several, and on a cluster (but not in batches on a
-GPU: sums there depend on who shares the batch). Nothing here imports torch: only workers do.
+A worker takes one core: its run computes, and draws its batches, on one thread. A run is done once, whatever happens:
+what is finished is found by its id, what was interrupted is resumed to the same bits, and what failed is recorded and
+left until a retry is asked for. So the same study gives the same bits on one worker, on several, and on a cluster (but
+not in batches on a GPU: sums there depend on who shares the batch). Nothing here imports torch: only workers do.
 """
 
 import os
@@ -56,7 +56,7 @@ def run_study(
         workers = workers or os.cpu_count() or 1
         hidden = None if progress else True
         try:
-            processes.begin()
+            processes.begin(0 if executor else min(workers, len(todo)))
             _check(study, device)
             make_folder(Path(folder))
             if progress:
@@ -101,7 +101,7 @@ def carry_out(job: Job) -> str | None:
     told to end has not failed: nothing is recorded, and the next one resumes its run.
     """
     forget_failure(job)
-    reply = processes.ask({"what": "do", "job": job, "cwd": job["cwd"]})
+    reply = processes.ask({"what": "do", "job": job, "device": job["device"], "cwd": job["cwd"]})
     error = reply["error"]
     if error is not None and not reply.get("told_to_end"):
         write_failure(job, error, reply["output"])
@@ -112,7 +112,8 @@ def carry_out_together(jobs: list[Job]) -> list[str | None]:
     """The same for several jobs, whose runs are trained in one batch."""
     for job in jobs:
         forget_failure(job)
-    reply = processes.ask({"what": "do together", "jobs": jobs, "cwd": jobs[0]["cwd"]})
+    shared = {"device": jobs[0]["device"], "cwd": jobs[0]["cwd"]}
+    reply = processes.ask({"what": "do together", "jobs": jobs, **shared})
     errors = [reply["error"] or reply["errors"].get(job["id"]) for job in jobs]
     for job, error in zip(jobs, errors, strict=True):
         if error is not None and not reply.get("told_to_end"):

@@ -46,9 +46,11 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     return reply
 
 
-def begin() -> None:
-    """Workers may be asked again, after a `stop`."""
+def begin(workers: int = 0) -> None:
+    """Workers may be asked again, after a `stop`; so many start at once, instead of each when it is asked first."""
     _stopping.clear()
+    with _lock:
+        _idle.extend(_Process() for _ in range(workers - len(_idle)))
 
 
 def stop() -> None:

@@ -40,6 +40,7 @@ from mechinterp.training import resume, train
 from mechinterp.training.engine import Device, build_engine, require_device
 from mechinterp.training.interventions import acts_on_activations, noted
 from mechinterp.training.loop import RecentMean, advance
+from mechinterp.training.prefetch import limit_cores
 from mechinterp.training.together import train_together
 
 _TIMED_STEPS = 40
@@ -201,6 +202,7 @@ def _go_to(folder: str) -> None:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
+    limit_cores((os.cpu_count() or 1) if request.get("device") == "cuda" else 1)  # other cores have their own workers
     try:
         _go_to(request["cwd"])
         match request["what"]:

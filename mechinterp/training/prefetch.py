@@ -1,8 +1,8 @@
 """Training batches prepared ahead of the step that needs them; their order and bits are unchanged.
 
 With a core to spare they are drawn on another thread while the current step runs. Where the step's threads already
-fill the cores, one more would only delay them (measured: slower than no overlap). The built-in task then draws a few
-batches at a time between steps, on all cores; a task of the user's draws each when it is needed.
+fill the cores, one more would only delay them (measured: slower than no overlap). On several threads the built-in task
+then draws a few batches at a time between steps, on all cores; otherwise each is drawn when it is needed.
 """
 
 import os
@@ -19,12 +19,20 @@ from mechinterp.tasks.item_label import ItemLabelTask
 AHEAD = 16
 """How many batches are prepared before they are needed."""
 
+_cores = os.cpu_count() or 1
+
+
+def limit_cores(cores: int) -> None:
+    """Draw as if the machine had so many cores: what shares it with others, each on its own, leaves theirs alone."""
+    global _cores
+    _cores = cores
+
 
 def batches(task: Task, steps: range, size: int) -> Iterator[Batch]:
     """The training batches of `steps`, in order. An error in the task surfaces before the step that it belongs to."""
-    if (os.cpu_count() or 1) > torch.get_num_threads():
+    if _cores > torch.get_num_threads():
         return _overlapped(task, steps, size)
-    if type(task) is ItemLabelTask:  # and not a user's, derived from it
+    if torch.get_num_threads() > 1 and type(task) is ItemLabelTask:  # and not a user's, derived from it
         return _in_bursts(task, steps, size)
     return (task.train_batch(step, size) for step in steps)
 

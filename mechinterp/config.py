@@ -21,7 +21,7 @@ from mechinterp.interventions import Intervention
 from mechinterp.section import Section
 
 if TYPE_CHECKING:
-    from mechinterp.tasks import ItemLabelTask
+    from mechinterp.tasks import ItemLabelTask, PairedItemsTask
 
 
 MAX_CHECKPOINTS = 1_000_000
@@ -113,6 +113,64 @@ class ItemLabelConfig(Section):
         return self
 
 
+class PairedItemsConfig(Section):
+    """In-context classification of item–label pairs, with a dataset to memorise (Nguyen & Reddy 2024, section 2).
+
+    A sequence has N tokens x ⊕ ℓ, ℓ = ±1, and a target x_q, which is the item of one of them: T = N+1 tokens.
+    """
+
+    kind: Literal["paired_items"] = "paired_items"
+    """Which task this is."""
+    dataset: Literal["fixed", "fresh"] = "fixed"
+    """fixed: sequences are drawn from K pairs. fresh: all pairs of a sequence are new, K = ∞."""
+    n_items: int = Field(default=10_000, ge=2, le=1_000_000)
+    """K, the number of pairs of a fixed dataset."""
+    n_pairs: int = Field(default=100, ge=2, le=10_000)
+    """N, the number of pairs in a context; with an iwl evaluation set, fewer than K."""
+    item_dim: int = Field(default=63, ge=1, le=4_096)
+    """D, the dimensions of an item; its components are N(0, 1/D)."""
+    zipf_exponent: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """α of the rank–frequency law f(k) ∝ k^−α over a fixed dataset's pairs."""
+    balanced: bool = False
+    """Whether exactly N/2 labels of a context are +1 (𝒟′ of section 4); N is then even."""
+    tokens: Literal["normalised", "plain"] = "normalised"
+    """normalised: LayerNorm (without parameters) of x ⊕ one-hot ℓ, as the transformer reads them. plain: x ⊕ (±1), as
+    the minimal model does. The target's label is 0 in both."""
+
+    @property
+    def n_pos(self) -> int:
+        """T = N+1, the number of tokens."""
+        return self.n_pairs + 1
+
+    @property
+    def n_labels(self) -> int:
+        """Two: ℓ = +1 and ℓ = −1."""
+        return 2
+
+    @property
+    def d_model(self) -> int:
+        """D+2, or D+1 for plain tokens."""
+        return self.item_dim + (2 if self.tokens == "normalised" else 1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PairedItemsConfig":
+        faults = []
+        if self.balanced and self.n_pairs % 2:
+            faults.append(
+                f"n_pairs (N={self.n_pairs}) is odd, and half of its labels are to be +1: use {self.n_pairs + 1}"
+            )
+        if self.dataset == "fixed" and self.n_items <= self.n_pairs:
+            faults.append(
+                f"n_items (K={self.n_items}) must exceed n_pairs (N={self.n_pairs}), or no item is left that a context"
+                " does not show"
+            )
+        if self.dataset == "fresh" and self.zipf_exponent:
+            faults.append("zipf_exponent has no effect on a fresh dataset: leave it out, or set dataset = 'fixed'")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
 class CustomTaskConfig(Section):
     """Stands in the run file for a task of the user's own, which is passed to `train` and `open_run` as an object."""
 
@@ -149,6 +207,9 @@ class TransformerConfig(Section):
     """W_O. identity: W_V alone is what a head writes. trained: W_O is a parameter, N(0, 1/d_head) at the start."""
     classifier_bias: Literal["vector", "shared"] = "vector"
     """vector: every hidden unit has a bias. shared: one number is the bias of a whole hidden layer."""
+    readout: Literal["per_label", "difference"] = "per_label"
+    """per_label: a logit for each label. difference: one logit z for label 0 against label 1 of a task with two, which
+    are then given z/2 and −z/2; the cross-entropy is −log σ(±z)."""
 
 
 class InductionHeadConfig(Section):
@@ -246,7 +307,9 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random: class means, initial weights, training data, evaluation sets."""
     task: Annotated[
-        Annotated[ItemLabelConfig, Tag("item_label")] | Annotated[CustomTaskConfig, Tag("custom")],
+        Annotated[ItemLabelConfig, Tag("item_label")]
+        | Annotated[PairedItemsConfig, Tag("paired_items")]
+        | Annotated[CustomTaskConfig, Tag("custom")],
         _kind("item_label"),
     ] = ItemLabelConfig()
     """Where sequences come from."""
@@ -277,6 +340,10 @@ class RunConfig(Section):
     def _fitting(self) -> "RunConfig":
         if self.model.kind == "induction_head" and self.task.kind != "item_label":
             raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
+        if self.model.kind == "transformer" and self.model.readout == "difference" and self.task.n_labels != 2:
+            raise ValueError(
+                f"model.readout = 'difference' tells two labels apart, the task has {self.task.n_labels}: leave it out"
+            )
         window, distance = self.training.stop_plateau, self.checkpoints.every or self.training.steps
         if window and 2 * distance > window:
             raise ValueError(
@@ -364,15 +431,17 @@ class RunConfig(Section):
             **{name: _distinguishing(section) for name, section in sections.items()},
         }
 
-    def build_task(self) -> "ItemLabelTask":
+    def build_task(self) -> "ItemLabelTask | PairedItemsTask":
         """The task of this run, seeded with the run's seed."""
-        from mechinterp.tasks import ItemLabelTask
+        from mechinterp.tasks import ItemLabelTask, PairedItemsTask
 
         if isinstance(self.task, CustomTaskConfig):
             raise ConfigError(
                 f"this run was trained on the custom task {self.task.name!r}, which its file does not contain:"
                 " open it in Python with open_run(path, task=your_task)"
             )
+        if isinstance(self.task, PairedItemsConfig):
+            return PairedItemsTask(self.task, seed=self.seed)
         return ItemLabelTask(self.task, seed=self.seed)
 
 
@@ -445,6 +514,7 @@ def _explain(fault: Any) -> str:
 _INTERVENTIONS = ("Fix", "Freeze", "Graft", "Clamp", "Silence", "Copy", "Temperature")
 _KINDS: dict[str, type[Section]] = {
     "item_label": ItemLabelConfig,
+    "paired_items": PairedItemsConfig,
     "custom": CustomTaskConfig,
     "transformer": TransformerConfig,
     "induction_head": InductionHeadConfig,

@@ -1,23 +1,25 @@
 """Conventions that the paper leaves unsaid, and the plain network that computes the same.
 
 Reddy 2023 scales no scores, has no separate output matrix, and does not say whether a hidden layer of the classifier
-has one bias or a vector of them. A config may choose otherwise; such a network has other parameters and is trained
-otherwise, but it computes what a plain one does, with
+has one bias or a vector of them; Nguyen & Reddy 2024 have one logit for two labels. A config may choose otherwise; such
+a network has other parameters and is trained otherwise, but it computes what a plain one does, with
 
     W_Q ← W_Q / √d_head    use_attn_scale,
     W_V ← W_V W_O          output_matrix = "trained",
-    b   ← b·1              classifier_bias = "shared".
+    b   ← b·1              classifier_bias = "shared",
+    W   ← (W/2, −W/2)      readout = "difference", of the classifier's readout.
 
 Whatever analyses a checkpoint reads that plain network, so every analysis applies unchanged.
 """
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from mechinterp.config import RunConfig, TransformerConfig
 
-_PLAIN = {"use_attn_scale": False, "output_matrix": "identity", "classifier_bias": "vector"}
+_PLAIN = {"use_attn_scale": False, "output_matrix": "identity", "classifier_bias": "vector", "readout": "per_label"}
 
 
 def plain(config: RunConfig) -> RunConfig:
@@ -42,6 +44,9 @@ def folded(config: RunConfig, parameters: Mapping[str, Tensor]) -> dict[str, Ten
     if model.classifier_bias == "shared":
         for i in range(model.classifier_depth):
             found[f"classifier.layers.{i}.b"] = found[f"classifier.layers.{i}.b"].expand(model.classifier_width)
+    if model.readout == "difference":
+        half = found["classifier.readout.W"] / 2
+        found["classifier.readout.W"] = torch.cat([half, -half], dim=1)
     return found
 
 

@@ -28,8 +28,8 @@ def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
 
     ``blocks.{layer}.attn.W_{Q,K,V}`` [head, d_model, d_head], ``classifier.layers.{i}.W`` [in, width] and ``.b``
     [width], ``classifier.readout.W`` [width, n_labels]. By other conventions there are ``W_O`` [head, d_head, d_model]
-    after ``W_V``, and ``.b`` is [1]. Vectors multiply from the left: y = x W. The minimal induction
-    head has ``blocks.0.attn.beta1``, ``blocks.1.attn.alpha`` and ``blocks.1.attn.beta2`` [head].
+    after ``W_V``, ``.b`` is [1], and ``classifier.readout.W`` [width, 1]. Vectors multiply from the left: y = x W. The
+    minimal induction head has ``blocks.0.attn.beta1``, ``blocks.1.attn.alpha`` and ``blocks.1.attn.beta2`` [head].
     """
     heads, width = config.model.n_heads, config.model.classifier_width
     shapes: dict[str, tuple[int, ...]] = {}
@@ -46,7 +46,8 @@ def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"classifier.layers.{i}.W"] = (fan_in, width)
         shapes[f"classifier.layers.{i}.b"] = (1,) if shared else (width,)
         fan_in = width
-    shapes["classifier.readout.W"] = (fan_in, config.task.n_labels)
+    one_logit = config.model.kind == "transformer" and config.model.readout == "difference"
+    shapes["classifier.readout.W"] = (fan_in, 1 if one_logit else config.task.n_labels)
     return shapes
 
 

@@ -2,5 +2,6 @@
 
 from mechinterp.tasks.base import Batch, Task, TokenTable
 from mechinterp.tasks.item_label import ItemLabelTask
+from mechinterp.tasks.paired_items import PairedItemsTask
 
-__all__ = ["Batch", "ItemLabelTask", "Task", "TokenTable"]
+__all__ = ["Batch", "ItemLabelTask", "PairedItemsTask", "Task", "TokenTable"]

@@ -74,15 +74,22 @@ def build_engine(
         from mechinterp.training.hooked import HookedEngine
 
         return HookedEngine(config, parameters, device)
-    by_hand = name != "autograd" and config.model.n_layers == 2 and config.model.n_heads == 1
+    by_hand = name != "autograd" and config.model.n_layers <= 2 and config.model.n_heads == 1
+    one_layer = config.model.n_layers == 1
     if acts_on_activations(config):
-        by_hand = by_hand and device == "cpu" and config.model.kind == "transformer" and only_clamps_patterns(config)
+        by_hand = (
+            by_hand
+            and not one_layer
+            and device == "cpu"
+            and config.model.kind == "transformer"
+            and only_clamps_patterns(config)
+        )
     if by_hand and config.model.kind == "induction_head" and device == "cpu":
         from mechinterp.training.fused_induction_head import InductionHeadEngine
 
         return InductionHeadEngine(config, parameters)
     if by_hand and config.model.kind == "transformer":
-        if device == "cuda" and not conventional:
+        if device == "cuda" and not conventional and not one_layer:
             from mechinterp.training.captured import CapturedEngine
 
             return CapturedEngine(config, parameters, device)
@@ -90,6 +97,10 @@ def build_engine(
             from mechinterp.training.folded import FoldedEngine
 
             return FoldedEngine(config, parameters)
+        if device == "cpu" and one_layer:
+            from mechinterp.training.fused_one_layer import OneLayerEngine
+
+            return OneLayerEngine(config, parameters)
         if device == "cpu":
             from mechinterp.training.fused import FusedEngine
 

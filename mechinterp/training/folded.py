@@ -6,6 +6,7 @@ parameters that are trained. With primes for the plain network's:
     W_Q′ = s W_Q:      ∂ℒ/∂W_Q = s ∂ℒ/∂W_Q′
     W_V′ = W_V W_O:    ∂ℒ/∂W_V = ∂ℒ/∂W_V′ W_Oᵀ,   ∂ℒ/∂W_O = W_Vᵀ ∂ℒ/∂W_V′
     b′ = b·1:          ∂ℒ/∂b = Σ_j ∂ℒ/∂b′_j
+    W′ = (W/2, −W/2):  ∂ℒ/∂W = (∂ℒ/∂W′₀ − ∂ℒ/∂W′₁)/2, the readout's
 """
 
 from torch import Tensor
@@ -16,18 +17,20 @@ from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
 from mechinterp.training.classifier import flat_views
 from mechinterp.training.fused import FusedEngine
+from mechinterp.training.fused_one_layer import OneLayerEngine
 from mechinterp.training.interventions import Under
 
 
 class FoldedEngine:
-    """Advances the parameters of a two-layer, one-head network of any convention by SGD."""
+    """Advances the parameters of a network of one head, in one layer or two, of any convention by SGD."""
 
     name, device = "folded", "cpu"
 
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
         assert isinstance(config.model, TransformerConfig)
         self._config, self._model = config, config.model
-        self._plain = FusedEngine(plain(config), folded(config, parameters))
+        engine = OneLayerEngine if config.model.n_layers == 1 else FusedEngine
+        self._plain = engine(plain(config), folded(config, parameters))
         shapes, kind = parameter_shapes(config), parameters["classifier.readout.W"]
         self._flat, self.parameters = flat_views(shapes, kind)
         self._flat_gradient, self._gradients = flat_views(shapes, kind)
@@ -46,7 +49,8 @@ class FoldedEngine:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
         for name, value in folded(self._config, self.parameters).items():
             self._plain.parameters[name].copy_(value)
-        loss, accuracy, plain_gradients = self._plain.gradients(batch, under)
+        arguments = (batch,) if under is None else (batch, under)
+        loss, accuracy, plain_gradients = self._plain.gradients(*arguments)
         for name, gradient in self._gradients.items():
             if name.endswith("W_Q") and self._model.use_attn_scale:
                 gradient.copy_(plain_gradients[name]).mul_(attn_scale(gradient))
@@ -58,6 +62,8 @@ class FoldedEngine:
                 gradient.copy_(self.parameters[name].mT @ plain_gradients[name])
             elif name.endswith(".b") and self._model.classifier_bias == "shared":
                 gradient.copy_(plain_gradients[name].sum(dim=0, keepdim=True))
+            elif name == "classifier.readout.W" and self._model.readout == "difference":
+                gradient.copy_(plain_gradients[name][:, :1] - plain_gradients[name][:, 1:]).div_(2)
             else:
                 gradient.copy_(plain_gradients[name])
         return loss, accuracy, self._gradients

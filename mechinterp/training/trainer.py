@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mechinterp.config import CustomTaskConfig, ItemLabelConfig, RunConfig
+from mechinterp.config import CustomTaskConfig, ItemLabelConfig, PairedItemsConfig, RunConfig
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError
 from mechinterp.interventions import Graft
 from mechinterp.models.parameters import initial_parameters
 from mechinterp.store import Run, RunWriter, open_run
+from mechinterp.tasks import ItemLabelTask, PairedItemsTask
 from mechinterp.tasks.base import Task
-from mechinterp.tasks.item_label import ItemLabelTask
 from mechinterp.training.engine import Device, Engine, build_engine
 from mechinterp.training.interventions import Interventions, noted
 from mechinterp.training.loop import RecentMean, advance, recorded_threads
@@ -142,8 +142,8 @@ def _check_batch(task: Task) -> None:
 
 def _config_for(task: Task, config: RunConfig) -> RunConfig:
     """The config with its task section describing the given task."""
-    if isinstance(task, ItemLabelTask):
-        section: ItemLabelConfig | CustomTaskConfig = task.config
+    if isinstance(task, ItemLabelTask | PairedItemsTask):
+        section: ItemLabelConfig | PairedItemsConfig | CustomTaskConfig = task.config
         if task.seed != config.seed:
             raise ConfigError(f"the task's seed is {task.seed}, the config's {config.seed}; make them equal")
     else:

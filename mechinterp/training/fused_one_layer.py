@@ -1,0 +1,68 @@
+"""The exact loss and gradient of a network of one layer and one head, by hand.
+
+Only the target attends, so one query per sequence is all that there is. With tokens x_j, the target t = x_T and
+A = W_Q W_Kᵀ,
+
+    q = A ᵀ t,  s_j = q·x_j,  p = softmax(s),  r = Σ_j p_j x_j,  u = t + W_Vᵀ r          what the classifier reads
+
+    ∂ℒ/∂W_V = r ⊗ ∂ℒ/∂u,  ∂ℒ/∂r = W_V ∂ℒ/∂u,  ∂ℒ/∂p_j = x_j·∂ℒ/∂r
+    ∂ℒ/∂s_j = p_j (∂ℒ/∂p_j − Σ_k p_k ∂ℒ/∂p_k),  ∂ℒ/∂q = Σ_j ∂ℒ/∂s_j x_j
+    ∂ℒ/∂A = t ⊗ ∂ℒ/∂q,  ∂ℒ/∂W_Q = ∂ℒ/∂A W_K,  ∂ℒ/∂W_K = ∂ℒ/∂Aᵀ W_Q
+
+summed over sequences, ℒ being their mean. The tokens are read four times, which is all that depends on their number.
+"""
+
+import torch
+from torch import Tensor
+
+from mechinterp.config import RunConfig
+from mechinterp.errors import MechinterpError
+from mechinterp.models.parameters import parameter_shapes
+from mechinterp.tasks.base import Batch
+from mechinterp.training.classifier import classifier_gradients, flat_views
+
+
+class OneLayerEngine:
+    """Advances the parameters of a plain network of one layer and one head by SGD; the same step as `HookedEngine`."""
+
+    name, device = "fused", "cpu"
+
+    def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
+        self._training, self._n_labels = config.training, config.task.n_labels
+        kind = parameters["classifier.readout.W"]
+        self._flat, self.parameters = flat_views(parameter_shapes(config), kind)
+        self._flat_gradient, self._gradients = flat_views(parameter_shapes(config), kind)
+        for name, value in parameters.items():
+            self.parameters[name].copy_(value)
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
+        loss, accuracy, _ = self.gradients(batch)
+        if self._training.shrinkage:
+            self._flat.mul_(1 - self._training.shrinkage)
+        self._flat.sub_(self._flat_gradient, alpha=self._training.learning_rate)
+        return loss, accuracy
+
+    def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
+        """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
+        labels, g = batch.labels, self._gradients
+        if not bool(((labels >= 0) & (labels < self._n_labels)).all()):
+            raise MechinterpError(f"the batch's labels must be numbers from 0 to {self._n_labels - 1}")
+        W_Q, W_K, W_V = (self.parameters[f"blocks.0.attn.W_{matrix}"][0] for matrix in "QKV")
+        x = batch.inputs.to(self._flat.dtype)
+        t = x[:, -1]
+
+        q = (t @ W_Q) @ W_K.T
+        p = torch.softmax(torch.bmm(x, q[:, :, None])[:, :, 0], dim=-1)
+        r = torch.bmm(p[:, None], x)[:, 0]
+        u = torch.addmm(t, r, W_V)
+        loss, correct, du = classifier_gradients(
+            self.parameters, g, u, labels, lambda name, *shape: self._flat.new_empty(shape)
+        )
+        torch.mm(r.T, du, out=g["blocks.0.attn.W_V"][0])
+        dp = torch.bmm(x, (du @ W_V.T)[:, :, None])[:, :, 0]
+        ds = p * (dp - (p * dp).sum(dim=1, keepdim=True))
+        dA = t.T @ torch.bmm(ds[:, None], x)[:, 0]
+        torch.mm(dA, W_K, out=g["blocks.0.attn.W_Q"][0])
+        torch.mm(dA.T, W_Q, out=g["blocks.0.attn.W_K"][0])
+        return loss.item(), correct.item() / len(batch), g

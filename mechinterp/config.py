@@ -134,8 +134,8 @@ class PairedItemsConfig(Section):
     balanced: bool = False
     """Whether exactly N/2 labels of a context are +1 (𝒟′ of section 4); N is then even."""
     tokens: Literal["normalised", "plain"] = "normalised"
-    """normalised: LayerNorm (without parameters) of x ⊕ one-hot ℓ, as the transformer reads them. plain: x ⊕ (±1), as
-    the minimal model does. The target's label is 0 in both."""
+    """normalised: LayerNorm (without parameters) of x ⊕ one-hot ℓ, as the transformer reads them, the target's label
+    being (0, 0). plain: x ⊕ ℓ ⊕ 0, and x ⊕ 0 ⊕ 1 for the target, as the additive model does."""
 
     @property
     def n_pos(self) -> int:
@@ -149,8 +149,8 @@ class PairedItemsConfig(Section):
 
     @property
     def d_model(self) -> int:
-        """D+2, or D+1 for plain tokens."""
-        return self.item_dim + (2 if self.tokens == "normalised" else 1)
+        """D+2."""
+        return self.item_dim + 2
 
     @model_validator(mode="after")
     def _possible(self) -> "PairedItemsConfig":
@@ -242,6 +242,34 @@ class InductionHeadConfig(Section):
         return 1
 
 
+class AdditiveConfig(Section):
+    """Memorising and in-context learning side by side (Nguyen & Reddy 2024, eqs 2 and 3); paired items in plain tokens.
+
+    One logit z = φ(x_q) + w Σ_j softmax_j(β x_j·x_q) ℓ_j, with an MLP φ; see `models.additive`.
+    """
+
+    kind: Literal["additive"] = "additive"
+    """Which model this is."""
+    beta: float = Field(default=0.0, allow_inf_nan=False)
+    """β at the start: how sharply the target attends to items like its own."""
+    w: float = Field(default=0.0, allow_inf_nan=False)
+    """w at the start: the weight of the labels that it attends to."""
+    classifier_depth: int = Field(default=3, ge=0, le=16)
+    """ReLU layers of φ; 0 leaves the linear readout."""
+    classifier_width: int = Field(default=512, ge=1, le=8_190)
+    """Width of φ's hidden layers."""
+
+    @property
+    def n_layers(self) -> int:
+        """One attention layer."""
+        return 1
+
+    @property
+    def n_heads(self) -> int:
+        """One head."""
+        return 1
+
+
 class TrainingConfig(Section):
     """Stochastic gradient descent (momentum 0) on the cross-entropy at the target; fresh data at every step."""
 
@@ -253,6 +281,8 @@ class TrainingConfig(Section):
     """Step size lr."""
     weight_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay λ of every trained parameter, biases included."""
+    attention_weight_decay: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Decay of the parameters of attention alone (blocks.…), in place of λ; by default λ."""
     weight_decay_convention: Literal["per_step", "times_learning_rate"] = "per_step"
     """per_step: p ← (1−λ)p − lr·g. times_learning_rate: p ← (1−lr·λ)p − lr·g, as torch.optim.SGD has it."""
     stop_accuracy: float | None = Field(default=None, gt=0.0, le=1.0)
@@ -262,11 +292,11 @@ class TrainingConfig(Section):
     """Stop at the first checkpoint by which so many steps have changed neither the loss nor the in-context and
     in-weights accuracies (`mechinterp.training.stopping`); default never."""
 
-    @property
-    def shrinkage(self) -> float:
-        """What one step subtracts from a parameter p, as a fraction of p."""
-        per_step = self.weight_decay_convention == "per_step"
-        return self.weight_decay if per_step else self.weight_decay * self.learning_rate
+    def shrinkage(self, name: str) -> float:
+        """What one step subtracts from the parameter p of a name, as a fraction of p."""
+        own = self.attention_weight_decay if name.startswith("blocks.") else None
+        decay = self.weight_decay if own is None else own
+        return decay if self.weight_decay_convention == "per_step" else decay * self.learning_rate
 
 
 class CheckpointConfig(Section):
@@ -314,7 +344,9 @@ class RunConfig(Section):
     ] = ItemLabelConfig()
     """Where sequences come from."""
     model: Annotated[
-        Annotated[TransformerConfig, Tag("transformer")] | Annotated[InductionHeadConfig, Tag("induction_head")],
+        Annotated[TransformerConfig, Tag("transformer")]
+        | Annotated[InductionHeadConfig, Tag("induction_head")]
+        | Annotated[AdditiveConfig, Tag("additive")],
         _kind("transformer"),
     ] = TransformerConfig()
     """What is trained."""
@@ -340,6 +372,8 @@ class RunConfig(Section):
     def _fitting(self) -> "RunConfig":
         if self.model.kind == "induction_head" and self.task.kind != "item_label":
             raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
+        if self.model.kind == "additive" and getattr(self.task, "tokens", None) != "plain":
+            raise ValueError("model.kind = 'additive' takes task.kind = 'paired_items' with task.tokens = 'plain'")
         if self.model.kind == "transformer" and self.model.readout == "difference" and self.task.n_labels != 2:
             raise ValueError(
                 f"model.readout = 'difference' tells two labels apart, the task has {self.task.n_labels}: leave it out"
@@ -518,6 +552,7 @@ _KINDS: dict[str, type[Section]] = {
     "custom": CustomTaskConfig,
     "transformer": TransformerConfig,
     "induction_head": InductionHeadConfig,
+    "additive": AdditiveConfig,
     **{name.lower(): getattr(interventions, name) for name in _INTERVENTIONS},
 }
 _SECTIONS: dict[str, type[Section]] = {"training": TrainingConfig, "checkpoints": CheckpointConfig}

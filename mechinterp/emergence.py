@@ -183,6 +183,29 @@ def acquired(curve: pd.Series, least: float = 0.3) -> float | None:
     return found.step if found.transition and (found.after or 0.0) >= least else crossing(curve, end / 2)
 
 
+def reached(curve: pd.Series, level: float = 0.95) -> float | None:
+    """The first step at which `curve`, indexed by training step, is above `level`; None where it never is.
+
+    With IC accuracy and 0.95 it is t_ICL as Nguyen & Reddy 2024 take it, to the distance of the checkpoints.
+    MechinterpError where steps do not ascend.
+    """
+    steps, values = _finite(curve)
+    above = np.flatnonzero(values > level)
+    return float(steps[above[0]]) if len(above) else None
+
+
+def faded(curve: pd.Series, top: float = 0.99, low: float = 0.9) -> float | None:
+    """The first step at which `curve` is at most `low` after it was at least `top`; None where it never is.
+
+    With IC accuracy, the time of transience of Nguyen & Reddy 2024 (figure A.6). MechinterpError where steps do not
+    ascend.
+    """
+    steps, values = _finite(curve)
+    ever = np.maximum.accumulate(values) >= top if len(values) else values > 0
+    after = np.flatnonzero(ever & (values <= low))
+    return float(steps[after[0]]) if len(after) else None
+
+
 def steps_around(found: Emergence | pd.Series, steps: Sequence[int], *, during: bool = False) -> list[int]:
     """The saved steps that show a transition: the last before it, the first after it, and the last of all; ascending.
 

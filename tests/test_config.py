@@ -12,7 +12,7 @@ def test_presets_cover_the_same_flow_time():
     assert (exact.training.learning_rate, exact.training.steps) == (0.01, 60_000)
     assert (fast.training.learning_rate, fast.training.steps, fast.seed) == (0.1, 6_000, 7)
     assert exact.task == fast.task
-    decay = [each.training.steps * each.training.shrinkage for each in (exact, fast)]
+    decay = [each.training.steps * each.training.shrinkage("") for each in (exact, fast)]
     assert decay[0] == pytest.approx(decay[1])
 
 
@@ -89,6 +89,6 @@ def test_schedule_is_the_union_of_its_rules():
 
 
 def test_weight_decay_conventions():
-    assert TrainingConfig(weight_decay=1e-4, learning_rate=0.1).shrinkage == 1e-4
+    assert TrainingConfig(weight_decay=1e-4, learning_rate=0.1).shrinkage("blocks.0.attn.W_Q") == 1e-4
     decayed = TrainingConfig(weight_decay=1e-4, learning_rate=0.1, weight_decay_convention="times_learning_rate")
-    assert decayed.shrinkage == pytest.approx(1e-5)
+    assert decayed.shrinkage("classifier.layers.0.W") == pytest.approx(1e-5)

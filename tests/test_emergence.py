@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 
 import mechinterp as mi
-from mechinterp.emergence import WIDTH_IN_SCALES, acquired, crossing, emergence_table, locate_emergence, steps_around
+from mechinterp.emergence import (
+    WIDTH_IN_SCALES,
+    acquired,
+    crossing,
+    emergence_table,
+    faded,
+    locate_emergence,
+    reached,
+    steps_around,
+)
 from mechinterp.errors import MechinterpError
 
 STEPS = np.arange(0, 6001, 100)
@@ -200,3 +209,16 @@ def test_steps_around_a_transition():
     never = locate_emergence(curve(np.zeros(len(STEPS))))
     assert steps_around(never, saved, during=True) == [3000, 6000]
     assert steps_around(never, [7]) == [7]
+
+
+def test_when_a_level_is_reached_and_when_it_fades():
+    rise = pd.Series([0.5, 0.96, 0.94, 0.995, 0.91, 0.9, 1.0], index=range(0, 70, 10))
+    assert reached(rise) == 10
+    assert reached(rise, 0.99) == 30
+    assert reached(rise, 1.0) is None
+    assert faded(rise) == 50
+    assert faded(rise, low=0.94) == 40
+    assert faded(rise.iloc[:4]) is None
+    assert faded(pd.Series([0.2, 0.98, 0.2], index=[0, 1, 2])) is None, "it was never at the top"
+    assert reached(pd.Series([], dtype=float)) is None
+    assert faded(pd.Series([], dtype=float)) is None

@@ -39,6 +39,7 @@ from mechinterp.circuits.qk_ov import (
     qk_strengths,
     singular_directions,
 )
+from mechinterp.circuits.race import coordinates
 from mechinterp.circuits.rerun import parameters_of
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, member, unknown_name
@@ -49,6 +50,7 @@ from mechinterp.models.transformer import build_model
 from mechinterp.store import Run
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+from mechinterp.tasks.paired_items import PairedItemsTask
 
 Weights = Mapping[str, Tensor]
 
@@ -162,8 +164,14 @@ def null_bands(run: Run, *, n_sequences: int, seed: int = 0) -> pd.DataFrame:
 def _order_parameters(
     config: RunConfig, weights: Weights, task: Task, *, n_sequences: int = 500, seed: int = 0
 ) -> pd.DataFrame:
-    """β₁, α, β₂, ξ of the minimal induction head and what they explain: parameter, value."""
-    found = order_parameters(build_model(config, weights), task, n_sequences=n_sequences, seed=seed)
+    """A network in the coordinates of its task's theory, and what they explain: parameter, value.
+
+    On item–label sequences β₁, α, β₂ and ξ of the minimal induction head, on paired items β, w, c₁, c₂ and c₃.
+    """
+    if isinstance(task, PairedItemsTask):
+        found = coordinates(weights, task, n_sequences=n_sequences, seed=seed)
+    else:
+        found = order_parameters(build_model(config, weights), task, n_sequences=n_sequences, seed=seed)
     return pd.DataFrame({"parameter": list(found), "value": list(found.values())})
 
 
@@ -267,9 +275,9 @@ def _one_thread() -> Iterator[None]:
 def _transformer(run: Run, step: int) -> tuple[RunConfig, Weights]:
     """Config and weights that analyses read: of a network of another convention the plain one that computes the same,
     of a minimal induction head the HookedTransformer that it compiles into."""
-    if run.config.model.kind == "transformer":
-        return plain(run.config), folded(run.config, run.weights(step))
-    return as_transformer(run.config), parameters_of(build_model(run.config, run.weights(step)))
+    if run.config.model.kind == "induction_head":
+        return as_transformer(run.config), parameters_of(build_model(run.config, run.weights(step)))
+    return plain(run.config), folded(run.config, run.weights(step))
 
 
 def _arguments(analysis: str, given: Mapping[str, Any]) -> dict[str, Any]:

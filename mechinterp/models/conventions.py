@@ -9,7 +9,8 @@ a network has other parameters and is trained otherwise, but it computes what a 
     b   ← b·1              classifier_bias = "shared",
     W   ← (W/2, −W/2)      readout = "difference", of the classifier's readout.
 
-Whatever analyses a checkpoint reads that plain network, so every analysis applies unchanged.
+and the additive model is a plain network with tied weights (`models.additive`). Whatever analyses a checkpoint reads
+that plain network, so every analysis applies unchanged.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 
 from mechinterp.config import RunConfig, TransformerConfig
+from mechinterp.models.additive import as_transformer, untied
 
 _PLAIN = {"use_attn_scale": False, "output_matrix": "identity", "classifier_bias": "vector", "readout": "per_label"}
 
 
 def plain(config: RunConfig) -> RunConfig:
     """The config of the plain network; the same config if it is one."""
+    if config.model.kind == "additive":
+        return as_transformer(config)
     if not isinstance(config.model, TransformerConfig):
         return config
     model = config.model.model_copy(update=_PLAIN)
@@ -32,6 +36,8 @@ def plain(config: RunConfig) -> RunConfig:
 
 def folded(config: RunConfig, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The parameters of the plain network that computes what `config` with these does; differentiable."""
+    if config.model.kind == "additive":
+        return untied(config, parameters)
     model, found = config.model, dict(parameters)
     if not isinstance(model, TransformerConfig):
         return found

@@ -22,7 +22,8 @@ _EPSILON = 1e-5
 class PairedItemsTask:
     """The task of a `PairedItemsConfig`: the dataset is fixed by the seed, or every sequence has one of its own.
 
-    Labels are 0 for ℓ = +1 and 1 for ℓ = −1. A token of the context shows an item and its label, so it has both roles.
+    Labels are 0 for ℓ = +1 and 1 for ℓ = −1. A token of the context shows an item and its label, so it has both
+    roles; those with the target's item have the role copy too.
     Evaluation sets, each with a random stream of its own:
 
     * ``icl``: N pairs that were never seen; only the context tells the label;
@@ -52,7 +53,7 @@ class PairedItemsTask:
             raise MechinterpError(f"all {K} items have the same label: balanced contexts need both; raise n_items")
         self._cumulative = _cumulative(frequencies)
         self._cumulative_of_label = [_cumulative(frequencies[each]) for each in self._of_label]
-        self._shared = torch.cat([self._tokens(self.items, shown) for shown in (self.labels, 1 - self.labels, None)])
+        self._shared = torch.cat([self.tokens(self.items, shown) for shown in (self.labels, 1 - self.labels, None)])
         self._context = torch.arange(self.n_pos) < config.n_pairs
 
     def train_batch(self, step: int, size: int) -> Batch:
@@ -88,8 +89,8 @@ class PairedItemsTask:
         if fresh:
             items = np.empty((size, N, self.config.item_dim), np.float32)
             draw_normal(key, 1 << 32, self.config.item_dim**-0.5, items)
-            pairs = self._tokens(items, shown)
-            own = torch.cat([pairs, self._tokens(items[rows, place], None)[:, None]], dim=1)
+            pairs = self.tokens(items, shown)
+            own = torch.cat([pairs, self.tokens(items[rows, place], None)[:, None]], dim=1)
             content = np.concatenate([chosen, np.full((size, 1), N)], axis=1) + len(self._shared)
         else:
             K = len(self.items)
@@ -103,7 +104,7 @@ class PairedItemsTask:
         return Batch(
             None,
             torch.from_numpy(correct),
-            roles | {"correct_item": copies, "correct_label": copies},
+            roles | {"copy": copies, "correct_item": copies, "correct_label": copies},
             token_labels,
             TokenTable(0, self._shared, own, torch.from_numpy(content), torch.arange(self.n_pos).expand(size, -1)),
         )
@@ -134,16 +135,27 @@ class PairedItemsTask:
             found[b] = _picked(_cumulative(left), uniform[b : b + 1])[0]
         return found
 
-    def _tokens(self, items: Float[np.ndarray, "*any item_dim"], labels: Int[np.ndarray, "*any"] | None) -> Tensor:
+    def tokens(self, items: Float[np.ndarray, "*any item_dim"], labels: Int[np.ndarray, "*any"] | None) -> Tensor:
         """x ⊕ ℓ as the network reads it; without labels, the target's token."""
-        width = self.d_model - self.config.item_dim
-        code = np.zeros((*items.shape[:-1], width), np.float32)
-        if labels is not None:
-            code[...] = np.eye(2, dtype=np.float32)[labels] if width == 2 else 1 - 2 * labels[..., None]
+        code, plain = np.zeros((*items.shape[:-1], 2), np.float32), self.config.tokens == "plain"
+        if labels is None:
+            code[..., 1] = plain  # which it is a target by
+        elif plain:
+            code[..., 0] = 1 - 2 * labels
+        else:
+            code[...] = np.eye(2, dtype=np.float32)[labels]
         tokens = torch.from_numpy(np.concatenate([items, code], axis=-1))
-        if self.config.tokens == "plain":
+        if plain:
             return tokens
         return torch.nn.functional.layer_norm(tokens, (self.d_model,), eps=_EPSILON)
+
+    def items_of(self, tokens: Float[Tensor, "*any d_model"]) -> Float[np.ndarray, "*any item_dim"]:
+        """The items that tokens of a context show: `tokens` undone, up to rounding."""
+        items, labels = tokens[..., :-2], tokens[..., -2:]
+        if self.config.tokens == "plain":
+            return items.numpy()
+        zero = labels.amin(dim=-1, keepdim=True)  # of the two entries, which were 0 and 1
+        return ((items - zero) / (labels.amax(dim=-1, keepdim=True) - zero)).numpy()
 
 
 def _cumulative(frequencies: Float[np.ndarray, "items"]) -> Float[np.ndarray, "items"]:

@@ -30,8 +30,8 @@ class AutogradEngine:
         loss, accuracy, gradients = self.gradients(batch, under)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                if self._training.shrinkage:
-                    parameter.mul_(1 - self._training.shrinkage)
+                if shrinkage := self._training.shrinkage(name):
+                    parameter.mul_(1 - shrinkage)
                 parameter.sub_(gradients[name], alpha=self._training.learning_rate)
         return loss, accuracy
 

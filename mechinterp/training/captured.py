@@ -13,7 +13,7 @@ from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import classifier_gradients, flat_views
+from mechinterp.training.classifier import classifier_gradients, descend, flat_views
 
 
 class CapturedEngine:
@@ -72,9 +72,7 @@ class CapturedEngine:
 
     def _advance(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         result = self._forward_backward(inputs, labels)
-        if self._training.shrinkage:
-            self._flat.mul_(1 - self._training.shrinkage)
-        self._flat.sub_(self._flat_gradient, alpha=self._training.learning_rate)
+        descend(self._training, self._flat, self._flat_gradient, self.parameters)
         return result
 
     def _capture(self, inputs: Tensor, labels: Tensor) -> None:

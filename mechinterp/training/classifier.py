@@ -1,10 +1,14 @@
-"""What engines in torch operations share: the classifier's gradient by hand, and parameters in one flat buffer."""
+"""What engines by hand share: the classifier's gradient, parameters in one flat buffer, and the update."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from mechinterp.config import TrainingConfig
+
+Buffer = Callable[..., Tensor]
 
 
 def classifier_gradients(
@@ -12,32 +16,61 @@ def classifier_gradients(
     gradients: Mapping[str, Tensor],
     x: Float[Tensor, "batch fan_in"],
     labels: Int[Tensor, "batch"],
-    buffer: Callable[..., Tensor],
+    buffer: Buffer,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""], Float[Tensor, "batch fan_in"]]:
     """Mean cross-entropy ℒ, number of correct answers and ∂ℒ/∂x; fills the classifier's gradients.
 
     `buffer(name, *shape)` gives memory for what lies between.
     """
-    n, depth = len(labels), sum(name.endswith(".b") for name in parameters)
-    weights = [parameters[f"classifier.layers.{i}.W"] for i in range(depth)]
-    hidden = [x]
-    for i, W in enumerate(weights):
-        out = buffer(f"hidden{i}", n, W.shape[1])
-        hidden.append(torch.mm(hidden[-1], W, out=out).add_(parameters[f"classifier.layers.{i}.b"]).relu_())
-    readout = parameters["classifier.readout.W"]
-    logits = hidden[-1] @ readout
+    n, hidden = len(labels), hidden_layers(parameters, x, buffer)
+    logits = hidden[-1] @ parameters["classifier.readout.W"]
     log_p = torch.log_softmax(logits, dim=-1)
     loss = -log_p.gather(1, labels[:, None]).mean()
     correct = (logits.argmax(dim=-1) == labels).sum()
     dlogits = log_p.exp_().scatter_add_(1, labels[:, None], log_p.new_full((n, 1), -1.0)).div_(n)
+    return loss, correct, backward(parameters, gradients, hidden, dlogits, buffer)
+
+
+def hidden_layers(
+    parameters: Mapping[str, Tensor], x: Float[Tensor, "batch fan_in"], buffer: Buffer
+) -> list[Float[Tensor, "batch _"]]:
+    """What the classifier reads, and the activations of its ReLU layers."""
+    hidden = [x]
+    for i in range(sum(name.endswith(".b") for name in parameters)):
+        W = parameters[f"classifier.layers.{i}.W"]
+        out = buffer(f"hidden{i}", len(x), W.shape[1])
+        hidden.append(torch.mm(hidden[-1], W, out=out).add_(parameters[f"classifier.layers.{i}.b"]).relu_())
+    return hidden
+
+
+def backward(
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    hidden: Sequence[Float[Tensor, "batch _"]],
+    dlogits: Float[Tensor, "batch logits"],
+    buffer: Buffer,
+) -> Float[Tensor, "batch fan_in"]:
+    """∂ℒ/∂x from ∂ℒ/∂logits; fills the classifier's gradients, and overwrites the activations."""
+    n, readout = len(dlogits), parameters["classifier.readout.W"]
     torch.mm(hidden[-1].T, dlogits, out=gradients["classifier.readout.W"])
     dh = torch.mm(dlogits, readout.T, out=buffer("dhidden", n, readout.shape[0]))
-    for i, W in reversed(list(enumerate(weights))):
+    for i in reversed(range(len(hidden) - 1)):
+        W = parameters[f"classifier.layers.{i}.W"]
         dh.mul_(hidden[i + 1].sign_())  # ReLU's slope; the activations themselves are not needed any more
         torch.mm(hidden[i].T, dh, out=gradients[f"classifier.layers.{i}.W"])
         torch.sum(dh, dim=0, out=gradients[f"classifier.layers.{i}.b"])
         dh = torch.mm(dh, W.T, out=buffer(f"dhidden{i}", n, W.shape[0]))
-    return loss, correct, dh
+    return dh
+
+
+def descend(training: TrainingConfig, flat: Tensor, gradient: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    """p ← (1−shrinkage)·p − lr·∂ℒ/∂p, of parameters that are views of one flat buffer."""
+    if training.attention_weight_decay is not None:
+        for name, value in parameters.items():
+            value.mul_(1 - training.shrinkage(name))
+    elif training.weight_decay:
+        flat.mul_(1 - training.shrinkage("classifier"))
+    flat.sub_(gradient, alpha=training.learning_rate)
 
 
 def flat_views(shapes: dict[str, tuple[int, ...]], kind: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

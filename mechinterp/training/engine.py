@@ -2,11 +2,11 @@
 
 | engine   | computes                                            | on                                   |
 |----------|-----------------------------------------------------|--------------------------------------|
-| fused    | two layers of one head (patterns may be clamped), the minimal induction head | CPU: gradients by hand |
-| folded   | the same networks by other conventions (`models.conventions`) | CPU: the fused engine and the chain rule |
+| fused    | one or two layers of one head, the minimal models   | CPU: gradients by hand               |
+| folded   | such a transformer of another convention or decay   | CPU: fused, and the chain rule       |
 | captured | two layers of one head                              | CUDA: the whole step as one graph    |
 | autograd | every network, under all interventions               | both: autograd of a plain function   |
-| together | many runs of one network in one batch (`training.together`) | both: autograd under vmap |
+| together | many runs of one network in one batch               | both: autograd under vmap            |
 | hooked   | every network                                       | both: autograd of the hooked model   |
 """
 
@@ -77,34 +77,37 @@ def build_engine(
     by_hand = name != "autograd" and config.model.n_layers <= 2 and config.model.n_heads == 1
     one_layer = config.model.n_layers == 1
     if acts_on_activations(config):
-        by_hand = (
-            by_hand
-            and not one_layer
-            and device == "cpu"
-            and config.model.kind == "transformer"
-            and only_clamps_patterns(config)
-        )
-    if by_hand and config.model.kind == "induction_head" and device == "cpu":
-        from mechinterp.training.fused_induction_head import InductionHeadEngine
+        clampable = config.model.kind == "transformer" and not one_layer and only_clamps_patterns(config)
+        by_hand = by_hand and device == "cpu" and clampable
+    if by_hand and device == "cpu":
+        return _by_hand(config, parameters, conventional or config.training.attention_weight_decay is not None)
+    if by_hand and config.model.kind == "transformer" and not conventional and not one_layer:
+        from mechinterp.training.captured import CapturedEngine
 
-        return InductionHeadEngine(config, parameters)
-    if by_hand and config.model.kind == "transformer":
-        if device == "cuda" and not conventional and not one_layer:
-            from mechinterp.training.captured import CapturedEngine
-
-            return CapturedEngine(config, parameters, device)
-        if device == "cpu" and conventional:
-            from mechinterp.training.folded import FoldedEngine
-
-            return FoldedEngine(config, parameters)
-        if device == "cpu" and one_layer:
-            from mechinterp.training.fused_one_layer import OneLayerEngine
-
-            return OneLayerEngine(config, parameters)
-        if device == "cpu":
-            from mechinterp.training.fused import FusedEngine
-
-            return FusedEngine(config, parameters)
+        return CapturedEngine(config, parameters, device)
     from mechinterp.training.autograd import AutogradEngine
 
     return AutogradEngine(config, parameters, device)
+
+
+def _by_hand(config: RunConfig, parameters: dict[str, Tensor], fold: bool) -> Engine:
+    """The engine on a CPU whose gradients are written out."""
+    if config.model.kind == "induction_head":
+        from mechinterp.training.fused_induction_head import InductionHeadEngine
+
+        return InductionHeadEngine(config, parameters)
+    if config.model.kind == "additive":
+        from mechinterp.training.fused_additive import AdditiveEngine
+
+        return AdditiveEngine(config, parameters)
+    if fold:
+        from mechinterp.training.folded import FoldedEngine
+
+        return FoldedEngine(config, parameters)
+    if config.model.n_layers == 1:
+        from mechinterp.training.fused_one_layer import OneLayerEngine
+
+        return OneLayerEngine(config, parameters)
+    from mechinterp.training.fused import FusedEngine
+
+    return FusedEngine(config, parameters)

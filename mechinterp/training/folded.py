@@ -15,7 +15,7 @@ from mechinterp.config import RunConfig, TransformerConfig
 from mechinterp.models.conventions import attn_scale, folded, plain
 from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import flat_views
+from mechinterp.training.classifier import descend, flat_views
 from mechinterp.training.fused import FusedEngine
 from mechinterp.training.fused_one_layer import OneLayerEngine
 from mechinterp.training.interventions import Under
@@ -40,9 +40,7 @@ class FoldedEngine:
     def step(self, batch: Batch, under: Under | None = None) -> tuple[float, float]:
         """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
         loss, accuracy, _ = self.gradients(batch, under)
-        if self._config.training.shrinkage:
-            self._flat.mul_(1 - self._config.training.shrinkage)
-        self._flat.sub_(self._flat_gradient, alpha=self._config.training.learning_rate)
+        descend(self._config.training, self._flat, self._flat_gradient, self.parameters)
         return loss, accuracy
 
     def gradients(self, batch: Batch, under: Under | None = None) -> tuple[float, float, dict[str, Tensor]]:

@@ -65,7 +65,7 @@ class FusedEngine:
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
         if config.model.n_layers != 2 or config.model.n_heads != 1:
             raise MechinterpError("the fused engine computes networks of two layers with one head each")
-        self._training = config.training
+        self._training, self._shrinkage = config.training, config.training.shrinkage("")
         model, task = config.model, config.task
         self._sizes = Sizes(task.d_model, model.classifier_depth, model.classifier_width, task.n_labels)
         shapes = parameter_shapes(config)
@@ -83,7 +83,7 @@ class FusedEngine:
 
         Both, and the gradient, are those of the forward pass under interventions, which may clamp patterns.
         """
-        return self._run(batch, (True, self._training.shrinkage, self._training.learning_rate), under)
+        return self._run(batch, (True, self._shrinkage, self._training.learning_rate), under)
 
     def gradients(self, batch: Batch, under: Under | None = None) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""

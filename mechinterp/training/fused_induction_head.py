@@ -20,7 +20,7 @@ from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.models.parameters import content_dim, parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import classifier_gradients, flat_views
+from mechinterp.training.classifier import classifier_gradients, descend, flat_views
 
 
 class InductionHeadEngine:
@@ -43,9 +43,7 @@ class InductionHeadEngine:
     def step(self, batch: Batch) -> tuple[float, float]:
         """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
         loss, accuracy, _ = self.gradients(batch)
-        if self._training.shrinkage:
-            self._flat.mul_(1 - self._training.shrinkage)
-        self._flat.sub_(self._flat_gradient, alpha=self._training.learning_rate)
+        descend(self._training, self._flat, self._flat_gradient, self.parameters)
         return loss, accuracy
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:

@@ -31,10 +31,10 @@ class HookedEngine:
         """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
         loss, accuracy, gradients = self.gradients(batch)
         with torch.no_grad():
-            for parameter, gradient in zip(self.parameters.values(), gradients.values(), strict=True):
-                if self._training.shrinkage:
-                    parameter.mul_(1 - self._training.shrinkage)
-                parameter.sub_(gradient, alpha=self._training.learning_rate)
+            for name, parameter in self.parameters.items():
+                if shrinkage := self._training.shrinkage(name):
+                    parameter.mul_(1 - shrinkage)
+                parameter.sub_(gradients[name], alpha=self._training.learning_rate)
         return loss, accuracy
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:

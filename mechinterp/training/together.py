@@ -49,7 +49,9 @@ class TogetherEngine:
         }
         kind = next(iter(self._stacked.values()))
         self._learning_rates = kind.new_tensor([config.training.learning_rate for config in configs])
-        self._shrinkages = kind.new_tensor([config.training.shrinkage for config in configs])
+        self._shrinkages = {
+            name: kind.new_tensor([config.training.shrinkage(name) for config in configs]) for name in self._stacked
+        }
 
     def of(self, index: int) -> dict[str, Tensor]:
         """The parameters of one run: views of what the engine updates."""
@@ -65,9 +67,9 @@ class TogetherEngine:
         losses = losses.view(labels.shape).mean(dim=1)
         gradients = torch.autograd.grad(losses.sum(), list(self._stacked.values()))
         with torch.no_grad():
-            for value, gradient in zip(self._stacked.values(), gradients, strict=True):
+            for (name, value), gradient in zip(self._stacked.items(), gradients, strict=True):
                 per_run = (-1, *[1] * (value.ndim - 1))
-                value.mul_(1 - self._shrinkages.view(per_run))
+                value.mul_(1 - self._shrinkages[name].view(per_run))
                 value.addcmul_(gradient, self._learning_rates.view(per_run), value=-1)
         accuracies = (logits.argmax(dim=-1) == labels).double().mean(dim=1)
         return losses.tolist(), accuracies.tolist()

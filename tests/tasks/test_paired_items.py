@@ -8,6 +8,7 @@ import mechinterp as mi
 from mechinterp.config import PairedItemsConfig
 from mechinterp.errors import ConfigError, MechinterpError, UnknownNameError
 from mechinterp.tasks import PairedItemsTask, Task
+from mechinterp.tasks.corruption import corrupted_pairs
 
 
 def task(seed: int = 0, **changes) -> PairedItemsTask:
@@ -39,11 +40,12 @@ def test_training_sequences_show_pairs_of_the_dataset_and_one_of_their_items_aga
 
 def test_plain_tokens_are_an_item_and_its_sign_and_normalised_ones_have_mean_0_and_variance_1():
     plain, normalised = task(tokens="plain"), task()
-    assert (plain.d_model, normalised.d_model) == (32, 33)
+    assert plain.d_model == normalised.d_model == 33
     batch = plain.train_batch(0, 50)
     signs = 1 - 2 * batch.token_labels[:, :-1]
-    assert (batch.inputs[:, :-1, -1] == signs).all()
-    assert (batch.inputs[:, -1, -1] == 0).all()
+    assert (batch.inputs[:, :-1, -2] == signs).all()
+    assert (batch.inputs[:, :-1, -1] == 0).all()
+    assert (batch.inputs[:, -1, -2:] == torch.tensor([0.0, 1.0])).all()  # no label, and it is the target
     chosen = items_of(batch, plain)
     assert torch.equal(batch.inputs[:, :, :31], torch.from_numpy(plain.items)[chosen])
     tokens = normalised.train_batch(0, 50).inputs
@@ -136,3 +138,46 @@ def test_one_label_cannot_be_balanced():
     )
     with pytest.raises(MechinterpError, match=r"same label.*raise n_items"):
         PairedItemsTask(config, seed)
+
+
+CHANGES = {"swap_label": "every label", "replace_target": "the target", "break_pairing": "labels"}
+
+
+@pytest.mark.parametrize("tokens", ["normalised", "plain"])
+@pytest.mark.parametrize("corruption", list(CHANGES))
+def test_paired_items_are_corrupted_in_one_thing(tokens, corruption):
+    made = PairedItemsTask(PairedItemsConfig(n_items=50, n_pairs=6, item_dim=20, tokens=tokens), 3)
+    pairs = corrupted_pairs(made, corruption, n_pairs=80, seed=1)
+    clean, corrupt = pairs.clean, pairs.corrupt
+    assert len(clean) == 80
+    assert (pairs.foils == 1 - pairs.answers).all()
+    assert clean.token_labels is not None
+    assert corrupt.token_labels is not None
+    items = [torch.from_numpy(made.items_of(batch.inputs[:, :-1])) for batch in (clean, corrupt)]
+    torch.testing.assert_close(items[0], items[1], rtol=1e-4, atol=1e-5)
+    same_target = (clean.inputs[:, -1] == corrupt.inputs[:, -1]).all(dim=1)
+    changed = clean.token_labels[:, :-1] != corrupt.token_labels[:, :-1]
+    if corruption == "replace_target":
+        assert not same_target.any()
+        assert not changed.any()
+        directions = [torch.nn.functional.normalize(each, dim=-1) for each in (items[0], corrupt.inputs[:, -1:, :-2])]
+        assert made.config.tokens == "normalised" or (directions[0] @ directions[1].mT).amax(dim=1).min() > 0.999
+        rows = torch.arange(80)
+        exact = made.tokens(items[0].numpy(), None)
+        nearest = (exact - corrupt.inputs[:, -1:]).norm(dim=-1).argmin(dim=1)
+        assert (clean.token_labels[rows, nearest] == pairs.foils).all()
+        torch.testing.assert_close(exact[rows, nearest], corrupt.inputs[:, -1], rtol=1e-4, atol=1e-4)
+    else:
+        assert same_target.all()
+        copy = clean.roles["copy"].int().argmax(dim=1)
+        assert (corrupt.token_labels[torch.arange(80), copy] == pairs.foils).all()
+        shown = made.tokens(items[0].numpy(), corrupt.token_labels[:, :-1].numpy())
+        torch.testing.assert_close(corrupt.inputs[:, :-1], shown, rtol=1e-4, atol=1e-4)
+        counts = [batch.token_labels[:, :-1].sum(dim=1) for batch in (clean, corrupt)]
+        assert changed.all() if corruption == "swap_label" else (counts[0] == counts[1]).all()
+
+
+def test_paired_items_have_no_positions_to_shuffle():
+    made = PairedItemsTask(PairedItemsConfig(n_items=50, n_pairs=6), 0)
+    with pytest.raises(MechinterpError, match="carry no position"):
+        corrupted_pairs(made, "shuffle_positions")

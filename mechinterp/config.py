@@ -406,8 +406,9 @@ class RunConfig(Section):
     def preset(cls, name: str, *, seed: int = 0) -> "RunConfig":
         """A named config.
 
-        "reddy2023" (figures 3 and 4), "reddy2023-fast" (the same flow time, ten times sooner) or "reddy2023-minimal"
-        (the minimal induction head, figure 6a).
+        "reddy2023" (figures 3 and 4), "reddy2023-fast" (the same flow time, ten times sooner), "reddy2023-minimal"
+        (the minimal induction head, figure 6a); "nguyen2024" (the one-layer network of the 2024 paper),
+        "nguyen2024-fast" (N=32, a narrower MLP, ten times sooner) or "nguyen2024-minimal" (the additive model).
         """
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
@@ -484,12 +485,39 @@ _REDDY_2023 = {
     "training": {"steps": 60_000, "learning_rate": 0.01, "weight_decay": 1e-6},
     "checkpoints": {"every": 1_000},
 }
+_BY_LEARNING_RATE = {"weight_decay_convention": "times_learning_rate"}
+_NGUYEN_2024: dict[str, dict[str, Any]] = {
+    "task": {"kind": "paired_items", "n_items": 20_000, "n_pairs": 100},
+    "model": {
+        "kind": "transformer",
+        "n_layers": 1,
+        "classifier_width": 512,
+        "readout": "difference",
+        "attention_init_std": 0.0716,
+    },
+    "training": {"steps": 200_000, "learning_rate": 0.01, "weight_decay": 1e-10, **_BY_LEARNING_RATE},
+    "checkpoints": {"every": 2_000},
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "reddy2023": _REDDY_2023,
     "reddy2023-fast": {
         **_REDDY_2023,
         "training": {"steps": 6_000, "learning_rate": 0.1, "weight_decay": 1e-5},
         "checkpoints": {"every": 100},
+    },
+    "nguyen2024": _NGUYEN_2024,
+    "nguyen2024-fast": {
+        **_NGUYEN_2024,
+        "task": {"kind": "paired_items", "n_items": 16_000, "n_pairs": 32},
+        "model": {**_NGUYEN_2024["model"], "classifier_width": 128},
+        "training": {"steps": 4_000, "learning_rate": 0.1, "weight_decay": 1e-10, **_BY_LEARNING_RATE},
+        "checkpoints": {"every": 100},
+    },
+    "nguyen2024-minimal": {
+        **_NGUYEN_2024,
+        "task": {**_NGUYEN_2024["task"], "tokens": "plain"},
+        "model": {"kind": "additive"},
+        "training": {**_NGUYEN_2024["training"], "steps": 60_000},
     },
     "reddy2023-minimal": {
         **_REDDY_2023,
@@ -499,7 +527,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoints": {"every": 500},
     },
 }
-"""Presets, as values that differ from the defaults. Figures 3, 4 and 6a of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1."""
+"""Presets, as values that differ from the defaults.
+
+Figures 3, 4 and 6a of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1. Nguyen & Reddy 2024: N=100, beyond their K* of about 10⁴;
+they do not say how attention starts: 0.0716 is what PyTorch gives a linear layer of 65 dimensions, 1/√(3·65).
+"""
 
 
 def _distinguishing(section: Section) -> dict[str, Any]:

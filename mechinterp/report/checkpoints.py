@@ -43,6 +43,9 @@ def attention(run: Run, steps: Sequence[int]) -> str:
     )
 
 
+_SYMBOLS = {"beta1": "β₁", "alpha": "α", "beta2": "β₂", "xi": "ξ", "beta": "β", "w": "w", "c1": "c₁"}
+
+
 def circuit(run: Run, steps: Sequence[int], n_pairs: int, *, progress: bool = False) -> str:
     """The circuit diagram, every edge measured."""
     from mechinterp.circuits.diagram import graph_of  # these import TransformerLens, which takes seconds
@@ -88,23 +91,40 @@ def blocks(table: pd.DataFrame, n_sequences: int, n_heads: int) -> str:
 
 
 def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
-    """The theory's coordinates: their path in the plane of β₁ and α, and each over training."""
+    """The theory's coordinates: their path in a plane, and each over training.
+
+    On item–label sequences β₁, α, β₂ and ξ of the minimal induction head, on paired items β, w and c₁ of the race.
+    """
     wide = table.pivot(index="step", columns="parameter", values="value")
-    beta1, alpha = (wide[name].to_numpy(dtype=np.float32) for name in ("beta1", "alpha"))
-    plane = Drawing(figures.plane(beta1, alpha, "β₁ (previous token)", "α (match)"), dot=(beta1, alpha))
-    over = Drawing(figures.order_parameters(wide), cursor=0.0)
-    shares = ", ".join(
-        f"{name} {wide[column].iloc[-1] * 100:.0f} %"
-        for name, column in (("β₁", "beta1_explained"), ("α and β₂", "layer2_explained"), ("ξ", "xi_explained"))
+    if "beta1" in wide:
+        x, y, left, right = ("beta1", "β₁ (previous token)"), ("alpha", "α (match)"), ("beta1", "alpha", "beta2"), "xi"
+        named, of = {"β₁": "beta1_explained", "α and β₂": "layer2_explained", "ξ": "xi_explained"}, "scores and logits"
+        caption = (
+            "The network in the coordinates of the minimal induction head (Reddy 2023, eqs 4 to 8): β₁, how much layer"
+            " 1 prefers the previous token; α, how much layer 2 prefers matching content; β₂, how much it prefers"
+            f" labels; ξ, how much of what is seen reaches the logits. Least squares on {n_sequences} in-context"
+            " sequences"
+        )
+    else:
+        x, y, left, right = ("beta", "β (match)"), ("w", "w (labels)"), ("beta", "c1"), "w"
+        named = {"β": "beta_explained", "w": "w_explained"}
+        of = "the attention to items and of the labels' effect"
+        caption = (
+            "The network in the coordinates of the race (Nguyen & Reddy 2024): β, how much the target prefers its own"
+            " item; w, how much the labels that it sees reach the answer; c₁, how wrong the classifier alone is on"
+            f" items of training (½: nothing is memorised). On {n_sequences} sequences"
+        )
+    xs, ys = (wide[name].to_numpy(dtype=np.float32) for name in (x[0], y[0]))
+    plane = Drawing(figures.plane(xs, ys, x[1], y[1]), dot=(xs, ys))
+    over = Drawing(
+        figures.order_parameters(wide, {name: _SYMBOLS[name] for name in left}, (right, _SYMBOLS[right])), cursor=0.0
     )
+    shares = ", ".join(f"{name} {wide[column].iloc[-1] * 100:.0f} %" for name, column in named.items())
     return html.figure(
         [plane, over],
-        "The network in the coordinates of the minimal induction head (Reddy 2023, eqs 4 to 8): β₁, how much layer 1"
-        " prefers the previous token; α, how much layer 2 prefers matching content; β₂, how much it prefers labels; ξ,"
-        f" how much of what is seen reaches the logits. Least squares on {n_sequences} in-context sequences; at the end"
-        f" the fits explain {shares} of the variance.",
+        f"{caption}; at the end they explain {shares} of {of}.",
         title="Order parameters",
-        columns={"x": "β₁ or step", "y": "α or value"},
+        columns={"x": f"{_SYMBOLS[x[0]]} or step", "y": f"{_SYMBOLS[y[0]]} or value"},
     )
 
 

@@ -164,17 +164,22 @@ def plane(x: NDArray, y: NDArray, x_title: str, y_title: str) -> go.Figure:
     return _styled(figure, f"{x_title.split()[0]} and {y_title.split()[0]}", x_title, y_title)
 
 
-def order_parameters(table: pd.DataFrame) -> go.Figure:
-    """β₁, α and β₂ over training (columns ``beta1``, ``alpha``, ``beta2``), and ξ (``xi``) on an axis of its own."""
+def order_parameters(table: pd.DataFrame, left: dict[str, str], right: tuple[str, str]) -> go.Figure:
+    """Columns over training, with their symbols: some on one axis, and one on an axis of its own."""
     figure = go.Figure()
-    for column, name, colour in (("beta1", "β₁", "#D55E00"), ("alpha", "α", "#009E73"), ("beta2", "β₂", "#CC79A7")):
+    for (column, name), colour in zip(left.items(), ("#D55E00", "#009E73", "#CC79A7"), strict=False):
         figure.add_scatter(x=table.index.to_numpy(), y=table[column].to_numpy(), name=name, line={"color": colour})
+    column, name = right
     figure.add_scatter(
-        x=table.index.to_numpy(), y=table["xi"].to_numpy(), name="ξ (right)", line={"color": "#0072B2"}, yaxis="y2"
+        x=table.index.to_numpy(),
+        y=table[column].to_numpy(),
+        name=f"{name} (right)",
+        line={"color": "#0072B2"},
+        yaxis="y2",
     )
-    styled = _styled(figure, "Over training", "step (updates)", "β₁, α, β₂")
-    right = {"overlaying": "y", "side": "right", "title": {"text": "ξ"}, "showgrid": False, "tickmode": "auto"}
-    return styled.update_layout(yaxis2=right)
+    styled = _styled(figure, "Over training", "step (updates)", ", ".join(left.values()))
+    axis = {"overlaying": "y", "side": "right", "title": {"text": name}, "showgrid": False, "tickmode": "auto"}
+    return styled.update_layout(yaxis2=axis)
 
 
 def head_name(layer: int, head: int, n_heads: int) -> str:

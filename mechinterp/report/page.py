@@ -22,19 +22,21 @@ _SIZES: dict[str, dict[str, int]] = {
     "ablate": {"n_sequences": 100},
 }
 """What the analyses of every checkpoint are measured on: less than for a single one: there are many."""
-_PROGRESS = ["icl_accuracy", "ila1", "tila2", "cla", "tla2"]
+_PROGRESS = ["icl_accuracy", "ila1", "tila2", "cla", "tla2", "tca1", "tca2"]
 _MEANS = {
     "icl_accuracy": "right answers on novel classes, which only the context can give",
     "ila1": "attention of labels to the token before, in layer 1",
     "tila2": "attention of the target to its correct label, in layer 2",
     "cla": "answers that are labels of the context",
     "tla2": "attention of the target to all labels, in layer 2",
+    "tca1": "attention of the target to its copy, in layer 1",
+    "tca2": "attention of the target to its copy, in layer 2",
 }
 _VARIANTS = ("ila1_all", "cla_mass")
 """Measures that differ little from another one; the emergence table has them."""
 _SETS = (
-    "The sets: train, as trained; icl, novel classes; iwl, contexts that do not help; swap, trained"
-    " classes with other labels, where the context is right."
+    "The sets: train, as trained; icl, what was never seen; iwl, contexts that do not help; swap, what is known"
+    " with other labels, where the context is right."
 )
 
 
@@ -189,7 +191,7 @@ class _RunPage:
         names = [name for name in self.table if name.endswith(f"_{what}") and not name.startswith("clamped_")]
         if not names:
             raise MechinterpError(f"no {what} was measured")
-        if self.run.config.task.kind == "item_label":
+        if self.run.config.task.kind != "custom":
             caption = f"{caption} {_SETS}"
         return checkpoints.over_training(figures.curves(self.table, names, what.title(), y=what), caption)
 

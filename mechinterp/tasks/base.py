@@ -38,6 +38,8 @@ class TokenTable:
     def contents(self) -> Float[Tensor, "batch pos content_dim"]:
         """What every token carries beside its position."""
         n_shared, (n_batch, n_own, _) = len(self.shared), self.own.shape
+        if not n_own:
+            return self.shared[self.content]
         offset = n_shared + n_own * torch.arange(n_batch)[:, None]
         every = torch.cat([self.shared, self.own.flatten(0, 1)])
         return every[torch.where(self.content < n_shared, self.content, self.content - n_shared + offset)]

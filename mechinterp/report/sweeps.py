@@ -1,13 +1,17 @@
 """Figures of sweeps: what runs come to, against what was varied. Each is drawn from a table of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from mechinterp.errors import MechinterpError
 from mechinterp.report.figures import COLOURS, NAMES
+from mechinterp.studies.scaling import Samples, power_law
 
 
 def heat_maps(table: pd.DataFrame, x: str, y: str, columns: Sequence[str], title: str) -> go.Figure:
@@ -153,6 +157,43 @@ def race(table: pd.DataFrame, alone: pd.DataFrame, title: str) -> go.Figure:
     figure.update_yaxes(tickvals=round_steps, ticktext=labels, row=1, col=1)
     figure.update_yaxes(title="IC / (IC + IWL)", range=[-0.02, 1.02], row=2, col=1)
     return figure.update_layout(template="plotly_white", title=title, height=640, width=760)
+
+
+def laws(samples: Mapping[str, Samples], x: str, y: str, title: str) -> go.Figure:
+    """Something against a setting on logarithmic axes: every run as a point, and the power law through the medians.
+
+    By name, the samples of `studies.scaling`; values that are not finite are left out, and a law that cannot be fitted.
+    """
+    figure = go.Figure()
+    for (name, own), colour in zip(samples.items(), ("#000000", "#0072B2", "#D55E00", "#009E73"), strict=False):
+        at = np.concatenate([np.full(len(values), setting) for setting, values in own.items()])
+        values = np.concatenate([np.asarray(each, dtype=float) for each in own.values()])
+        shown, marker = np.isfinite(values), {"color": colour, "opacity": 0.6, "size": 7}
+        figure.add_scatter(x=at[shown], y=values[shown], mode="markers", marker=marker, name=name, legendgroup=name)
+        with suppress(MechinterpError):
+            law = power_law(own, n_bootstrap=200)
+            span = np.array([at.min(), at.max()])
+            text = f"∝ {x}^{law.exponent:.2f} ({law.low:.2f} to {law.high:.2f})"
+            line = {"color": colour, "width": 1.5}
+            figure.add_scatter(
+                x=span, y=law.prefactor * span**law.exponent, mode="lines", line=line, name=text, legendgroup=name
+            )
+    figure.update_xaxes(title=x, type="log").update_yaxes(title=y, type="log")
+    return figure.update_layout(template="plotly_white", title=title, height=460, width=760)
+
+
+def clouds(
+    table: pd.DataFrame, x: str, y: str, curve: tuple[NDArray[np.float64], NDArray[np.float64]], title: str
+) -> go.Figure:
+    """All checkpoints of all runs as points, x logarithmic, a colour for each variant; and what theory says."""
+    figure = go.Figure()
+    for variant, own in table.groupby("variant", sort=False):
+        marker = {"size": 4, "opacity": 0.6}
+        figure.add_scatter(x=own[x].to_numpy(), y=own[y].to_numpy(), mode="markers", marker=marker, name=str(variant))
+    line = {"color": "#000000", "width": 1.5}
+    figure.add_scatter(x=curve[0], y=curve[1], mode="lines", line=line, name="theory")
+    figure.update_xaxes(title=x, type="log").update_yaxes(title=y)
+    return figure.update_layout(template="plotly_white", title=title, height=460, width=860)
 
 
 def differences(table: pd.DataFrame, panels: str, rows: str, title: str) -> go.Figure:

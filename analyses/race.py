@@ -182,7 +182,7 @@ def of_diversity(diversity: pd.DataFrame) -> list[Verdict]:
         kinds.append((N, widest, spreads[widest]))
     text = "; ".join(numbers)
     modes = "; ".join(
-        f"N = {N}, K = {K}: {each.lower} and {each.upper} runs, gap {each.gap:.2f} of {each.range:.2f}, p = {each.p:.2f}"
+        f"N = {N}, K = {K}: {each.lower} + {each.upper} runs, gap {each.gap:.2f} of {each.range:.2f} (p {each.p:.2f})"
         for N, K, each in kinds
     )
     bimodal = [each.bimodal for _, _, each in kinds]
@@ -243,8 +243,8 @@ def of_scaling(diversity: pd.DataFrame, times: pd.DataFrame, memorised: pd.DataF
     at = ", ".join(f"{N}: {K:.0f}" for N, K in zip(found["N"], found["fitted"], strict=True))
     numbers = (
         f"K* at N = {at};"
-        f" exponent {law.exponent:.2f} ({low:.2f} to {high:.2f}), R² {law.r2:.3f}; 1/ν = {1 / nu.exponent:.2f}, with the"
-        f" exponent of t_ICL ({timing.exponent:.2f}) {predicted:.2f}"
+        f" exponent {law.exponent:.2f} ({low:.2f} to {high:.2f}), R² {law.r2:.3f}; 1/ν = {1 / nu.exponent:.2f}, with"
+        f" the exponent of t_ICL ({timing.exponent:.2f}) {predicted:.2f}"
     )
     meets = low <= 1 / nu.low and high >= 1 / nu.high
     claim = "K* ~ N^{1/ν}: the interval of the exponent meets that of 1/ν"

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.evidence import induction_head_evidence
+from mechinterp.circuits.evidence import induction_head_evidence, require_separate_tokens
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, measured_span, patched
 from mechinterp.circuits.paths import Receiver
@@ -85,6 +85,7 @@ def circuit_edges(
     weight, parameters = member(Weight, weight), parameters_of(parameters)
     if n_pairs < 2:
         raise MechinterpError(f"n_pairs is {n_pairs}; edges carry what they carry in another sequence: give 2 or more")
+    require_separate_tokens(task)
     pairs = corrupted_pairs(task, Corruption.swap_label, n_pairs=n_pairs, seed=seed)
     with torch.no_grad():
         cuts = _Cuts(activations(parameters, pairs.clean.inputs), pairs)

@@ -13,8 +13,10 @@ from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, measured_span, patch, resolved
 from mechinterp.circuits.paths import senders
 from mechinterp.circuits.rerun import Parameters, activations, parameters_of, rerun
+from mechinterp.errors import MechinterpError
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
+from mechinterp.tasks.paired_items import PairedItemsTask
 
 LEAST = 0.5
 """What each fact's number must reach."""
@@ -36,6 +38,7 @@ def induction_head_evidence(
     does not hold. The heads of a layer are taken together, and the induction head is looked for in the last layer.
     Raises where `corrupted_pairs` does.
     """
+    require_separate_tokens(task)
     pairs = {
         corruption: corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
         for corruption in (Corruption.shuffle_positions, Corruption.replace_target, Corruption.swap_label)
@@ -61,6 +64,15 @@ def induction_head_evidence(
     return pd.DataFrame({"fact": list(values), "value": list(values.values())}).assign(
         holds=[value >= LEAST for value in values.values()]
     )
+
+
+def require_separate_tokens(task: Task) -> None:
+    """Refuse a task that shows an item and its label in one token: an induction head is what joins the two."""
+    if isinstance(task, PairedItemsTask):
+        raise MechinterpError(
+            "an induction head joins items and labels that are tokens of their own, and paired items are one token:"
+            " use patch, paths or ablate"
+        )
 
 
 def _through_keys(parameters: Parameters, pairs: Pairs, last: int) -> float:

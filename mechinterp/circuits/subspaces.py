@@ -94,7 +94,8 @@ def require_item_label(task: Task) -> ItemLabelTask:
     """The task, if its tokens are position ⊕ content."""
     if not isinstance(task, ItemLabelTask):
         raise MechinterpError(
-            f"task {type(task).__qualname__}: only item–label tokens are known to be position ⊕ content"
+            f"task {type(task).__qualname__}: only item–label tokens are known to be position ⊕ content; use patch,"
+            " paths or ablate"
         )
     return task
 

@@ -22,7 +22,7 @@ from mechinterp.emergence import faded, reached
 from mechinterp.report.study import variant_curves
 from mechinterp.report.sweeps import bands, clouds, laws, strips
 from mechinterp.store import open_run
-from mechinterp.studies.scaling import Line, PowerLaw, line, power_law, threshold
+from mechinterp.studies.scaling import Line, PowerLaw, line, power_law, threshold, threshold_draws
 from mechinterp.studies.verdicts import (
     Verdict,
     by_seed,
@@ -313,20 +313,11 @@ def of_balance(balanced: pd.DataFrame) -> Verdict:
     return Verdict("6e, A.8", claim, _word(bool(lower) and all(lower)), _runs(balanced), "; ".join(text))
 
 
-def _exponents(diversity: pd.DataFrame, n_bootstrap: int = 200) -> tuple[float, float]:
+def _exponents(diversity: pd.DataFrame) -> tuple[float, float]:
     """95 % of the exponents of K*(N) when the seeds of every N and K are drawn anew."""
-    rng, found = np.random.default_rng(0), []
-    cells = {
-        float(str(N)): {float(str(K)): own[IC].to_numpy() for K, own in rows.groupby("K")}
-        for N, rows in diversity.groupby("N")
-    }
-    for _ in range(n_bootstrap):
-        at = {
-            N: [threshold({K: list(rng.choice(ic, len(ic))) for K, ic in by_K.items()}, n_bootstrap=1).at]
-            for N, by_K in cells.items()
-        }
-        found.append(power_law(at, n_bootstrap=1).exponent)
-    low, high = np.quantile(found, [0.025, 0.975])
+    lengths = np.log(np.array(sorted(diversity["N"].unique()), dtype=float))
+    draws = [np.log(threshold_draws(samples(own, "K", IC), seed=int(str(N)))) for N, own in diversity.groupby("N")]
+    low, high = np.quantile(np.polyfit(lengths, np.array(draws), 1)[0], [0.025, 0.975])
     return float(low), float(high)
 
 

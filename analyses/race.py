@@ -6,6 +6,7 @@ Does the studies ``race_*.toml`` and writes, for each, its tables and its page; 
 ``times.csv`` (t_ICL of every run without a dataset to memorise), ``thresholds.csv`` (K* at every N, fitted and
 predicted), ``memory.csv`` (I_K(∞) of every K), ``cost.csv`` and ``verdicts.csv``: every claim with what was found.
 
+``bridge.csv`` is the same race in the network of Reddy 2023, from the studies ``data_dependence`` and its ``_race``.
 Times are in units of steps × learning rate, in which gradient flow does not depend on the learning rate.
 """
 
@@ -16,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from analyses import data_dependence
 from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.circuits.race import race
 from mechinterp.emergence import faded, reached
@@ -65,9 +67,16 @@ class Race(StudyAnalysis):
         diversity, memorised = settings_of(done), self._memorised(memory)
         losses = pd.concat([table.assign(variant=variant) for (variant, _), table in fading.measured.items()])
         held = settings_of(balanced)
-        found = self._verdicts(times, diversity, memorised, settings_of(fading), fading.measured, losses, held)
+        bridge = self._bridge()
+        found = self._verdicts(times, diversity, memorised, settings_of(fading), fading.measured, losses, held, bridge)
         thresholds = thresholds_of(diversity, times, memorised)
-        for name, table in (("times", times), ("memory", memorised), ("thresholds", thresholds), ("verdicts", found)):
+        for name, table in (
+            ("times", times),
+            ("memory", memorised),
+            ("thresholds", thresholds),
+            ("verdicts", found),
+            ("bridge", bridge),
+        ):
             table.to_csv(done.out / f"{name}.csv", index=False, float_format="%.5g")
         costs(timed, others, done, memory, fading, balanced).to_csv(done.out / "cost.csv", index=False)
         done.write(bands(diversity, "K", [IC, IWL], "N", "More pairs, other solution", log_x=True), "diversity")
@@ -91,6 +100,7 @@ class Race(StudyAnalysis):
         shown["setting"] = "K = " + shown["K"].astype(str) + ", " + shown["contexts"]
         done.write(strips(shown, "setting", [IC], "Balanced contexts: every seed"), "balanced")
         print(thresholds.round(2).to_string(index=False))
+        print(bridge.round(2).to_string(index=False))
         print(found.drop(columns="numbers").to_string(index=False))
 
     def _memorised(self, done: Conducted) -> pd.DataFrame:
@@ -103,6 +113,36 @@ class Race(StudyAnalysis):
             rows.append(about | {"I_K": float(end["memorised"]), "c1": float(end["c1"]), "c2": float(end["c2"])})
         return pd.DataFrame(rows)
 
+    def _bridge(self) -> pd.DataFrame:
+        """The race in the network of Reddy 2023: from what either takes alone, the K at which figure 2a turns over.
+
+        Memorising alone is B = 0, and I_K(∞) = ∫ (1 − IWL accuracy) dt, as a share of its start; ICL alone is p_C = 1.
+        """
+        done, alone = self.conducted("data_dependence"), self.conducted("data_dependence_race")
+        near = self.conducted("data_dependence_boundary")
+        classes = data_dependence.part(with_settings(done.study, done.table, data_dependence.SETTINGS), "classes")
+        memory: dict[float, list[float]] = {}
+        for row in classes[classes["B"] == 0].sort_values("K").to_dict("records"):
+            wrong = 1 - done.measured[row["variant"], row["seed"]]["iwl_accuracy"]
+            times = wrong.index.to_numpy(float) * done.study.variants[row["variant"]].training.learning_rate
+            memory.setdefault(float(row["K"]), []).append(float(np.trapezoid(wrong, times) / wrong.iloc[0]))
+        law = power_law(memory)
+        contextual = with_settings(alone.study, alone.table, data_dependence.SETTINGS)
+        boundary = with_settings(near.study, near.table, data_dependence.SETTINGS)
+        ends = pd.concat([classes, boundary]).rename(columns={IC: "IC", IWL: "IWL"})
+        rows = []
+        for B, own in contextual.groupby("B"):
+            steps = [
+                reached(alone.measured[row["variant"], row["seed"]]["icl_accuracy"]) for row in own.to_dict("records")
+            ]
+            rate = next(iter(alone.study.variants.values())).training.learning_rate
+            time = float(np.median([np.inf if step is None else step * rate for step in steps]))
+            observed = data_dependence.turning_point(ends[ends["B"] == B])
+            predicted = (time / law.prefactor) ** (1 / law.exponent)
+            row = {"B": B, "t_ICL": time, "prefactor": law.prefactor, "nu": law.exponent, "nu_low": law.low}
+            rows.append(row | {"nu_high": law.high, "predicted": predicted, "observed": observed})
+        return pd.DataFrame(rows)
+
     def _verdicts(
         self,
         times: pd.DataFrame,
@@ -112,6 +152,7 @@ class Race(StudyAnalysis):
         curves: Mapping[tuple[str, int], pd.DataFrame],
         losses: pd.DataFrame,
         balanced: pd.DataFrame,
+        bridge: pd.DataFrame,
     ) -> pd.DataFrame:
         return verdict_table(
             [
@@ -120,6 +161,7 @@ class Race(StudyAnalysis):
                 *of_scaling(diversity, times, memorised),
                 *of_transience(fading, curves, losses),
                 of_balance(balanced),
+                of_bridge(bridge),
             ]
         )
 
@@ -311,6 +353,17 @@ def of_balance(balanced: pd.DataFrame) -> Verdict:
             lower.append(bool(half.mean() < free.mean()))
     claim = "with N/2 labels of each kind fewer seeds learn in context, at every K at which any do otherwise"
     return Verdict("6e, A.8", claim, _word(bool(lower) and all(lower)), _runs(balanced), "; ".join(text))
+
+
+def of_bridge(bridge: pd.DataFrame) -> Verdict:
+    """Does the race explain the network of 2023?"""
+    ratios = bridge["predicted"] / bridge["observed"]
+    rows = bridge.to_dict("records")
+    each = ", ".join(f"B = {row['B']}: K = {row['predicted']:.0f}, observed {row['observed']:.0f}" for row in rows)
+    law = "{prefactor:.3g} K^{nu:.2f} ({nu_low:.2f} to {nu_high:.2f})".format(**rows[0])
+    numbers = f"I_K(∞) = {law}; {each}"
+    claim = "in the network of 2023 ICL takes over where t_ICL = I_K(∞), within a factor of 2, at every B"
+    return Verdict("2023, 2a", claim, _word(bool(ratios.between(0.5, 2).all())), f"{len(bridge)} B", numbers)
 
 
 def _exponents(diversity: pd.DataFrame) -> tuple[float, float]:

@@ -122,7 +122,7 @@ class Race(StudyAnalysis):
         near = self.conducted("data_dependence_boundary")
         classes = data_dependence.part(with_settings(done.study, done.table, data_dependence.SETTINGS), "classes")
         memory: dict[float, list[float]] = {}
-        for row in classes[classes["B"] == 0].sort_values("K").to_dict("records"):
+        for row in classes.loc[classes["B"] == 0].sort_values("K").to_dict("records"):
             wrong = 1 - done.measured[row["variant"], row["seed"]]["iwl_accuracy"]
             times = wrong.index.to_numpy(float) * done.study.variants[row["variant"]].training.learning_rate
             memory.setdefault(float(row["K"]), []).append(float(np.trapezoid(wrong, times) / wrong.iloc[0]))

@@ -44,7 +44,7 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SWEEPS = ("python -m analyses.data_dependence", "python -m analyses.convention_audit")
+SWEEPS = tuple(f"python -m analyses.{name}" for name in ("data_dependence", "convention_audit", "race"))
 """These vary settings that `SMALL` has smaller; tests/analyses/test_sweeps.py runs them."""
 LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv", *SWEEPS)
 SMALL = TINY | {"task.n_classes": 16, "task.n_labels": 8, "task.n_pairs": 4, "training.batch_size": 4}

@@ -227,7 +227,9 @@ def test_inputs_of_another_shape_are_refused():
         engine.step(batch)
 
 
-@pytest.mark.parametrize("changes", [{"model.n_layers": 1}, {"model.n_layers": 3}, {"model.n_heads": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"model.n_layers": 1, "model.n_heads": 2}, {"model.n_layers": 3}, {"model.n_heads": 2}]
+)
 def test_other_networks_are_left_to_autograd(changes):
     config = mi.RunConfig().updated(changes)
     parameters = random_parameters(config, torch.float32)

@@ -47,6 +47,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SWEEPS = tuple(f"python -m analyses.{name}" for name in ("data_dependence", "convention_audit", "race"))
 """These vary settings that `SMALL` has smaller; tests/analyses/test_sweeps.py runs them."""
 LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv", *SWEEPS)
+SMALL_PAIRS = {"task.n_items": 40, "task.n_pairs": 4, "model.classifier_width": 8, "training.batch_size": 4}
 SMALL = TINY | {"task.n_classes": 16, "task.n_labels": 8, "task.n_pairs": 4, "training.batch_size": 4}
 SAVED = {"checkpoints.every": 1_000, "checkpoints.at": [3_400]}
 FAST = "checkpoints/reddy2023-fast-{}.h5"
@@ -91,9 +92,10 @@ def small_presets() -> Iterator[None]:
     """Presets of `SMALL` networks."""
     small = {}
     for name in PRESETS:
-        steps = min(6_000, mi.RunConfig.preset(name).training.steps)
-        changes = {key: value for key, value in SMALL.items() if key != "training.steps"} | {"training.steps": steps}
-        small[name] = mi.RunConfig.preset(name).updated(changes | {"checkpoints.every": 1_000}).model_dump()
+        preset = mi.RunConfig.preset(name)
+        steps, own = min(6_000, preset.training.steps), SMALL if preset.task.kind == "item_label" else SMALL_PAIRS
+        changes = own | {"training.steps": steps, "checkpoints.every": 1_000}
+        small[name] = preset.updated(changes).model_dump()
     with pytest.MonkeyPatch.context() as patched:
         for name, values in small.items():
             patched.setitem(PRESETS, name, values)

@@ -292,6 +292,9 @@ def of_scaling(diversity: pd.DataFrame, times: pd.DataFrame, memorised: pd.DataF
     meets = low <= 1 / nu.low and high >= 1 / nu.high
     claim = "K* ~ N^{1/ν}: the interval of the exponent meets that of 1/ν"
     verdicts.append(Verdict("6a", claim, _word(meets), _runs(diversity), numbers))
+    claim = "the exponent of K* is that of t_ICL, as measured in the same network, over ν (its interval meets theirs)"
+    apart = low > timing.high / nu.low or high < timing.low / nu.high
+    verdicts.append(Verdict("6a, eq. 12", claim, _word(not apart), _runs(diversity), numbers))
     ratios = found["predicted"] / found["fitted"]
     claim = "ICL takes over where t_ICL = I_K(∞): K* predicted from both within a factor of 2"
     each = ", ".join(f"N = {N:.0f}: {ratio:.2f}" for N, ratio in zip(found["N"], ratios, strict=True))

@@ -49,6 +49,8 @@ SETTINGS = {
 }
 LEARNED = 0.75
 """The paper's least IC accuracy of a run that has acquired ICL (figure 6e)."""
+LOST = 0.9
+"""Its greatest IC accuracy of a run that has lost it (figure A.6)."""
 REST = 0.02
 """What c₁ must have fallen to for I_K to have come to its end."""
 CLOSE = 1.25
@@ -309,8 +311,11 @@ def of_scaling(diversity: pd.DataFrame, times: pd.DataFrame, memorised: pd.DataF
 def of_transience(
     fading: pd.DataFrame, curves: Mapping[tuple[str, int], pd.DataFrame], losses: pd.DataFrame
 ) -> list[Verdict]:
-    """Figures 2e, 6d and A.6."""
-    steps = {key: faded(table["icl_accuracy"]) for key, table in curves.items()}
+    """Figures 2e, 6d and A.6. What dips below 0.9 and comes back is not lost."""
+    steps = {
+        key: faded(table["icl_accuracy"]) if table["icl_accuracy"].iloc[-1] <= LOST else None
+        for key, table in curves.items()
+    }
     tops = {key: float(table["icl_accuracy"].max()) for key, table in curves.items()}
     rows = fading.assign(
         faded=[steps[row["variant"], row["seed"]] for row in fading.to_dict("records")],
@@ -329,14 +334,14 @@ def of_transience(
     }
     medians = [float(own["faded"].astype(float).median()) for decay, own in of_decay.items() if decay]
     seen = [each for each in medians if np.isfinite(each)]
-    sooner = len(seen) > 1 and all(a > b for a, b in pairwise(seen))
+    sooner = _word(all(a > b for a, b in pairwise(seen))) if len(seen) > 1 else "undecided"
     after = losses.loc[(losses["icl_loss"] < 0.1) & (losses["icl_accuracy"] > 0.99)]
     ratios = pd.Series(after["iwl_loss"] / other_loss(after["icl_loss"].to_numpy(dtype=float)))
     close = float(ratios.between(1 / CLOSE, CLOSE).mean()) if len(ratios) else 0.0
     return [
         judge("2e", "without decay of attention ICL stays", kept, text),
         judge("2e", "with some decay of attention alone ICL is acquired (≥ 0.99) and lost again (≤ 0.9)", lost, text),
-        Verdict("A.6", "the more decay, the sooner it is lost", _word(sooner), _runs(rows), text),
+        Verdict("A.6", "the more decay, the sooner it is lost", sooner, _runs(rows), text),
         Verdict(
             "6d, eq. 16",
             f"after ICL, L_IWL = −½ log L_ICL within a factor of {CLOSE:g} in 90 % of checkpoints",
@@ -353,10 +358,9 @@ def of_balance(balanced: pd.DataFrame) -> Verdict:
     for K, own in learned.groupby("K"):
         half, free = (own.loc[own["balanced"].eq(flag), "learned"] for flag in (True, False))
         text.append(f"K = {K}: {half.sum()} of {len(half)}, at random {free.sum()} of {len(free)}")
-        if free.any():
-            lower.append(bool(half.mean() < free.mean()))
-    claim = "with N/2 labels of each kind fewer seeds learn in context, at every K at which any do otherwise"
-    return Verdict("6e, A.8", claim, _word(bool(lower) and all(lower)), _runs(balanced), "; ".join(text))
+        lower.append(float(free.mean() - half.mean()))
+    claim = "with N/2 labels of each kind fewer seeds learn in context at some K, and at none more"
+    return Verdict("6e, A.8", claim, _word(max(lower) > 0 and min(lower) >= 0), _runs(balanced), "; ".join(text))
 
 
 def of_bridge(bridge: pd.DataFrame) -> Verdict:

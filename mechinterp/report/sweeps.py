@@ -173,12 +173,16 @@ def laws(samples: Mapping[str, Samples], x: str, y: str, title: str) -> go.Figur
         with suppress(MechinterpError):
             law = power_law(own, n_bootstrap=200)
             span = np.array([at.min(), at.max()])
-            text = f"∝ {x}^{law.exponent:.2f} ({law.low:.2f} to {law.high:.2f})"
+            text = f"∝ {x}^{law.exponent:.2f}"
+            if any(len(values) > 1 for values in own.values()):  # else no seeds can be drawn anew
+                text += f" ({law.low:.2f} to {law.high:.2f})"
             line = {"color": colour, "width": 1.5}
             figure.add_scatter(
                 x=span, y=law.prefactor * span**law.exponent, mode="lines", line=line, name=text, legendgroup=name
             )
-    figure.update_xaxes(title=x, type="log").update_yaxes(title=y, type="log")
+    ticks = sorted({setting for own in samples.values() for setting in own})
+    figure.update_xaxes(title=x, type="log", tickvals=ticks, ticktext=[f"{each:g}" for each in ticks])
+    figure.update_yaxes(title=y, type="log")
     return figure.update_layout(template="plotly_white", title=title, height=460, width=760)
 
 

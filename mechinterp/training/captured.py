@@ -11,30 +11,21 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
-from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import classifier_gradients, descend, flat_views
+from mechinterp.training.classifier import classifier_gradients
+from mechinterp.training.flat import FlatEngine
 
 
-class CapturedEngine:
+class CapturedEngine(FlatEngine):
     """Advances the parameters by SGD, the same step as `HookedEngine`, on any device that torch has.
 
-    Parameters and gradients each lie in one flat buffer, of which the named tensors are views, so that an update is
-    one operation. It computes the networks that `FusedEngine` computes.
+    It computes the networks that `FusedEngine` computes.
     """
 
     name = "captured"
 
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor], device: str = "cpu"):
-        self.device = device
-        self._training = config.training
-        self._n_labels = config.task.n_labels
-        shapes = parameter_shapes(config)
-        kind = parameters["classifier.readout.W"].to(device)
-        self._flat, self.parameters = flat_views(shapes, kind)
-        self._flat_gradient, self._gradients = flat_views(shapes, kind)
-        for name, value in parameters.items():
-            self.parameters[name].copy_(value)
+        super().__init__(config, parameters, device)
         self._buffers: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: tuple[Tensor, Tensor] | None = None
@@ -72,7 +63,7 @@ class CapturedEngine:
 
     def _advance(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         result = self._forward_backward(inputs, labels)
-        descend(self._training, self._flat, self._flat_gradient, self.parameters)
+        self._descend()
         return result
 
     def _capture(self, inputs: Tensor, labels: Tensor) -> None:

@@ -1,12 +1,10 @@
-"""What engines by hand share: the classifier's gradient, parameters in one flat buffer, and the update."""
+"""The classifier's loss and gradient, written out: what all engines by hand end with."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from mechinterp.config import TrainingConfig
 
 Buffer = Callable[..., Tensor]
 
@@ -61,21 +59,3 @@ def backward(
         torch.sum(dh, dim=0, out=gradients[f"classifier.layers.{i}.b"])
         dh = torch.mm(dh, W.T, out=buffer(f"dhidden{i}", n, W.shape[0]))
     return dh
-
-
-def descend(training: TrainingConfig, flat: Tensor, gradient: Tensor, parameters: Mapping[str, Tensor]) -> None:
-    """p ← (1−shrinkage)·p − lr·∂ℒ/∂p, of parameters that are views of one flat buffer."""
-    if training.attention_weight_decay is not None:
-        for name, value in parameters.items():
-            value.mul_(1 - training.shrinkage(name))
-    elif training.weight_decay:
-        flat.mul_(1 - training.shrinkage("classifier"))
-    flat.sub_(gradient, alpha=training.learning_rate)
-
-
-def flat_views(shapes: dict[str, tuple[int, ...]], kind: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """One flat buffer of the dtype and device of `kind`, and named views of it."""
-    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-    flat = kind.new_zeros(sum(sizes))
-    pieces = flat.split(sizes)
-    return flat, {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}

@@ -13,34 +13,29 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig, TransformerConfig
 from mechinterp.models.conventions import attn_scale, folded, plain
-from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import descend, flat_views
+from mechinterp.training.flat import FlatEngine
 from mechinterp.training.fused import FusedEngine
 from mechinterp.training.fused_one_layer import OneLayerEngine
 from mechinterp.training.interventions import Under
 
 
-class FoldedEngine:
+class FoldedEngine(FlatEngine):
     """Advances the parameters of a network of one head, in one layer or two, of any convention by SGD."""
 
-    name, device = "folded", "cpu"
+    name = "folded"
 
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
         assert isinstance(config.model, TransformerConfig)
+        super().__init__(config, parameters)
         self._config, self._model = config, config.model
         engine = OneLayerEngine if config.model.n_layers == 1 else FusedEngine
         self._plain = engine(plain(config), folded(config, parameters))
-        shapes, kind = parameter_shapes(config), parameters["classifier.readout.W"]
-        self._flat, self.parameters = flat_views(shapes, kind)
-        self._flat_gradient, self._gradients = flat_views(shapes, kind)
-        for name, value in parameters.items():
-            self.parameters[name].copy_(value)
 
     def step(self, batch: Batch, under: Under | None = None) -> tuple[float, float]:
         """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
         loss, accuracy, _ = self.gradients(batch, under)
-        descend(self._config.training, self._flat, self._flat_gradient, self.parameters)
+        self._descend()
         return loss, accuracy
 
     def gradients(self, batch: Batch, under: Under | None = None) -> tuple[float, float, dict[str, Tensor]]:

@@ -12,31 +12,15 @@ summed over sequences; φ's gradient is that of any classifier. Of a context the
 import torch
 from torch import Tensor
 
-from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.models.additive import ADDITIVE
-from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import backward, descend, flat_views, hidden_layers
+from mechinterp.training.classifier import backward, hidden_layers
+from mechinterp.training.flat import FlatEngine
 
 
-class AdditiveEngine:
+class AdditiveEngine(FlatEngine):
     """Advances β, w and the MLP by SGD; the same step as autograd's."""
-
-    name, device = "fused", "cpu"
-
-    def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
-        self._training, kind = config.training, parameters["classifier.readout.W"]
-        self._flat, self.parameters = flat_views(parameter_shapes(config), kind)
-        self._flat_gradient, self._gradients = flat_views(parameter_shapes(config), kind)
-        for name, value in parameters.items():
-            self.parameters[name].copy_(value)
-
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
-        loss, accuracy, _ = self.gradients(batch)
-        descend(self._training, self._flat, self._flat_gradient, self.parameters)
-        return loss, accuracy
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
@@ -51,16 +35,13 @@ class AdditiveEngine:
         m = torch.bmm(items, target[:, :, None])[:, :, 0]
         p = torch.softmax(beta * m, dim=-1)
         r = (p * shown).sum(dim=1)
-        hidden = hidden_layers(self.parameters, target, self._buffer)
+        hidden = hidden_layers(self.parameters, target, self._new)
         z = (hidden[-1] @ self.parameters["classifier.readout.W"])[:, 0] + w * r
         dz = -sign * torch.sigmoid(-sign * z) / len(labels)
         pm = p * m
         g["blocks.0.attn.w"][0] = dz @ r
         g["blocks.0.attn.beta"][0] = w[0] * (dz @ ((pm * shown).sum(dim=1) - r * pm.sum(dim=1)))
-        backward(self.parameters, g, hidden, dz[:, None], self._buffer)
+        backward(self.parameters, g, hidden, dz[:, None], self._new)
         loss = torch.nn.functional.softplus(-sign * z).mean()
         correct = ((z >= 0) == (sign > 0)).sum()
         return loss.item(), correct.item() / len(batch), g
-
-    def _buffer(self, _: str, *shape: int) -> Tensor:
-        return self._flat.new_empty(shape)

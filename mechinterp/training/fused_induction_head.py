@@ -18,33 +18,21 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
-from mechinterp.models.parameters import content_dim, parameter_shapes
+from mechinterp.models.parameters import content_dim
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import classifier_gradients, descend, flat_views
+from mechinterp.training.classifier import classifier_gradients
+from mechinterp.training.flat import FlatEngine
 
 
-class InductionHeadEngine:
-    """Advances the parameters of the minimal induction head by SGD; the same step as `HookedEngine`."""
-
-    name, device = "fused", "cpu"
+class InductionHeadEngine(FlatEngine):
+    """Advances the parameters of the minimal induction head by SGD."""
 
     def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
-        self._training, self._content_dim, self._n_labels = config.training, content_dim(config), config.task.n_labels
-        kind = parameters["classifier.readout.W"]
-        self._flat, self.parameters = flat_views(parameter_shapes(config), kind)
-        self._flat_gradient, self._gradients = flat_views(parameter_shapes(config), kind)
-        for name, value in parameters.items():
-            self.parameters[name].copy_(value)
-        T = config.task.n_pos
-        self._causal = torch.full((T, T), -torch.inf, dtype=kind.dtype).triu(1)
-        self._previous = torch.ones(T - 1, dtype=kind.dtype).diag(-1)
-        self._odd = ((T - 1 - torch.arange(T)) % 2).to(kind.dtype)
-
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
-        loss, accuracy, _ = self.gradients(batch)
-        descend(self._training, self._flat, self._flat_gradient, self.parameters)
-        return loss, accuracy
+        super().__init__(config, parameters)
+        self._content_dim, T = content_dim(config), config.task.n_pos
+        self._causal = self._flat.new_full((T, T), -torch.inf).triu(1)
+        self._previous = self._flat.new_ones(T - 1).diag(-1)
+        self._odd = ((T - 1 - torch.arange(T)) % 2).to(self._flat.dtype)
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
@@ -64,7 +52,7 @@ class InductionHeadEngine:
         w = torch.bmm(a[:, None], content)[:, 0]
 
         x = torch.cat([target, w], dim=1)
-        loss, correct, dx = classifier_gradients(p, g, x, labels, lambda name, *shape: self._flat.new_empty(shape))
+        loss, correct, dx = classifier_gradients(p, g, x, labels, self._new)
         dw = dx[:, self._content_dim :]
         da = torch.bmm(content, dw[:, :, None])[:, :, 0]
         ds = a * (da - (a * da).sum(dim=1, keepdim=True))

@@ -15,31 +15,14 @@ summed over sequences, ℒ being their mean. The tokens are read four times, whi
 import torch
 from torch import Tensor
 
-from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
-from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.classifier import classifier_gradients, descend, flat_views
+from mechinterp.training.classifier import classifier_gradients
+from mechinterp.training.flat import FlatEngine
 
 
-class OneLayerEngine:
-    """Advances the parameters of a plain network of one layer and one head by SGD; the same step as `HookedEngine`."""
-
-    name, device = "fused", "cpu"
-
-    def __init__(self, config: RunConfig, parameters: dict[str, Tensor]):
-        self._training, self._n_labels = config.training, config.task.n_labels
-        kind = parameters["classifier.readout.W"]
-        self._flat, self.parameters = flat_views(parameter_shapes(config), kind)
-        self._flat_gradient, self._gradients = flat_views(parameter_shapes(config), kind)
-        for name, value in parameters.items():
-            self.parameters[name].copy_(value)
-
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """p ← (1−shrinkage)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
-        loss, accuracy, _ = self.gradients(batch)
-        descend(self._training, self._flat, self._flat_gradient, self.parameters)
-        return loss, accuracy
+class OneLayerEngine(FlatEngine):
+    """Advances the parameters of a plain network of one layer and one head by SGD."""
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
@@ -54,9 +37,7 @@ class OneLayerEngine:
         p = torch.softmax(torch.bmm(x, q[:, :, None])[:, :, 0], dim=-1)
         r = torch.bmm(p[:, None], x)[:, 0]
         u = torch.addmm(t, r, W_V)
-        loss, correct, du = classifier_gradients(
-            self.parameters, g, u, labels, lambda name, *shape: self._flat.new_empty(shape)
-        )
+        loss, correct, du = classifier_gradients(self.parameters, g, u, labels, self._new)
         torch.mm(r.T, du, out=g["blocks.0.attn.W_V"][0])
         dp = torch.bmm(x, (du @ W_V.T)[:, :, None])[:, :, 0]
         ds = p * (dp - (p * dp).sum(dim=1, keepdim=True))

@@ -186,7 +186,19 @@ class CustomTaskConfig(Section):
     """Number of the network's outputs."""
 
 
-class TransformerConfig(Section):
+class ClassifierConfig(Section):
+    """The MLP that every model ends with: what it reads passes through ReLU layers to a linear readout."""
+
+    classifier_depth: int = Field(default=3, ge=0, le=16)
+    """ReLU layers of the classifier; 0 leaves the linear readout."""
+    classifier_width: int = Field(default=128, ge=1, le=8_192)
+    """Width of the classifier's hidden layers."""
+    classifier_init_variance: float = Field(default=2.0, gt=0.0, allow_inf_nan=False)
+    """Variance of the hidden layers' weights at the start, times their fan-in: 2 keeps what ReLU layers carry as large
+    as it was, 1/3 is what torch.nn.Linear starts with."""
+
+
+class TransformerConfig(ClassifierConfig):
     """An attention-only network of vectors with an MLP classifier on the target (Reddy 2023, eqs 2 and 3)."""
 
     kind: Literal["transformer"] = "transformer"
@@ -195,10 +207,6 @@ class TransformerConfig(Section):
     """Attention layers."""
     n_heads: int = Field(default=1, ge=1, le=64)
     """Heads in each layer; each has d_head = d_model and a full value matrix (W_O is the identity)."""
-    classifier_depth: int = Field(default=3, ge=0, le=16)
-    """ReLU layers of the classifier; 0 leaves the linear readout."""
-    classifier_width: int = Field(default=128, ge=1, le=8_192)
-    """Width of the classifier's hidden layers."""
     attention_init_std: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Standard deviation of W_Q, W_K and W_V at the start; by default 1/√D (custom tasks: 1/√d_model)."""
     use_attn_scale: bool = False
@@ -212,7 +220,7 @@ class TransformerConfig(Section):
     are then given z/2 and −z/2; the cross-entropy is −log σ(±z)."""
 
 
-class InductionHeadConfig(Section):
+class InductionHeadConfig(ClassifierConfig):
     """The minimal induction head: α, β₁, β₂ and an MLP classifier (Reddy 2023, eqs 4 to 6); item–label task only.
 
     With β₂ fixed to 0 (an intervention), it is the two-parameter model.
@@ -226,10 +234,6 @@ class InductionHeadConfig(Section):
     """β₁ at the start: the weight that layer 1 gives to the token before."""
     beta2: float = Field(default=0.0, allow_inf_nan=False)
     """β₂ at the start: the weight that layer 2 gives to tokens at odd distance, which the labels are to the target."""
-    classifier_depth: int = Field(default=3, ge=0, le=16)
-    """ReLU layers of the classifier; 0 leaves the linear readout."""
-    classifier_width: int = Field(default=128, ge=1, le=8_192)
-    """Width of the classifier's hidden layers."""
 
     @property
     def n_layers(self) -> int:
@@ -242,7 +246,7 @@ class InductionHeadConfig(Section):
         return 1
 
 
-class AdditiveConfig(Section):
+class AdditiveConfig(ClassifierConfig):
     """Memorising and in-context learning side by side (Nguyen & Reddy 2024, eqs 2 and 3); paired items in plain tokens.
 
     One logit z = φ(x_q) + w Σ_j softmax_j(β x_j·x_q) ℓ_j, with an MLP φ; see `models.additive`.
@@ -254,8 +258,6 @@ class AdditiveConfig(Section):
     """β at the start: how sharply the target attends to items like its own."""
     w: float = Field(default=0.0, allow_inf_nan=False)
     """w at the start: the weight of the labels that it attends to."""
-    classifier_depth: int = Field(default=3, ge=0, le=16)
-    """ReLU layers of φ; 0 leaves the linear readout."""
     classifier_width: int = Field(default=512, ge=1, le=8_190)
     """Width of φ's hidden layers."""
 

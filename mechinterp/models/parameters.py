@@ -63,9 +63,9 @@ def parameter_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
 def initial_parameters(config: RunConfig) -> dict[str, Tensor]:
     """The parameters before training (float32), a pure function of the config.
 
-    W_Q, W_K, W_V ~ N(0, 1/D); hidden layers N(0, 2/fan_in), their biases 0; readout N(0, 1/fan_in). β₁, α, β₂, β and w
-    are as configured. W_O, where it is trained, is N(0, 1/d_head); it is drawn last, so all others start the same
-    without.
+    W_Q, W_K, W_V ~ N(0, 1/D); hidden layers N(0, 2/fan_in), their biases 0; readout N(0, 1/fan_in). The size of the
+    first two, β₁, α, β₂, β and w are as configured. W_O, where it is trained, is N(0, 1/d_head); it is drawn last, so
+    all others start the same without.
     """
     shapes, parameters = parameter_shapes(config), {}
     drawn = {name: index for index, name in enumerate(sorted(shapes, key=lambda name: name.endswith("W_O")))}
@@ -83,7 +83,7 @@ def initial_parameters(config: RunConfig) -> dict[str, Tensor]:
         elif name == "classifier.readout.W":
             std = shape[0] ** -0.5
         else:
-            std = (2 / shape[0]) ** 0.5
+            std = (config.model.classifier_init_variance / shape[0]) ** 0.5
         normal = generator(config.seed, Stream.INIT, drawn[name]).standard_normal(shape)
         parameters[name] = torch.from_numpy(std * normal).float()
     return parameters

@@ -4,8 +4,8 @@
 
 Does the studies ``data_dependence*.toml`` and ``label_count.toml`` and writes, for each, its tables and its page; and
 to ``data_dependence/`` the figures, ``race.csv`` (when in-context and in-weights accuracy are acquired, alone
-and together), ``groups.csv`` (do the seeds near the boundary fall into two groups?), ``cost.csv`` and ``verdicts.csv``:
-every claim with what was found of it.
+and together), ``turning.csv`` (the K at which figure 2a turns over), ``groups.csv`` (do the seeds near the boundary
+fall into two groups?), ``cost.csv`` and ``verdicts.csv``: every claim with what was found of it.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,7 +26,6 @@ from mechinterp.studies.verdicts import (
     spread,
     trend,
     verdict_table,
-    with_settings,
     within,
 )
 
@@ -52,7 +51,7 @@ class DataDependence(StudyAnalysis):
         both, small = self.conducted("data_dependence_both"), self.conducted("data_dependence_minimal")
         alone, near = self.conducted("data_dependence_race"), self.conducted("data_dependence_boundary")
         counted = self.conducted("label_count")
-        sweep, mixed, minimal, boundary = (self._runs(each) for each in (done, both, small, near))
+        sweep, mixed, minimal, boundary = (each.settings(SETTINGS) for each in (done, both, small, near))
         classes = part(sweep, "classes")
         done.write(heat_maps(classes, "K", "B", [IC, IWL], "Figure 2a"), "figure_2a")
         done.write(bands(classes, "K", [IC, IWL], "B", "Figure 2a, over seeds", log_x=True), "figure_2a_seeds")
@@ -64,23 +63,22 @@ class DataDependence(StudyAnalysis):
             done.write(bands(part(minimal, name), x, [IC, IWL], None, title, log_x=x == "K"), f"figure_a3_{name}")
         done.write(variant_curves(counted.study, counted.measured, "icl_accuracy"), "figure_a5")
         done.write(strips(boundary, "K", [IC, IWL], "Near the boundary, every seed (B = 1)"), "boundary")
-        times = race_table(done, alone, classes, self._runs(alone))
+        times = race_table(done, alone, classes, alone.settings(SETTINGS))
         times.to_csv(done.out / "race.csv", index=False, float_format="%.5g")
         ends = pd.concat([cells_of(times), boundary.rename(columns={IC: "IC", IWL: "IWL"})])
         shares = ends.assign(share=ends["IC"] / (ends["IC"] + ends["IWL"]))
         done.write(race(shares, alone_times(times), "Does the faster one win?"), "race")
         kinds = pd.DataFrame([{"K": K, **asdict(groups(rows[IC].tolist()))} for K, rows in boundary.groupby("K")])
         kinds.to_csv(done.out / "groups.csv", index=False, float_format="%.4g")
+        turning = [{"B": B, "K": turning_point(rows)} for B, rows in ends.groupby("B")]
+        pd.DataFrame(turning).to_csv(done.out / "turning.csv", index=False, float_format="%.5g")
         costs(done, both, small, alone, near, counted).to_csv(done.out / "cost.csv", index=False)
         found = verdict_table(
-            [*figure_2(sweep), *others(mixed, minimal, self._runs(counted)), race_verdict(times, ends)]
+            [*figure_2(sweep), *others(mixed, minimal, counted.settings(SETTINGS)), race_verdict(times, ends)]
         )
         found.to_csv(done.out / "verdicts.csv", index=False)
         print(kinds.round(3).to_string(index=False))
         print(found.drop(columns="numbers").to_string(index=False))
-
-    def _runs(self, done: Conducted) -> pd.DataFrame:
-        return with_settings(done.study, done.table, SETTINGS)
 
 
 def part(table: pd.DataFrame, grid: str) -> pd.DataFrame:

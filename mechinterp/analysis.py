@@ -23,6 +23,7 @@ from mechinterp.studies.conduct import measured, run_study, table_folder, write_
 from mechinterp.studies.cost import Spent, spent
 from mechinterp.studies.outcomes import Outcomes
 from mechinterp.studies.study import Study
+from mechinterp.studies.verdicts import with_settings
 
 
 @runtime_checkable
@@ -153,6 +154,10 @@ class Conducted:
     def of(self, variant: str) -> dict[str, pd.DataFrame]:
         """Step × measure of a variant's runs."""
         return {f"{name}, seed {seed}": table for (name, seed), table in self.measured.items() if name == variant}
+
+    def settings(self, keys: Mapping[str, str]) -> pd.DataFrame:
+        """The table of runs, with columns for settings of each run's config: name → dotted key (`with_settings`)."""
+        return with_settings(self.study, self.table, keys)
 
     def write(self, figure: go.Figure, name: str) -> None:
         """Write a figure to the study's folder."""

@@ -1,7 +1,8 @@
 """Figures of sweeps: what runs come to, against what was varied. Each is drawn from a table of runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,9 @@ from plotly.subplots import make_subplots
 from mechinterp.errors import MechinterpError
 from mechinterp.report.figures import COLOURS, NAMES
 from mechinterp.studies.scaling import Samples, power_law
+
+SERIES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+"""Colours of series that have no meaning of their own, after Okabe & Ito."""
 
 
 def heat_maps(table: pd.DataFrame, x: str, y: str, columns: Sequence[str], title: str) -> go.Figure:
@@ -162,10 +166,11 @@ def race(table: pd.DataFrame, alone: pd.DataFrame, title: str) -> go.Figure:
 def laws(samples: Mapping[str, Samples], x: str, y: str, title: str) -> go.Figure:
     """Something against a setting on logarithmic axes: every run as a point, and the power law through the medians.
 
-    By name, the samples of `studies.scaling`; values that are not finite are left out, and a law that cannot be fitted.
+    By name, the samples of `studies.scaling`, each in a colour of its own (of eight, in turn); values that are not
+    finite are left out, and a law that cannot be fitted.
     """
     figure = go.Figure()
-    for (name, own), colour in zip(samples.items(), ("#000000", "#0072B2", "#D55E00", "#009E73"), strict=False):
+    for (name, own), colour in zip(samples.items(), cycle(SERIES)):
         at = np.concatenate([np.full(len(values), setting) for setting, values in own.items()])
         values = np.concatenate([np.asarray(each, dtype=float) for each in own.values()])
         shown, marker = np.isfinite(values), {"color": colour, "opacity": 0.6, "size": 7}
@@ -198,6 +203,36 @@ def clouds(
     figure.add_scatter(x=curve[0], y=curve[1], mode="lines", line=line, name="theory")
     figure.update_xaxes(title=x, type="log").update_yaxes(title=y)
     return figure.update_layout(template="plotly_white", title=title, height=460, width=860)
+
+
+def paths(
+    panels: Mapping[str, Mapping[str, Sequence[pd.Series]]], title: str, *, log: Collection[str] = ()
+) -> go.Figure:
+    """What runs go through: by panel and name, a series for each seed, against its index. Axes of the panels in `log`
+    are logarithmic, time's too; series of one name share a colour."""
+    figure = make_subplots(cols=len(panels), subplot_titles=list(panels), horizontal_spacing=0.05)
+    names = list(dict.fromkeys(name for each in panels.values() for name in each))
+    colours, shown = dict(zip(names, cycle(SERIES))), set()
+    for col, (panel, each) in enumerate(panels.items(), start=1):
+        for name, runs in each.items():
+            for run in runs:
+                figure.add_scatter(
+                    x=run.index.to_numpy(dtype=float),
+                    y=run.to_numpy(dtype=float),
+                    mode="lines",
+                    line={"color": colours[name], "width": 1.5},
+                    name=name,
+                    legendgroup=name,
+                    showlegend=name not in shown,
+                    row=1,
+                    col=col,
+                )
+                shown.add(name)
+                figure.update_xaxes(title=str(run.index.name), row=1, col=col)
+        if panel in log:
+            figure.update_xaxes(type="log", row=1, col=col)
+            figure.update_yaxes(type="log", row=1, col=col)
+    return figure.update_layout(template="plotly_white", title=title, height=420, width=max(560, 330 * len(panels)))
 
 
 def differences(table: pd.DataFrame, panels: str, rows: str, title: str) -> go.Figure:

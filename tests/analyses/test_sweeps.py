@@ -1,5 +1,6 @@
 """The analyses of sweeps find in made-up runs what was put there."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from analyses.convention_audit import ConventionAudit
 from analyses.data_dependence import DataDependence
 from mechinterp.cli import run_command
 from mechinterp.config import RunConfig
+from mechinterp.emergence import acquired
 from mechinterp.studies.study import Study
 
 STEPS = np.arange(0, 12_001, 200)
@@ -48,9 +50,14 @@ def contrary(config: RunConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return iwl[-1] * ic / max(ic[-1], 1e-9), ic[-1] * iwl / max(iwl[-1], 1e-9)
 
 
+@cache
+def _acquired(values: tuple[float, ...]) -> float | None:
+    return acquired(pd.Series(values, index=pd.Index(STEPS, name="step")))
+
+
 @pytest.fixture
 def made_up(monkeypatch):
-    """Studies have the outcomes of a world, without training."""
+    """Studies have the outcomes of a world, without training; a curve that several runs share is located once."""
 
     def install(world) -> None:
         def curves(study: Study) -> dict[tuple[str, int], pd.DataFrame]:
@@ -70,6 +77,8 @@ def made_up(monkeypatch):
                 rows.append({"variant": variant, "seed": seed, "status": "done", "error": None} | located | ends)
             return pd.DataFrame(rows)
 
+        for analysis in ("data_dependence", "convention_audit"):
+            monkeypatch.setattr(f"analyses.{analysis}.acquired", lambda curve: _acquired(tuple(curve)))
         monkeypatch.setattr("mechinterp.analysis.run_study", table)
         monkeypatch.setattr("mechinterp.analysis.measured", lambda study, folder: curves(study))
         monkeypatch.setattr("mechinterp.analysis.write_study_report", lambda study, table, folder, path: path)

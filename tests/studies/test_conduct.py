@@ -1,19 +1,11 @@
-"""Studies are carried out once, to the same bits, whoever is killed meanwhile and wherever they run."""
+"""Studies are carried out once, to the same bits, wherever they run."""
 
-import os
-import random
-import re
-import signal
 import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import h5py
 import pandas as pd
-import psutil
 import pytest
 import torch
 
@@ -30,16 +22,8 @@ from mechinterp.studies.outcomes import Outcomes, file_of
 from mechinterp.studies.study import Study
 from tests.conftest import TINY
 from tests.store.survival_children import one_thread
+from tests.studies.helpers import digests, straight, written
 
-LONG = 10_000
-FULL = 1_400_000
-"""Bytes of a file on a disk that is full: with the megabyte that stays free, enough for the short run only."""
-COMMAND = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background would ignore
-from mechinterp.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
 CLAMP = {"kind": "clamp", "layer": 0, "pattern": "uniform", "strength": 0.5}
 
 
@@ -47,29 +31,6 @@ CLAMP = {"kind": "clamp", "layer": 0, "pattern": "uniform", "strength": 0.5}
 def study(tiny_config) -> Study:
     variants = {"free": {}, "clamped": {"interventions": [CLAMP]}}
     return Study.of("tiny", tiny_config, variants, [0, 1], ["icl_accuracy", "ila1"])
-
-
-@pytest.fixture(scope="module")
-def long_study(tiny_config) -> Study:
-    changes = {"training.steps": LONG, "checkpoints.every": 500}
-    return Study.of("long", tiny_config, {"short": {}, "long": changes}, [0], ["icl_accuracy"])
-
-
-def straight(study: Study, folder: Path) -> dict[str, str]:
-    """The digests of a study's runs, each trained here on one thread."""
-    with one_thread():
-        runs = {run.id: mi.train(run.config, folder / f"{run.id}.h5", progress=False) for run in study.runs}
-    return {id: run.digest(run.steps[-1]) for id, run in runs.items()}
-
-
-def digests(study: Study, folder: Path) -> dict[str, str]:
-    runs = {run.id: mi.open_run(folder / f"{run.id}.h5") for run in study.runs}
-    assert all(run.status == "complete" for run in runs.values())
-    return {id: run.digest(run.steps[-1]) for id, run in runs.items()}
-
-
-def written(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".h5", ".csv", ".json")}
 
 
 @pytest.fixture(scope="module")
@@ -125,56 +86,6 @@ def test_transitions_are_compared_by_seed():
     found = compare(table)
     assert found.loc["b", ["transitions", "step", "ratio", "ratio_low", "ratio_high"]].tolist() == [3, 7, 1, 0.5, 1.5]
     assert found.loc["a", ["transitions", "ratio"]].tolist() == [2, 1]
-
-
-def test_a_study_that_is_interrupted_goes_on_where_it_was(long_study, tmp_path):
-    """By Ctrl-C, which stops its workers in an orderly way."""
-    file, folder = tmp_path / "long.toml", tmp_path / "runs"
-    write_toml(long_study, file)
-    short, long = long_study.runs
-    command = [sys.executable, "-c", COMMAND, "study", str(file), "--workers", "1", "--runs", str(folder)]
-    command += ["--out", str(tmp_path / "out")]
-    growing = folder / f"{long.id}.h5"
-    assert stopped(command, signal.SIGINT, growing, 3) == 130
-    assert not list(folder.glob("*.failed.json"))
-    assert 3 <= len(mi.open_run(growing).steps) <= LONG // 500
-    finished = {name: at for name, at in written(folder).items() if name.startswith(short.id)}
-    assert len(finished) == 3
-    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
-    assert finished.items() <= written(folder).items()
-    assert digests(long_study, folder) == straight(long_study, tmp_path)
-    assert (tmp_path / "out" / "long.html").exists()
-
-
-def test_parsl_gives_the_same_bits_though_a_worker_and_a_node_are_killed(long_study, tmp_path):
-    """First the process that does a run, with what gave it the run; then Parsl's manager, with all of its node."""
-    folder = tmp_path / "runs"
-    growing, killed = folder / f"{long_study.runs[1].id}.h5", []
-
-    def writer() -> psutil.Process:
-        return next(each for each in psutil.process_iter() if writes(each, growing))
-
-    def kill() -> None:
-        until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= 3)
-        worker = writer().parent()
-        assert worker is not None
-        worker.kill()
-        killed.append([worker.pid])
-        there = len(mi.open_run(growing).steps)
-        until(lambda: len(mi.open_run(growing).steps) > there)
-        manager = next(each for each in writer().parents() if is_manager(each))
-        node = [*manager.children(recursive=True), manager]
-        for each in node:
-            each.kill()
-        killed.append([each.pid for each in node])
-
-    with cluster(provider="local", workers=1) as executor, ThreadPoolExecutor() as beside:
-        killer = beside.submit(kill)
-        table = run_study(long_study, folder, executor=executor, progress=False)
-        killer.result()
-    assert [len(each) > 1 for each in killed] == [False, True]
-    assert set(table["status"]) == {"done"}
-    assert digests(long_study, folder) == straight(long_study, tmp_path)
 
 
 def test_a_failure_is_recorded_and_left_until_a_retry(tiny_config, tmp_path):
@@ -341,122 +252,3 @@ def test_runs_that_are_done_may_keep_their_last_checkpoint_only(study, done, tmp
     only = Study(study.name, {"free": study.variants["free"]}, [0], study.measures)  # all checkpoints: trained anew
     run_study(only, tmp_path, progress=False)
     assert len(mi.open_run(tmp_path / f"{only.runs[0].id}.h5").steps) == 11
-
-
-def test_a_study_that_is_killed_at_random_five_times_gives_the_same_table(long_study, tmp_path):
-    file, out = tmp_path / "long.toml", tmp_path / "out"
-    write_toml(long_study, file)
-    command = [sys.executable, "-c", COMMAND, "study", str(file), "--workers", "2", "--out", str(out), "--runs"]
-    assert subprocess.run([*command, str(tmp_path / "whole")], stdout=subprocess.DEVNULL).returncode == 0
-    expected = [(out / name).read_bytes() for name in ("long.csv", "long-variants.csv")]
-    folder, delays = tmp_path / "killed", random.Random(3)
-    folder.mkdir()
-    for _ in range(5):
-        before = checkpoints(folder)
-        process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(lambda p=process, n=before: p.poll() is not None or checkpoints(folder) > n)
-        time.sleep(delays.uniform(0, 0.3))
-        assert process.poll() is None, "it was done before it could be killed"
-        workers = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        until(partial(ended, workers))
-    (out / "long.csv").unlink()
-    command[command.index("study") : command.index("study") + 1] = ["study", "resume"]
-    assert subprocess.run([*command, str(folder)], stdout=subprocess.DEVNULL).returncode == 0
-    assert [(out / name).read_bytes() for name in ("long.csv", "long-variants.csv")] == expected
-    assert digests(long_study, folder) == digests(long_study, tmp_path / "whole")
-
-
-def test_a_full_disk_fails_the_runs_it_stops_and_they_go_on_when_there_is_room(long_study, tmp_path):
-    file, folder, out = tmp_path / "long.toml", tmp_path / "runs", tmp_path / "out"
-    write_toml(long_study, file)
-    full = f"""
-import resource, sys
-from mechinterp.studies.conduct import run_study
-from mechinterp.studies.study import Study
-resource.setrlimit(resource.RLIMIT_FSIZE, ({FULL}, {FULL}))
-for error in run_study(Study.from_toml({str(file)!r}), {str(folder)!r}, workers=1, progress=False)["error"]:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", full], capture_output=True, text=True, check=True)
-    assert re.match(r"(None|nan)\n.*no room for another checkpoint .* free some space", done.stdout)
-    options = ["--workers", "1", "--runs", str(folder), "--out", str(out)]
-    assert main(["study", "collect", str(file), *options[2:]]) == 1
-    assert pd.read_csv(out / "long.csv")["status"].tolist() == ["done", "failed"]
-    assert main(["study", "status", str(file), "--runs", str(folder), "--json"]) == 0
-    assert main(["study", "resume", str(file), *options]) == 0
-    assert pd.read_csv(out / "long.csv")["status"].tolist() == ["done", "done"]
-    assert digests(long_study, folder) == straight(long_study, tmp_path)
-
-
-def test_to_resume_what_was_never_begun_is_refused(long_study, tmp_path, capsys):
-    write_toml(long_study, tmp_path / "long.toml")
-    for command in ("resume", "collect"):
-        assert main(["study", command, str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 2
-        assert f"begin: mechinterp study {tmp_path / 'long.toml'}" in capsys.readouterr().err
-        assert main(["study", command, str(tmp_path / "long.toml"), "--runs", str(tmp_path / "long.toml")]) == 2
-        assert "give the folder of the runs" in capsys.readouterr().err
-    assert main(["study", "status", str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 0
-    assert "2 not begun" in capsys.readouterr().out
-
-
-def checkpoints(folder: Path) -> int:
-    """How many there are in all run files of a folder."""
-    return sum(len(mi.open_run(path).steps) for path in folder.glob("*.h5"))
-
-
-def write_toml(study: Study, file: Path) -> None:
-    """The long study as a file."""
-    short, _ = study.runs
-    lines = ['measures = ["icl_accuracy"]', "seeds = [0]", "[variants.short]", "[variants.long]"]
-    lines += [f"training.steps = {LONG}", "checkpoints.every = 500", "[base]"]
-    nested = short.config.model_dump(mode="json", exclude={"seed", "interventions"}, exclude_none=True)
-    for section, values in nested.items():
-        lines += [
-            f"{section}.{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
-            for key, value in values.items()
-        ]
-    file.write_text("\n".join(lines))
-    assert [run.id for run in Study.from_toml(file).runs] == [run.id for run in study.runs]
-
-
-def is_manager(process: psutil.Process) -> bool:
-    """Whether it is what Parsl runs on a node."""
-    try:
-        return any("process_worker_pool" in part for part in process.cmdline()) and bool(process.children())
-    except psutil.Error:
-        return False
-
-
-def stopped(command: list[str], how: int, growing: Path, enough: int) -> int:
-    """The exit code of a command that is sent a signal when a run has so many checkpoints; its workers have ended."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: growing.exists() and len(mi.open_run(growing).steps) >= enough)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, how)
-    code = process.wait()
-    until(partial(ended, workers))
-    return code
-
-
-def ended(processes: list[psutil.Process]) -> bool:
-    """Whether all of them have."""
-    return not any(each.is_running() and each.status() != "zombie" for each in processes)
-
-
-def writes(process: psutil.Process, path: Path) -> bool:
-    """Whether it is the process of a run that writes this file."""
-    try:
-        is_worker = "mechinterp.studies.worker" in process.cmdline()
-        return is_worker and str(path) in [file.path for file in process.open_files()]
-    except psutil.Error:
-        return False
-
-
-def until(condition) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in two minutes"
-        time.sleep(0.02)

@@ -47,6 +47,7 @@ class Measure:
     compute: Callable[[Observation], Tensor | float]
     hooks: tuple[str, ...]
     roles: tuple[str, ...]
+    without: tuple[str, ...]
     each_evaluation: bool
 
 
@@ -55,20 +56,24 @@ MEASURES: dict[str, Measure] = {}
 
 
 def register(
-    *, hooks: Sequence[str] = (), roles: Sequence[str] = (), each_evaluation: bool = False
+    *,
+    hooks: Sequence[str] = (),
+    roles: Sequence[str] = (),
+    without: Sequence[str] = (),
+    each_evaluation: bool = False,
 ) -> Callable[[Callable[[Observation], Tensor | float]], Callable[[Observation], Tensor | float]]:
     """Add the decorated function to the measures, under its own name.
 
     `hooks` are the activations it reads, `roles` the positions it asks for; a model or task without them is not
-    measured by it. It is taken on the task's first evaluation set, or with `each_evaluation` on every one; its
-    columns are then called ``{evaluation}_{name}``.
+    measured by it, nor a task with one of the roles `without`, where it would say nothing. It is taken on the task's
+    first evaluation set, or with `each_evaluation` on every one; its columns are then called ``{evaluation}_{name}``.
     """
 
     def add(compute: Callable[[Observation], Tensor | float]) -> Callable[[Observation], Tensor | float]:
         name = compute.__name__
         if name in MEASURES and MEASURES[name].compute.__module__ != compute.__module__:
             raise MechinterpError(f"a measure named {name!r} exists already; choose another name")
-        MEASURES[name] = Measure(name, compute, tuple(hooks), tuple(roles), each_evaluation)
+        MEASURES[name] = Measure(name, compute, tuple(hooks), tuple(roles), tuple(without), each_evaluation)
         return compute
 
     return add

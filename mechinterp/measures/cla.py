@@ -26,14 +26,14 @@ def labels_in_context(seen: Observation) -> Bool[Tensor, "batch n_labels"]:
     return present[:, :-1]
 
 
-@register(roles=["label"])
+@register(roles=["label"], without=["copy"])
 def cla(seen: Observation) -> Float[Tensor, ""]:
     """Fraction of sequences whose most likely label is in the context."""
     predicted = seen.logits.argmax(dim=-1, keepdim=True)
     return labels_in_context(seen).gather(1, predicted).to(seen.logits.dtype).mean()
 
 
-@register(roles=["label"])
+@register(roles=["label"], without=["copy"])
 def cla_mass(seen: Observation) -> Float[Tensor, ""]:
     """Mean probability of the labels in the context."""
     return (seen.logits.softmax(dim=-1) * labels_in_context(seen)).sum(dim=-1).mean()

@@ -21,7 +21,7 @@ def previous_token_attention(seen: Observation) -> Float[Tensor, "batch head pos
     return seen.pattern(0).diagonal(offset=-1, dim1=-2, dim2=-1)
 
 
-@register(hooks=["blocks.0.attn.hook_pattern"], roles=["label"])
+@register(hooks=["blocks.0.attn.hook_pattern"], roles=["label"], without=["copy"])
 def ila1(seen: Observation) -> Float[Tensor, ""]:
     """Attention from label tokens to the item before them, layer 1; in [0, 1]."""
     labels = seen.role("label")[:, None, 1:]
@@ -29,7 +29,7 @@ def ila1(seen: Observation) -> Float[Tensor, ""]:
     return per_head.max()
 
 
-@register(hooks=["blocks.0.attn.hook_pattern"])
+@register(hooks=["blocks.0.attn.hook_pattern"], without=["copy"])
 def ila1_all(seen: Observation) -> Float[Tensor, ""]:
     """Attention from every token but the first to the one before it, layer 1; in [0, 1]."""
     return previous_token_attention(seen).mean(dim=(0, 2)).max()

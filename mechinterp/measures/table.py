@@ -41,7 +41,8 @@ def columns_for(task: Task, n_layers: int, names: Sequence[str] | None = None) -
         return list(possible.values())
     for name in names:
         if name in MEASURES and name not in possible:
-            needs = ", ".join([*MEASURES[name].roles, *MEASURES[name].hooks])
+            own = MEASURES[name]
+            needs = ", ".join([*own.roles, *own.hooks, *(f"a task without the role {role}" for role in own.without)])
             raise MechinterpError(f"{name} cannot be measured here: it needs {needs}")
         if name not in possible:
             raise unknown_name("measure", name, possible)
@@ -136,11 +137,12 @@ def _forward(
 
 
 def _possible(task: Task, n_layers: int) -> Iterable[Column]:
-    """Every column whose roles the task has and whose hooks the model has."""
+    """Every column whose roles the task has (and none it must not have) and whose hooks the model has."""
     roles = task.sample(task.evaluations[0], 1).roles
     for each in MEASURES.values():
         layers = [int(hook.split(".")[1]) for hook in each.hooks if hook.startswith("blocks.")]
-        if any(layer >= n_layers for layer in layers) or any(role not in roles for role in each.roles):
+        lacking = any(role not in roles for role in each.roles) or any(role in roles for role in each.without)
+        if lacking or any(layer >= n_layers for layer in layers):
             continue
         if each.each_evaluation:
             for evaluation in task.evaluations:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechinterp.measures.base import Observation, register
 
 
-@register(hooks=["blocks.1.attn.hook_pattern"], roles=["correct_label"])
+@register(hooks=["blocks.1.attn.hook_pattern"], roles=["correct_label"], without=["copy"])
 def tila2(seen: Observation) -> Float[Tensor, ""]:
     """Attention from the target to its correct label, layer 2; in [0, 1]."""
     from_target = seen.pattern(1)[:, :, -1]

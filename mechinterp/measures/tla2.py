@@ -10,7 +10,7 @@ from torch import Tensor
 from mechinterp.measures.base import Observation, register
 
 
-@register(hooks=["blocks.1.attn.hook_pattern"], roles=["label"])
+@register(hooks=["blocks.1.attn.hook_pattern"], roles=["label"], without=["copy"])
 def tla2(seen: Observation) -> Float[Tensor, ""]:
     """Attention from the target to all labels, layer 2; in [0, 1]."""
     from_target = seen.pattern(1)[:, :, -1]

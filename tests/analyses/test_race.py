@@ -119,9 +119,13 @@ def test_a_jump_is_abrupt_and_a_drift_is_not():
     noise = 0.01 * np.random.default_rng(0).standard_normal(len(steps))
     jump = pd.Series(0.5 + 0.5 / (1 + np.exp(-(steps - 500) / 10)) + noise, index=steps)
     drift = pd.Series(0.5 + 0.5 * steps / 1_000 + noise, index=steps)
+    slow = pd.Series(0.5 + 0.5 / (1 + np.exp(-(steps - 500) / 75)) + noise, index=steps)
     found = of_abruptness({"network of width 512": [jump, jump], "additive model": [jump, drift]})
     assert verdicts(found) == {"2d": "reproduced", "3b": "not reproduced"}
     assert "1 of 2 transitions" in found[1].numbers
+    both = of_abruptness({"network of width 512": [jump, slow], "additive model": [jump]})
+    assert verdicts(both) == {"2d": "not reproduced", "3b": "reproduced"}
+    assert "2 of 2 transitions" in both[0].numbers
 
 
 def decaying(loss_ratio: float = 1.0) -> tuple[pd.DataFrame, dict, pd.DataFrame]:

@@ -7,6 +7,7 @@ import torch
 import mechinterp as mi
 from mechinterp.errors import MechinterpError, UnknownNameError
 from mechinterp.measures import MEASURES
+from mechinterp.measures.table import columns_for
 from mechinterp.models.parameters import parameter_shapes
 
 T, N, L = 17, 8, 32
@@ -145,6 +146,32 @@ def test_a_name_is_taken_once():
 
     with pytest.raises(MechinterpError, match="exists already"):
         mi.register()(ila1)
+
+
+def test_tca_counts_all_copies_and_takes_the_place_of_the_others_on_paired_items():
+    config = mi.RunConfig.preset("nguyen2024-fast").updated(
+        {"task.n_pairs": 6, "task.n_items": 10, "model.n_layers": 2}
+    )
+    task = config.build_task()
+    batch = task.sample("train", 300)
+    pattern = torch.zeros(300, 1, 7, 7, dtype=torch.float64)
+    pattern[:, 0, -1] = torch.tensor([0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2])
+    copies = batch.roles["copy"]
+    assert (copies.sum(dim=1) > 1).any(), "an item may come twice"
+    known = (copies * pattern[:, 0, -1]).sum() / 300
+    cache = {"blocks.0.attn.hook_pattern": pattern, "blocks.1.attn.hook_pattern": pattern.flip(-1)}
+    found = mi.Observation(batch, torch.zeros(300, 2), cache)
+    assert value("tca1", found) == pytest.approx(float(known))
+    assert value("tca2", found) == pytest.approx(float((copies * pattern[:, 0, -1].flip(-1)).sum() / 300))
+    novel = task.sample("icl", 50)
+    uniform = torch.full((50, 1, 7, 7), 1 / 7, dtype=torch.float64)
+    seen_uniform = mi.Observation(novel, torch.zeros(50, 2), {"blocks.0.attn.hook_pattern": uniform})
+    assert value("tca1", seen_uniform) == pytest.approx(1 / 7)
+    names = {column.name for column in columns_for(task, 2)}
+    assert {"tca1", "tca2", "icl_accuracy"} <= names
+    assert not names & {"ila1", "ila1_all", "tila2", "tla2", "cla", "cla_mass"}
+    with pytest.raises(MechinterpError, match=r"ila1 cannot be measured here: it needs .*a task without the role copy"):
+        columns_for(task, 2, ["ila1"])
 
 
 def test_columns_and_rows(tiny_run):

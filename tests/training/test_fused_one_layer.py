@@ -38,8 +38,9 @@ def random_parameters(config: mi.RunConfig) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("readout", ["per_label", "difference"])
-def test_gradients_equal_those_of_autograd(depth, readout):
-    config = config_of(**{"model.classifier_depth": depth, "model.readout": readout})
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gradients_equal_those_of_autograd(layers, depth, readout):
+    config = config_of(**{"model.n_layers": layers, "model.classifier_depth": depth, "model.readout": readout})
     parameters, batch = random_parameters(config), config.build_task().train_batch(0, 16)
     engine, expected = build_engine(config, parameters), AutogradEngine(config, parameters)
     assert engine.name == ("fused" if readout == "per_label" else "folded")

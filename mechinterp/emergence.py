@@ -243,14 +243,6 @@ def _fit_logistic(x: Curve, y: Curve, start: _Logistic | None = None) -> _Logist
     lower = [-np.inf, -np.inf, x[0] - span, spacing / 10]
     upper = [np.inf, np.inf, x[-1] + span, 2 * span]
 
-    def residuals(p: Curve) -> Curve:
-        return (p[0] + (p[1] - p[0]) * expit((x - p[2]) / p[3]) - y) / noise
-
-    def jacobian(p: Curve) -> Curve:
-        rise = expit((x - p[2]) / p[3])
-        slope = (p[1] - p[0]) * rise * (1 - rise) / p[3]
-        return np.stack([1 - rise, rise, -slope, -slope * (x - p[2]) / p[3]], axis=1) / noise
-
     if start is None:
         tenth = max(2, len(y) // 10)
         guesses = [
@@ -261,13 +253,27 @@ def _fit_logistic(x: Curve, y: Curve, start: _Logistic | None = None) -> _Logist
     else:
         guesses = [[start.before, start.after, start.midpoint, start.slope_scale]]
     fits = [
-        least_squares(residuals, guess, jacobian, bounds=(lower, upper), loss="soft_l1", max_nfev=60)
+        least_squares(
+            _misfit, guess, _misfit_slopes, bounds=(lower, upper), loss="soft_l1", max_nfev=60, args=(x, y, noise)
+        )
         for guess in np.clip(guesses, lower, upper)
     ]
     best = min(fits, key=lambda fit: fit.cost)
     before, after, midpoint, slope_scale = best.x
     left = y - (before + (after - before) * expit((x - midpoint) / slope_scale))
     return _Logistic(*map(float, best.x), bic=_bic(left, noise, 4), noise=float(np.std(left)))
+
+
+def _misfit(p: Curve, x: Curve, y: Curve, noise: float) -> Curve:
+    """Logistic minus curve, in units of the noise; p is before, after, midpoint and scale."""
+    return (p[0] + (p[1] - p[0]) * expit((x - p[2]) / p[3]) - y) / noise
+
+
+def _misfit_slopes(p: Curve, x: Curve, y: Curve, noise: float) -> Curve:
+    """Its Jacobian."""
+    rise = expit((x - p[2]) / p[3])
+    slope = (p[1] - p[0]) * rise * (1 - rise) / p[3]
+    return np.stack([1 - rise, rise, -slope, -slope * (x - p[2]) / p[3]], axis=1) / noise
 
 
 def _bic_polynomial(x: Curve, y: Curve, degree: int) -> float:

@@ -9,10 +9,11 @@ predicted), ``memory.csv`` (I_K(∞) of every K), ``cost.csv`` and ``verdicts.cs
 network of Reddy 2023.
 
 Times are in units of steps × learning rate, in which gradient flow does not depend on the learning rate. "Network" is
-the one of width 128 unless a width is named.
+that of ``race_diversity``, which has width 128 (512 at the paper's scale), unless a width is named.
 """
 
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from analyses.race_verdicts import IC, IWL, samples
 from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.circuits.race import race
 from mechinterp.emergence import reached
+from mechinterp.errors import MechinterpError
 from mechinterp.report.study import variant_curves
 from mechinterp.report.sweeps import bands, clouds, laws, paths, strips
 from mechinterp.store import open_run
@@ -82,6 +84,10 @@ class Race(StudyAnalysis):
         resting = self._resting(weaker)
         held, crowded = balanced.settings(SETTINGS), near.settings(SETTINGS)
         losses = {"network": losses_of(fading), "additive model": losses_of(weaker)}
+        for name, table in (("times", times), ("memory", memorised), ("thresholds", thresholds)):
+            table.to_csv(done.out / f"{name}.csv", index=False, float_format="%.5g")
+        studies = (timed, others, done, additive, near, memory, fading, weaker, balanced)
+        costs(*studies).to_csv(done.out / "cost.csv", index=False)
         found = verdict_table(
             [
                 *race_verdicts.of_diversity(diversity),
@@ -97,15 +103,7 @@ class Race(StudyAnalysis):
                 race_verdicts.of_balance(held),
             ]
         )
-        for name, table in (
-            ("times", times),
-            ("memory", memorised),
-            ("thresholds", thresholds),
-            ("verdicts", found),
-        ):
-            table.to_csv(done.out / f"{name}.csv", index=False, float_format="%.5g")
-        studies = (timed, others, done, additive, near, memory, fading, weaker, balanced)
-        costs(*studies).to_csv(done.out / "cost.csv", index=False)
+        found.to_csv(done.out / "verdicts.csv", index=False)
         for what, name in (("network", "diversity"), ("additive model", "diversity_additive")):
             own = diversity[diversity["what"] == what]
             done.write(bands(own, "K", [IC, IWL], "N", f"More pairs, other solution ({what})", log_x=True), name)
@@ -126,12 +124,8 @@ class Race(StudyAnalysis):
         done.write(variant_curves(fading.study, fading.measured, "icl_accuracy"), "transience")
         done.write(variant_curves(weaker.study, weaker.measured, "icl_accuracy"), "transience_additive")
         done.write(at_rest(resting), "rest")
-        for what, table in losses.items():
-            after = table[table["icl_loss"] < np.log(2)]
-            curve = np.geomspace(max(float(after["icl_loss"].min()), 1e-4), 0.5, 60)
-            title = f"The losses of the two, after ICL ({what})"
-            drawn = clouds(after, "icl_loss", "iwl_loss", (curve, other_loss(curve)), title)
-            done.write(drawn, "losses" if what == "network" else "losses_additive")
+        for what, name in (("network", "losses"), ("additive model", "losses_additive")):
+            done.write(losses_by_phase(losses[what], what), name)
         shown = held.assign(contexts=held["balanced"].map({True: "N/2 of each label", False: "labels at random"}))
         shown["setting"] = "K = " + shown["K"].astype(str) + ", " + shown["contexts"]
         done.write(strips(shown, "setting", [IC], "Balanced contexts: every seed"), "balanced")
@@ -178,43 +172,66 @@ def times_of(done: Conducted) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def curves_of(*studies: Conducted) -> dict[str, list[pd.Series]]:
-    """IC accuracy over the steps of all runs, by what they are of."""
-    curves: dict[str, list[pd.Series]] = {}
-    for done in studies:
-        for (variant, _), table in done.measured.items():
-            curves.setdefault(TIMED[grid_of(variant)], []).append(table["icl_accuracy"])
-    return curves
+def curves_of(*studies: Conducted) -> dict[tuple[str, int, int], pd.Series]:
+    """IC accuracy over the steps of all runs, by what they are of, N and seed."""
+    return {
+        (TIMED[grid_of(row["variant"])], row["N"], row["seed"]): pd.Series(
+            done.measured[row["variant"], row["seed"]]["icl_accuracy"]
+        )
+        for done in studies
+        for row in done.settings(SETTINGS).to_dict("records")
+    }
 
 
 def memorised_of(learning: Learning) -> pd.DataFrame:
-    """I_K(∞) and the last c₁ of every run in which only the MLP learns."""
+    """I_K(∞), and c₁ and the time at the end, of every run in which only the MLP learns."""
     rows = []
     for (what, K, seed), table in learning.items():
         end = table.iloc[-1]
-        about = {"what": what, "K": K, "seed": seed}
+        about = {"what": what, "K": K, "seed": seed, "t": float(table.index[-1])}
         rows.append(about | {"I_K": float(end["memorised"]), "c1": float(end["c1"]), "c2": float(end["c2"])})
     return pd.DataFrame(rows)
 
 
 def thresholds_of(diversity: pd.DataFrame, times: pd.DataFrame, memorised: pd.DataFrame) -> pd.DataFrame:
-    """K* at every N: fitted to IC accuracy, and predicted from t_ICL = I_K(∞), both of the same kind of network."""
+    """K* at every N: fitted to IC accuracy, and predicted from t_ICL = I_K(∞), both of the same kind of network.
+
+    Not a number where IC accuracy does not turn over between the K that were run.
+    """
     rows = []
     for what, runs in diversity.groupby("what", sort=False):
         law = power_law(samples(memorised[memorised["what"] == what], "K", "I_K"))
         timed = times[times["what"] == what]
         for N, own in runs.groupby("N"):
-            found = threshold(samples(own, "K", IC))
             time = float(timed.loc[timed["N"] == N, "time"].median())
             predicted = (time / law.prefactor) ** (1 / law.exponent)
-            row = {"what": what, "N": N, "fitted": found.at, "low": found.low, "high": found.high}
-            rows.append(row | {"sharpness": found.sharpness, "t_ICL": time, "predicted": predicted})
-    return pd.DataFrame(rows)
+            row = {"what": what, "N": N, "t_ICL": time, "predicted": predicted}
+            with suppress(MechinterpError):
+                found = threshold(samples(own, "K", IC))
+                row |= {"fitted": found.at, "low": found.low, "high": found.high, "sharpness": found.sharpness}
+            rows.append(row)
+    columns = ["what", "N", "fitted", "low", "high", "sharpness", "t_ICL", "predicted"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def losses_of(done: Conducted) -> pd.DataFrame:
-    """All checkpoints of all runs of a study, with their variant."""
-    return pd.concat([table.assign(variant=variant) for (variant, _), table in done.measured.items()])
+    """All checkpoints of all runs of a study, with their variant, seed and phase (`race_verdicts.phases`)."""
+    return pd.concat(
+        [race_verdicts.phases(table).assign(variant=v, seed=seed) for (v, seed), table in done.measured.items()]
+    )
+
+
+def losses_by_phase(losses: pd.DataFrame, what: str) -> go.Figure:
+    """The loss on pairs of the dataset against that on new ones with ICL, and the other way round after it; theory."""
+    curve = np.geomspace(1e-4, 0.5, 60)
+    return clouds(
+        {
+            "with ICL": (losses[losses["phase"] == "with ICL"], "icl_loss", "iwl_loss"),
+            "after ICL": (losses[losses["phase"] == "after ICL"], "iwl_loss", "icl_loss"),
+        },
+        (curve, other_loss(curve)),
+        f"The losses on new pairs and on those of the dataset ({what})",
+    )
 
 
 def order_parameters(learning: Learning, what: str) -> go.Figure:
@@ -225,7 +242,7 @@ def order_parameters(learning: Learning, what: str) -> go.Figure:
         for column, title in shown.items():
             if own == what:
                 panels[title].setdefault(f"K = {K}", []).append(table[column].iloc[1:])
-    return paths(panels, f"What an MLP has memorised over time ({what})", log=("c₁", "c₃", "I_K"))
+    return paths(panels, f"What an MLP has memorised over time ({what})", log=tuple(panels))
 
 
 def at_rest(resting: pd.DataFrame) -> go.Figure:

@@ -3,12 +3,13 @@
     python -m analyses.race_landscape [RUN …] [--out FOLDER]
 
 Writes ``starts.csv`` (t_ICL by β₀: integrated flow, and the formulas of either regime), ``drawn.csv`` (t_ICL of normal
-β₀), and figures: the loss over w and β with N = 100, nothing memorised, and gradient flow on it, for contexts with
-labels at random and with N/2 of each kind; t_ICL against β₀; and its distribution. Runs of the additive model, or of
-any network of one layer and one head on paired items, are drawn on the landscape of their N as well.
+β₀), and figures: the loss over w and β with N = 100, nothing memorised, and gradient flow on it (both exact), for
+contexts with labels at random and with N/2 of each kind; t_ICL against β₀; and its distribution. Runs of the additive
+model, or of any network of one layer and one head on paired items, are drawn on the landscape of their N as well.
 """
 
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,11 @@ from plotly.subplots import make_subplots
 
 from mechinterp.analysis import RunAnalysis, run_analysis
 from mechinterp.circuits.race import race
+from mechinterp.config import PairedItemsConfig
 from mechinterp.files import make_folder
 from mechinterp.randomness import Stream, generator
 from mechinterp.report.sweeps import paths
-from mechinterp.store import open_runs
+from mechinterp.store import Run, open_runs
 from mechinterp.theory.kinetics import Kinetics
 
 N = 100
@@ -58,9 +60,10 @@ class RaceLandscape(RunAnalysis):
         both = {"labels at random": (random, STARTS), "N/2 labels of each kind (𝒟′)": (balanced, BESIDE)}
         self.write(surfaces({what: (each, flows(each, starts)) for what, (each, starts) in both.items()}), "landscape")
         for name, table in followed.items():
-            kinetics = Kinetics(runs[name].task.n_pos - 1)
+            kinetics = of_run(runs[name])
             table.to_csv(self.out / f"{name}.csv", float_format="%.6g")
-            self.write(surfaces({name: (kinetics, flows(kinetics, STARTS) | {name: table})}), name)
+            own = flows(kinetics, BESIDE if kinetics.balanced else STARTS)
+            self.write(surfaces({name: (kinetics, own | {name: table})}), name)
         by_start, drawn = times_by_start(random), times_of_drawn(random)
         by_start.to_csv(self.out / "starts.csv", index=False, float_format="%.5g")
         drawn.to_csv(self.out / "drawn.csv", index=False, float_format="%.5g")
@@ -72,9 +75,16 @@ class RaceLandscape(RunAnalysis):
         self.write(histogram(drawn), "drawn")
 
 
+def of_run(run: Run) -> Kinetics:
+    """The landscape with a run's N and its kind of contexts; `race` has refused what is no run on paired items."""
+    task = run.config.task
+    assert isinstance(task, PairedItemsConfig)
+    return Kinetics(task.n_pairs, task.balanced)
+
+
 def flows(kinetics: Kinetics, starts: dict[str, tuple[float, float]]) -> Paths:
     """Gradient flow from each start."""
-    return {name: kinetics.flow(w, beta, LONG) for name, (w, beta) in starts.items()}
+    return {name: kinetics.descent(w, beta, LONG) for name, (w, beta) in starts.items()}
 
 
 def times_by_start(kinetics: Kinetics) -> pd.DataFrame:
@@ -101,14 +111,15 @@ def times_of_drawn(kinetics: Kinetics, n: int = 2_000) -> pd.DataFrame:
 def surfaces(landscapes: dict[str, tuple[Kinetics, Paths]]) -> go.Figure:
     """The loss over w and β where nothing is memorised, and paths on it; a panel for each landscape."""
     figure = make_subplots(cols=len(landscapes), subplot_titles=list(landscapes), horizontal_spacing=0.08)
-    at = np.linspace(*WINDOW, 121)
+    at, dashes = np.linspace(*WINDOW, 121), cycle(("solid", "dash", "dot", "dashdot", "longdash"))
     for col, (kinetics, own) in enumerate(landscapes.values(), start=1):
         loss = np.minimum(kinetics.loss(at, at[:, None]), 1.2)
         bands = {"start": 0.0, "end": 1.2, "size": 0.05}
         figure.add_contour(
             x=at, y=at, z=loss, contours=bands, colorscale="Blues", line={"width": 0.5}, showscale=False, row=1, col=col
         )
-        for (name, path), dash in zip(own.items(), ("solid", "dash", "dot", "dashdot"), strict=False):
+        for name, path in own.items():
+            dash = next(dashes)
             shown = path[path["w"].between(*WINDOW) & path["beta"].between(*WINDOW)]
             x, y, line = shown["w"].to_numpy(), shown["beta"].to_numpy(), {"color": "#D55E00", "dash": dash, "width": 3}
             figure.add_scatter(x=x, y=y, name=name, mode="lines", line=line, row=1, col=col)

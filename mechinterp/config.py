@@ -195,7 +195,7 @@ class ClassifierConfig(Section):
     """Width of the classifier's hidden layers."""
     classifier_init_variance: float = Field(default=2.0, gt=0.0, allow_inf_nan=False)
     """Variance of the hidden layers' weights at the start, times their fan-in: 2 keeps what ReLU layers carry as large
-    as it was, 1/3 is what torch.nn.Linear starts with."""
+    as it was, 1/3 is that of torch.nn.Linear."""
 
 
 class TransformerConfig(ClassifierConfig):

@@ -192,17 +192,37 @@ def laws(samples: Mapping[str, Samples], x: str, y: str, title: str) -> go.Figur
 
 
 def clouds(
-    table: pd.DataFrame, x: str, y: str, curve: tuple[NDArray[np.float64], NDArray[np.float64]], title: str
+    panels: Mapping[str, tuple[pd.DataFrame, str, str]],
+    curve: tuple[NDArray[np.float64], NDArray[np.float64]],
+    title: str,
 ) -> go.Figure:
-    """All checkpoints of all runs as points, x logarithmic, a colour for each variant; and what theory says."""
-    figure = go.Figure()
-    for variant, own in table.groupby("variant", sort=False):
-        marker = {"size": 4, "opacity": 0.6}
-        figure.add_scatter(x=own[x].to_numpy(), y=own[y].to_numpy(), mode="markers", marker=marker, name=str(variant))
-    line = {"color": "#000000", "width": 1.5}
-    figure.add_scatter(x=curve[0], y=curve[1], mode="lines", line=line, name="theory")
-    figure.update_xaxes(title=x, type="log").update_yaxes(title=y)
-    return figure.update_layout(template="plotly_white", title=title, height=460, width=860)
+    """Checkpoints as points, x logarithmic, a colour for each variant, and what theory says; a panel for each table,
+    with the names of the columns that are its x and y."""
+    figure = make_subplots(cols=len(panels), subplot_titles=list(panels), horizontal_spacing=0.08)
+    names = list(dict.fromkeys(str(name) for table, _, _ in panels.values() for name in table["variant"]))
+    colours, shown = dict(zip(names, cycle(SERIES[1:]))), set()
+    for col, (table, x, y) in enumerate(panels.values(), start=1):
+        for variant, own in table.groupby("variant", sort=False):
+            name = str(variant)
+            marker = {"size": 4, "opacity": 0.6, "color": colours[name]}
+            figure.add_scatter(
+                x=own[x].to_numpy(),
+                y=own[y].to_numpy(),
+                mode="markers",
+                marker=marker,
+                name=name,
+                legendgroup=name,
+                showlegend=name not in shown,
+                row=1,
+                col=col,
+            )
+            shown.add(name)
+        line, first = {"color": SERIES[0], "width": 1.5}, col == 1
+        figure.add_scatter(
+            x=curve[0], y=curve[1], mode="lines", line=line, name="theory", showlegend=first, row=1, col=col
+        )
+        figure.update_xaxes(title=x, type="log", row=1, col=col).update_yaxes(title=y, row=1, col=col)
+    return figure.update_layout(template="plotly_white", title=title, height=460, width=220 + 420 * len(panels))
 
 
 def paths(

@@ -91,9 +91,7 @@ class Kinetics:
 
     def loss(self, w: Values, beta: Values, logits: Float[np.ndarray, "items"] | None = None) -> Values:
         """ℒ in nats, exact for N pairs (eq. 21); `logits` are φ⁺, 0 by default."""
-        N = self.n_pairs
-        counts = np.array([N / 2]) if self.balanced else np.arange(N + 1.0)
-        odds = 2 * counts / N * (np.ones(1) if self.balanced else binom.pmf(counts, N, 0.5))
+        N, (counts, odds) = self.n_pairs, self._counts()
         w, e = np.asarray(w, dtype=float)[..., None], np.exp(np.asarray(beta, dtype=float))[..., None]
         attention = w * (e + 2 * counts - N - 1) / (e + N - 1)
         phi = np.zeros(1) if logits is None else np.asarray(logits, dtype=float)
@@ -107,6 +105,41 @@ class Kinetics:
         w, e = np.asarray(w, dtype=float), np.exp(np.asarray(beta, dtype=float))
         gained = w * (e - 1) if self.balanced else e * w - c.c2 * w**2 / 2
         return (-log_expit(phi).mean() - c.c1 / self.n_pairs * gained)[()]
+
+    def gradient(
+        self, w: Values, beta: Values, logits: Float[np.ndarray, "items"] | None = None
+    ) -> tuple[Values, Values]:
+        """∂ℒ/∂w and ∂ℒ/∂β of the exact loss (eq. 21)."""
+        counts, odds = self._counts()
+        w, e = np.asarray(w, dtype=float)[..., None], np.exp(np.asarray(beta, dtype=float))[..., None]
+        total = e + self.n_pairs - 1
+        share = (e + 2 * counts - self.n_pairs - 1) / total
+        phi = np.zeros(1) if logits is None else np.asarray(logits, dtype=float)
+        wrong = odds * expit(-(w * share)[..., None] - phi).mean(axis=-1)
+        by_w, by_beta = -wrong * share, -wrong * w * e * 2 * (self.n_pairs - counts) / total**2
+        return by_w.sum(axis=-1)[()], by_beta.sum(axis=-1)[()]
+
+    def descent(self, w: Number, beta: Number, duration: Number, *, n_points: int = 500) -> pd.DataFrame:
+        """Gradient flow on the exact loss where nothing is memorised: columns ``t``, ``w``, ``beta``; see `flow`."""
+        times = np.linspace(0.0, float(duration), n_points)
+        found = solve_ivp(
+            lambda t, state: [-float(each) for each in self.gradient(float(state[0]), float(state[1]))],
+            (0.0, float(duration)),
+            np.array([w, beta], dtype=float),
+            method="LSODA",
+            t_eval=times,
+            rtol=1e-8,
+            atol=1e-10,
+        )
+        if not found.success:
+            raise MechinterpError(f"the flow from w = {w}, β = {beta} cannot be integrated: {found.message}")
+        return pd.DataFrame({"t": times, "w": found.y[0], "beta": found.y[1]})
+
+    def _counts(self) -> tuple[Float[np.ndarray, "counts"], Float[np.ndarray, "counts"]]:
+        """n₊ of a context that holds the target's copy, and their odds 2 n₊/N · P(n₊)."""
+        N = self.n_pairs
+        counts = np.array([N / 2]) if self.balanced else np.arange(N + 1.0)
+        return counts, 2 * counts / N * (np.ones(1) if self.balanced else binom.pmf(counts, N, 0.5))
 
     def velocity(
         self, w: Values, beta: Values, c1: Values = UNLEARNED, c2: Values = UNLEARNED

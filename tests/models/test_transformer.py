@@ -145,6 +145,10 @@ def test_initial_values_have_the_papers_scales():
         else:
             variance = 1 / 63 if ".attn." in name else 1 / 128 if "readout" in name else 2 / 128
             assert value.var().item() == pytest.approx(variance, rel=0.05), name
+    smaller = initial_parameters(config.updated({"model.classifier_init_variance": 1 / 3}))
+    for name, value in smaller.items():
+        scale = (1 / 6) ** 0.5 if "layers" in name else 1.0
+        torch.testing.assert_close(value, scale * parameters[name])
     other = initial_parameters(config.updated({"seed": 6}))
     assert not torch.equal(parameters["blocks.0.attn.W_Q"], other["blocks.0.attn.W_Q"])
 

@@ -166,3 +166,25 @@ def test_odd_contexts_are_refused():
         Kinetics(7, balanced=True)
     with pytest.raises(MechinterpError, match="at least 2"):
         Kinetics(1)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("logits", [None, np.array([-0.5, 0.3, 2.0])])
+def test_the_gradient_is_that_of_the_loss(balanced, logits):
+    kinetics, h = Kinetics(12, balanced), 1e-5
+    w, beta = np.array([0.0, 1.5, -2.0, 4.0]), np.array([0.0, -1.0, 2.0, 5.0])
+    by_w, by_beta = kinetics.gradient(w, beta, logits)
+    numeric = kinetics.loss(w + h, beta, logits) - kinetics.loss(w - h, beta, logits)
+    np.testing.assert_allclose(by_w, numeric / (2 * h), atol=1e-9)
+    numeric = kinetics.loss(w, beta + h, logits) - kinetics.loss(w, beta - h, logits)
+    np.testing.assert_allclose(by_beta, numeric / (2 * h), atol=1e-9)
+
+
+def test_descent_is_the_expanded_flow_near_the_origin_and_only_goes_down():
+    kinetics = Kinetics(2_000)
+    exact, expanded = kinetics.descent(0.2, 0.1, 800.0), kinetics.flow(0.2, 0.1, 800.0)
+    np.testing.assert_allclose(exact[["w", "beta"]], expanded[["w", "beta"]], rtol=0.02)
+    path = Kinetics(20).descent(0.0, 0.0, 500.0)
+    losses = Kinetics(20).loss(path["w"].to_numpy(), path["beta"].to_numpy())
+    assert (np.diff(losses) < 0).all()
+    assert losses[-1] < 0.05

@@ -44,8 +44,10 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SWEEPS = tuple(f"python -m analyses.{name}" for name in ("data_dependence", "convention_audit", "race"))
-"""These vary settings that `SMALL` has smaller; tests/analyses/test_sweeps.py runs them."""
+SWEEPS = tuple(
+    f"python -m analyses.{name}" for name in ("data_dependence", "convention_audit", "race", "bridge", "race_landscape")
+)
+"""These vary settings that `SMALL` has smaller, or take long; their own tests in tests/analyses/ run them."""
 LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv", *SWEEPS)
 SMALL_PAIRS = {"task.n_items": 40, "task.n_pairs": 4, "model.classifier_width": 8, "training.batch_size": 4}
 SMALL = TINY | {"task.n_classes": 16, "task.n_labels": 8, "task.n_pairs": 4, "training.batch_size": 4}

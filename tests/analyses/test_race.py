@@ -356,26 +356,53 @@ def coordinates(config: mi.RunConfig) -> pd.DataFrame:
     return pd.DataFrame(found, index=pd.Index(LONG, name="step"))
 
 
-def test_in_a_world_as_claimed_the_command_reproduces_every_claim(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def made_up(monkeypatch):
+    """Studies have the outcomes of a world, without training; gives the configs of their runs, by id."""
     configs = {}
 
-    def table(study: Study, *arguments, **options) -> pd.DataFrame:
-        configs.update({run.id: run.config for run in study.runs})
-        rows = []
-        for run in study.runs:
-            end = as_claimed(run.config).iloc[-1]
-            about = {"variant": run.variant, "seed": run.seed, "run": run.id, "status": "done", "error": None}
-            rows.append(
-                about | {"transition": False, "step": np.nan, "after": np.nan} | {IC: end.iloc[0], IWL: end.iloc[1]}
-            )
-        return pd.DataFrame(rows)
+    def install(world) -> dict[str, mi.RunConfig]:
+        def table(study: Study, *arguments, **options) -> pd.DataFrame:
+            configs.update({run.id: run.config for run in study.runs})
+            rows = []
+            for run in study.runs:
+                end = world(run.config).iloc[-1]
+                about = {"variant": run.variant, "seed": run.seed, "run": run.id, "status": "done", "error": None}
+                about |= {"transition": False, "step": np.nan, "after": np.nan}
+                rows.append(about | {IC: end["icl_accuracy"], IWL: end["iwl_accuracy"]})
+            return pd.DataFrame(rows)
 
-    def measured(study: Study, folder) -> dict:
-        return {(run.variant, run.seed): as_claimed(run.config) for run in study.runs}
+        def measured(study: Study, folder) -> dict:
+            return {(run.variant, run.seed): world(run.config) for run in study.runs}
 
-    monkeypatch.setattr("mechinterp.analysis.run_study", table)
-    monkeypatch.setattr("mechinterp.analysis.measured", measured)
-    monkeypatch.setattr("mechinterp.analysis.write_study_report", lambda study, table, folder, path: path)
+        monkeypatch.setattr("mechinterp.analysis.run_study", table)
+        monkeypatch.setattr("mechinterp.analysis.measured", measured)
+        monkeypatch.setattr("mechinterp.analysis.write_study_report", lambda study, table, folder, path: path)
+        return configs
+
+    return install
+
+
+def test_the_bridge_reads_each_law_off_the_runs_that_can_do_one_thing_only(made_up, tmp_path):
+    def world(config: mi.RunConfig) -> pd.DataFrame:
+        t = LONG * config.training.learning_rate
+        wrong = np.exp(-t / (0.1 * config.task.n_classes)) if config.task.burstiness == 0 else np.ones(len(t))
+        icl = (t >= 90 / config.task.burstiness) if config.task.p_in_context == 1.0 else t < 0
+        return pd.DataFrame({"icl_accuracy": icl.astype(float), "iwl_accuracy": 1 - wrong}, index=LONG)
+
+    made_up(world)
+    (tmp_path / "turning.csv").write_text("B,K\n1,800\n2,500\n4,200\n")
+    options = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--turning", str(tmp_path / "turning.csv")]
+    assert run_command(bridge.Bridge, options) == 0
+    found = pd.read_csv(tmp_path / "bridge" / "bridge.csv")
+    assert found["B"].tolist() == [1, 2, 4]
+    assert found["t_ICL"].tolist() == [90, 46, 24], "the first saved step after it"
+    assert found["predicted"].to_numpy() == pytest.approx([900, 460, 240], rel=0.03)
+    assert pd.read_csv(tmp_path / "bridge" / "verdicts.csv")["verdict"].tolist() == ["reproduced"]
+
+
+def test_in_a_world_as_claimed_the_command_reproduces_every_claim(made_up, tmp_path, monkeypatch):
+    configs = made_up(as_claimed)
     monkeypatch.setattr("analyses.race.open_run", lambda path: configs[path.stem])
     monkeypatch.setattr("analyses.race.race", coordinates)
     assert run_command(Race, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0

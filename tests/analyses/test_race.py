@@ -356,33 +356,6 @@ def coordinates(config: mi.RunConfig) -> pd.DataFrame:
     return pd.DataFrame(found, index=pd.Index(LONG, name="step"))
 
 
-@pytest.fixture
-def made_up(monkeypatch):
-    """Studies have the outcomes of a world, without training; gives the configs of their runs, by id."""
-    configs = {}
-
-    def install(world) -> dict[str, mi.RunConfig]:
-        def table(study: Study, *arguments, **options) -> pd.DataFrame:
-            configs.update({run.id: run.config for run in study.runs})
-            rows = []
-            for run in study.runs:
-                end = world(run.config).iloc[-1]
-                about = {"variant": run.variant, "seed": run.seed, "run": run.id, "status": "done", "error": None}
-                about |= {"transition": False, "step": np.nan, "after": np.nan}
-                rows.append(about | {IC: end["icl_accuracy"], IWL: end["iwl_accuracy"]})
-            return pd.DataFrame(rows)
-
-        def measured(study: Study, folder) -> dict:
-            return {(run.variant, run.seed): world(run.config) for run in study.runs}
-
-        monkeypatch.setattr("mechinterp.analysis.run_study", table)
-        monkeypatch.setattr("mechinterp.analysis.measured", measured)
-        monkeypatch.setattr("mechinterp.analysis.write_study_report", lambda study, table, folder, path: path)
-        return configs
-
-    return install
-
-
 def test_the_bridge_reads_each_law_off_the_runs_that_can_do_one_thing_only(made_up, tmp_path):
     def world(config: mi.RunConfig) -> pd.DataFrame:
         t = LONG * config.training.learning_rate

@@ -1,6 +1,6 @@
 """The analyses of sweeps find in made-up runs what was put there."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from analyses.data_dependence import DataDependence
 from mechinterp.cli import run_command
 from mechinterp.config import RunConfig
 from mechinterp.emergence import acquired
-from mechinterp.studies.study import Study
 
 STEPS = np.arange(0, 12_001, 200)
 
@@ -56,38 +55,20 @@ def _acquired(values: tuple[float, ...]) -> float | None:
 
 
 @pytest.fixture
-def made_up(monkeypatch):
-    """Studies have the outcomes of a world, without training; a curve that several runs share is located once."""
+def install(made_up, monkeypatch):
+    """Studies have the outcomes of a world of IC and IWL accuracy; a curve that several runs share is located once."""
+    for analysis in ("data_dependence", "convention_audit"):
+        monkeypatch.setattr(f"analyses.{analysis}.acquired", lambda curve: _acquired(tuple(curve)))
 
-    def install(world) -> None:
-        def curves(study: Study) -> dict[tuple[str, int], pd.DataFrame]:
-            return {
-                (run.variant, run.seed): pd.DataFrame(
-                    dict(zip(("icl_accuracy", "iwl_accuracy"), world(run.config, run.seed), strict=True)),
-                    index=pd.Index(STEPS, name="step"),
-                )
-                for run in study.runs
-            }
+    def curves(world, config: RunConfig) -> pd.DataFrame:
+        both = dict(zip(("icl_accuracy", "iwl_accuracy"), world(config, config.seed), strict=True))
+        return pd.DataFrame(both, index=pd.Index(STEPS, name="step"))
 
-        def table(study: Study, *arguments, **options) -> pd.DataFrame:
-            rows = []
-            for (variant, seed), curve in curves(study).items():
-                ends = {f"final_{name}": curve[name].iloc[-1] for name in curve}
-                located = {"transition": False, "step": np.nan, "after": np.nan, "iwl_accuracy_step": np.nan}
-                rows.append({"variant": variant, "seed": seed, "status": "done", "error": None} | located | ends)
-            return pd.DataFrame(rows)
-
-        for analysis in ("data_dependence", "convention_audit"):
-            monkeypatch.setattr(f"analyses.{analysis}.acquired", lambda curve: _acquired(tuple(curve)))
-        monkeypatch.setattr("mechinterp.analysis.run_study", table)
-        monkeypatch.setattr("mechinterp.analysis.measured", lambda study, folder: curves(study))
-        monkeypatch.setattr("mechinterp.analysis.write_study_report", lambda study, table, folder, path: path)
-
-    return install
+    return lambda world: made_up(partial(curves, world))
 
 
-def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(made_up, tmp_path):
-    made_up(as_claimed)
+def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(install, tmp_path):
+    install(as_claimed)
     assert run_command(DataDependence, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     out = tmp_path / "data_dependence"
     verdicts = pd.read_csv(out / "verdicts.csv").set_index("claim")
@@ -103,7 +84,7 @@ def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(made_up, 
     assert not pd.read_csv(out / "groups.csv")["bimodal"].any()
     assert {"figure_2a.html", "figure_2c.html", "figure_a5.html", "race.html"} <= {p.name for p in out.iterdir()}
 
-    made_up(contrary)
+    install(contrary)
     assert run_command(DataDependence, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     found = pd.read_csv(out / "verdicts.csv").set_index("claim")["verdict"]
     assert found["K = 128, B = 1 is learned in weights: IWL ≥ 0.95, IC ≤ 0.1"] == "not reproduced"
@@ -112,13 +93,13 @@ def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(made_up, 
     assert found["full network: L > N robustly learns (IC ≥ 0.9 in every cell)"] == "not reproduced"
 
 
-def test_seeds_of_two_kinds_near_the_boundary_are_reported(made_up, tmp_path):
+def test_seeds_of_two_kinds_near_the_boundary_are_reported(install, tmp_path):
     def two_kinds(config: RunConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if 600 < config.task.n_classes < 1_000:
             return (rising(3_000, 0.9), rising(1_000, 0.1))[:: 1 if seed % 2 else -1]
         return as_claimed(config, seed)
 
-    made_up(two_kinds)
+    install(two_kinds)
     assert run_command(DataDependence, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     groups = pd.read_csv(tmp_path / "data_dependence" / "groups.csv")
     assert groups["bimodal"].all()
@@ -126,7 +107,7 @@ def test_seeds_of_two_kinds_near_the_boundary_are_reported(made_up, tmp_path):
     assert (groups["upper"] == 4).all()
 
 
-def test_an_audit_finds_the_conventions_that_matter(made_up, tmp_path, capsys):
+def test_an_audit_finds_the_conventions_that_matter(install, tmp_path, capsys):
     """Times scale with the learning rate; one convention delays, one takes IC accuracy away, the others do nothing."""
 
     def world(config: RunConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +116,7 @@ def test_an_audit_finds_the_conventions_that_matter(made_up, tmp_path, capsys):
         at = late * (300 + 5 * seed) / config.training.learning_rate
         return rising(at if at < 11_000 else 11_000, ic), rising(1_000, 0.1)
 
-    made_up(world)
+    install(world)
     assert run_command(ConventionAudit, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "convention_audit" / "conventions.csv", keep_default_na=False)
     assert len(table) == 39 + 5 + 2

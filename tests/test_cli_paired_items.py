@@ -6,6 +6,7 @@ import pytest
 
 import mechinterp as mi
 from mechinterp.cli import main
+from mechinterp.config import PRESETS
 
 RUNS = {
     "network": {"model.n_layers": 1, "model.readout": "difference"},
@@ -15,13 +16,12 @@ RUNS = {
 WORK = {
     "measure": ["--sequences", "50"],
     "patch": ["--n-pairs", "20"],
-    "paths": ["--corruption", "swap_label", "--n-pairs", "20"],
+    "paths": ["--n-pairs", "20"],
     "ablate": ["--n-sequences", "20"],
     "verify": [],
     "info": [],
 }
 REFUSED = {
-    "paths": "carry no position",
     "qkov": "position ⊕ content",
     "evidence": "paired items are one token",
     "circuit": "paired items are one token",
@@ -58,6 +58,27 @@ def test_these_say_in_a_line_why_they_do_not_apply(run, command, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert REFUSED[command] in said[0]
+
+
+def test_paths_of_shuffled_positions_are_refused_where_there_are_none(run, capsys):
+    assert main(["paths", str(run.path), "--corruption", "shuffle_positions"]) == 2
+    assert "carry no position" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_one_of_the_command_lines(preset, tmp_path, capsys):
+    options = [
+        "--training.steps",
+        "1",
+        "--training.batch-size",
+        "2",
+        "--model.classifier-width",
+        "4",
+        "--task.n-pairs",
+        "4",
+    ]
+    assert main(["train", "--preset", preset, "--out", str(tmp_path / "run.h5"), *options]) == 0
+    assert mi.open_run(tmp_path / "run.h5").config.task == mi.RunConfig.preset(preset).updated({"task.n_pairs": 4}).task
 
 
 def test_emergence_says_that_there_is_none_yet(run, capsys):

@@ -12,9 +12,14 @@ and one head on paired items. With A = W_Q W_Kᵀ, its block A_xx on items, and 
 Of the additive model these are its own β, w and φ, and both shares are 1. The shares, in [0, 1], say how far the
 theory's coordinates reach: what of the attention to items is "the same item", and what of the labels' effect on the
 answer is linear in the attention to them. φ⁺ gives c₁, c₂ and c₃ (`theory.kinetics.order_parameters`).
+
+In a network the classifier has seldom read a target without attention: once it leans on what attention adds, its answer
+to the bare target is no longer what it knows by heart, and c₁ to c₃ may stay high, or c₃ rise, in a network that has
+memorised all. They are memory where attention adds nothing (as in ``race_memory``) or adds apart (the additive model).
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pandas as pd
 import torch
@@ -37,6 +42,8 @@ def race(run: Run, *, steps: Iterable[int] | None = None, n_sequences: int = 100
     trapezoidal rule over these steps, so from the first of them on. Raises where `coordinates` does.
     """
     wanted = run.steps if steps is None else list(steps)
+    if not wanted or any(a >= b for a, b in pairwise(wanted)):
+        raise MechinterpError(f"steps {wanted}: I_K is integrated over steps; give some that ascend")
     rows = [
         coordinates(folded(run.config, run.weights(step)), run.task, n_sequences=n_sequences, seed=seed)
         for step in wanted

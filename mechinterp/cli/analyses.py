@@ -10,6 +10,8 @@ from mechinterp.errors import MechinterpError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mechinterp.store import Run
+
 
 @dataclass
 class Measure:
@@ -79,19 +81,23 @@ class _Analysis:
         if not run.steps:
             raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
         steps = run.steps if self.all else [run.steps[-1] if self.step is None else self.step]
-        own = {field.name for field in fields(_Analysis)}
-        arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        arguments = self.arguments(run)
         table = analyse(run, type(self).__name__.lower(), steps=steps, progress=True, **arguments)
         result = {"run": str(run.path), "arguments": arguments, "rows": table.to_dict("records")}
         text = table.to_csv(index=False).strip() if self.csv else table.round(4).to_string(index=False)
         print_result(result, self.json, text)
+
+    def arguments(self, run: "Run") -> dict[str, Any]:
+        """What the analysis is asked."""
+        own = {field.name for field in fields(_Analysis)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
 
 
 @dataclass
 class Patch(_Analysis):
     """Activation patching at every hook and role: which activation carries the answer?"""
 
-    corruption: str = "replace_target"
+    corruption: str | None = "replace_target"
     """swap_label, replace_target, break_pairing or shuffle_positions."""
     metric: str = "logit_difference"
     """logit_difference, probability, accuracy or loss."""
@@ -105,7 +111,14 @@ class Patch(_Analysis):
 class Paths(Patch):
     """Path patching: which edge between components carries the answer?"""
 
-    corruption: str = "shuffle_positions"
+    corruption: str | None = None
+    """swap_label, replace_target, break_pairing or shuffle_positions; by default the last, or the first where tokens
+    carry no position."""
+
+    def arguments(self, run: "Run") -> dict[str, Any]:
+        positions = run.config.task.kind != "paired_items"
+        default = "shuffle_positions" if positions else "swap_label"
+        return {**super().arguments(run), "corruption": self.corruption or default}
 
 
 @dataclass

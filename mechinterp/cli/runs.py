@@ -16,7 +16,14 @@ class Train:
     """Train a network and write its trajectory."""
 
     settings: Settings
-    preset: Literal["reddy2023", "reddy2023-fast", "reddy2023-minimal"] = "reddy2023-fast"
+    preset: Literal[
+        "reddy2023",
+        "reddy2023-fast",
+        "reddy2023-minimal",
+        "nguyen2024",
+        "nguyen2024-fast",
+        "nguyen2024-minimal",
+    ] = "reddy2023-fast"
     """The config to start from."""
     config: Path | None = None
     """A TOML file to start from, instead of a preset."""

@@ -42,7 +42,12 @@ def columns_for(task: Task, n_layers: int, names: Sequence[str] | None = None) -
     for name in names:
         if name in MEASURES and name not in possible:
             own = MEASURES[name]
-            needs = ", ".join([*own.roles, *own.hooks, *(f"a task without the role {role}" for role in own.without)])
+            if any(role in task.sample(task.evaluations[0], 1).roles for role in own.without):
+                raise MechinterpError(
+                    f"{name} cannot be measured here: it is of tasks whose labels are tokens of their own; on this one,"
+                    " whose tokens show an item with its label, take tca1"
+                )
+            needs = ", ".join([*own.roles, *own.hooks])
             raise MechinterpError(f"{name} cannot be measured here: it needs {needs}")
         if name not in possible:
             raise unknown_name("measure", name, possible)

@@ -48,6 +48,8 @@ Time = Callable[[float], Number]
 
 UNLEARNED = 0.5
 """c₁ and c₂ while φ = 0."""
+MOST_NEGATIVE = -12.0
+"""β₀ below which the flow is not integrated: t_ICL grows as e^{−2β₀}."""
 FAR = 12.0
 """Where β is that much above its start, or above 0, what is left of the way to infinity takes no time."""
 
@@ -189,6 +191,8 @@ class Kinetics:
         self, w: Number = 0.0, beta: Number = 0.0, *, c1: Number | Time = UNLEARNED, c2: Number | Time = UNLEARNED
     ) -> float:
         """t_ICL, by integrating the flow: when β runs away. Infinite if it does not."""
+        if beta < MOST_NEGATIVE:
+            raise MechinterpError(f"β₀ = {beta:g} is too far below 0 to integrate; use late_learning_integral")
         longest = 1e4 * self.n_pairs * np.exp(2 * abs(min(beta, 0.0)))
         path = self.flow(w, beta, longest, c1=c1, c2=c2, n_points=2)
         return float(path["t"].iloc[-1]) if path["beta"].iloc[-1] >= max(beta, 0.0) + FAR - 1e-6 else np.inf
@@ -196,14 +200,22 @@ class Kinetics:
     def learning_integral(self, w: Values = 0.0, beta: Values = 0.0) -> Values:
         """I_K(t_ICL), which is t_ICL where nothing is memorised, for |w₀|, |β₀| ≪ 1 (eq. 34, and its like for w₀ < 0).
 
-        N √(2π) e^{−β₀ + w₀²/2} erfc(w₀/√2)
+        N √(2π) e^{−β₀ + w₀²/2} erfc(w₀/√2). Not for 𝒟′, where the origin is a saddle: MechinterpError.
         """
+        self._require_unbalanced()
         w = np.asarray(w, dtype=float)
         return (self.n_pairs * np.sqrt(2 * np.pi) * np.exp(w**2 / 2 - np.asarray(beta)) * erfc(w / np.sqrt(2)))[()]
 
     def late_learning_integral(self, beta: Values) -> Values:
-        """∫ c₁/c₂ dt up to t_ICL for −β₀ ≫ 1: N e^{−2β₀} / 2 (eq. 37 without its factor 2)."""
+        """∫ c₁/c₂ dt up to t_ICL for −β₀ ≫ 1: N e^{−2β₀} / 2 (eq. 37 without its factor 2); not for 𝒟′ either."""
+        self._require_unbalanced()
         return self.n_pairs * np.exp(-2 * np.asarray(beta, dtype=float))[()] / 2
+
+    def _require_unbalanced(self) -> None:
+        if self.balanced:
+            raise MechinterpError(
+                "with balanced contexts (𝒟′) the origin is a saddle and t_ICL has no formula; integrate: time_to_learn"
+            )
 
     def threshold(self, prefactor: float, exponent: float, beta: Values = 0.0) -> Values:
         """K* = (t_ICL/a)^{1/ν}, from which on in-context learning comes first, where I_K(∞) = a K^ν (eq. 13)."""

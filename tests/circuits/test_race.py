@@ -95,3 +95,10 @@ def test_other_runs_are_refused_in_a_line(tmp_path, tiny_config):
     deep = mi.train(one_layer(**{"model.n_layers": 2, "training.steps": 0}), tmp_path / "deep.h5", progress=False)
     with pytest.raises(MechinterpError, match="one layer"):
         race(deep)
+
+
+def test_steps_must_ascend_for_an_integral(tmp_path):
+    run = mi.train(additive(), tmp_path / "run.h5", progress=False)
+    for steps in ([], [5, 0], [5, 5]):
+        with pytest.raises(MechinterpError, match="give some that ascend"):
+            race(run, steps=steps)

@@ -170,7 +170,9 @@ def test_tca_counts_all_copies_and_takes_the_place_of_the_others_on_paired_items
     names = {column.name for column in columns_for(task, 2)}
     assert {"tca1", "tca2", "icl_accuracy"} <= names
     assert not names & {"ila1", "ila1_all", "tila2", "tla2", "cla", "cla_mass"}
-    with pytest.raises(MechinterpError, match=r"ila1 cannot be measured here: it needs .*a task without the role copy"):
+    with pytest.raises(
+        MechinterpError, match=r"ila1 cannot be measured here: it is of tasks whose labels .* take tca1"
+    ):
         columns_for(task, 2, ["ila1"])
 
 

@@ -188,3 +188,13 @@ def test_descent_is_the_expanded_flow_near_the_origin_and_only_goes_down():
     losses = Kinetics(20).loss(path["w"].to_numpy(), path["beta"].to_numpy())
     assert (np.diff(losses) < 0).all()
     assert losses[-1] < 0.05
+
+
+def test_what_has_no_formula_is_refused():
+    for formula in ("learning_integral", "late_learning_integral"):
+        with pytest.raises(MechinterpError, match="saddle and t_ICL has no formula"):
+            getattr(Kinetics(8, balanced=True), formula)(0.0)
+    with pytest.raises(MechinterpError, match="saddle"):
+        Kinetics(8, balanced=True).threshold(1.0, 1.0)
+    with pytest.raises(MechinterpError, match="β₀ = -20 is too far below 0"):
+        Kinetics(8).time_to_learn(beta=-20)

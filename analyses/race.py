@@ -253,7 +253,8 @@ def at_rest(resting: pd.DataFrame) -> go.Figure:
         panel = panels.setdefault(f"λ = {own['decay'].iloc[0]:g}", {"w": [], "W(c₃/λ)": []})
         for name, column in (("w", "w"), ("W(c₃/λ)", "rest")):
             panel[name].append(over_time[column].iloc[1:].rename_axis("steps × learning rate"))
-    return paths(panels, "What attention adds follows what memory leaves to it (additive model)")
+    figure = paths(panels, "What attention adds follows what memory leaves to it (additive model)")
+    return figure.update_yaxes(range=[0, 1.05 * float(resting["w"].max())])  # W jumps where a single item is forgotten
 
 
 if __name__ == "__main__":

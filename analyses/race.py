@@ -5,7 +5,7 @@
 Does the studies ``race_*.toml`` and writes, for each, its tables and its page; and to ``race_diversity/`` the figures,
 ``times.csv`` (t_ICL of every run without a dataset to memorise), ``thresholds.csv`` (K* at every N, fitted and
 predicted), ``memory.csv`` (I_K(∞) of every K), ``cost.csv`` and ``verdicts.csv``: every claim with what was found
-(`analyses.race_verdicts`). The theory's own figures are drawn by ``race_landscape``; ``bridge`` asks the same of the
+(`analyses.claims.race`). The theory's own figures are drawn by ``race_landscape``; ``bridge`` asks the same of the
 network of Reddy 2023.
 
 Times are in units of steps × learning rate, in which gradient flow does not depend on the learning rate. "Network" is
@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses import race_verdicts
-from analyses.race_verdicts import IC, IWL, samples
+from analyses.claims import race as claims
+from analyses.claims.race import IC, IWL, samples
 from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.circuits.race import race
 from mechinterp.emergence import reached
@@ -90,17 +90,17 @@ class Race(StudyAnalysis):
         costs(*studies).to_csv(done.out / "cost.csv", index=False)
         found = verdict_table(
             [
-                *race_verdicts.of_diversity(diversity),
-                race_verdicts.of_groups(crowded),
-                *race_verdicts.of_times(times),
-                *race_verdicts.of_abruptness(curves_of(timed, others)),
-                *race_verdicts.of_memory(memorised),
-                *race_verdicts.of_thresholds(diversity, times, memorised, thresholds),
-                *race_verdicts.of_transience("network", fading.settings(SETTINGS), fading.measured),
-                *race_verdicts.of_transience("additive model", weaker.settings(SETTINGS), weaker.measured),
-                race_verdicts.of_rest(resting),
-                *race_verdicts.of_losses(losses),
-                race_verdicts.of_balance(held),
+                *claims.of_diversity(diversity),
+                claims.of_groups(crowded),
+                *claims.of_times(times),
+                *claims.of_abruptness(curves_of(timed, others)),
+                *claims.of_memory(memorised),
+                *claims.of_thresholds(diversity, times, memorised, thresholds),
+                *claims.of_transience("network", fading.settings(SETTINGS), fading.measured),
+                *claims.of_transience("additive model", weaker.settings(SETTINGS), weaker.measured),
+                claims.of_rest(resting),
+                *claims.of_losses(losses),
+                claims.of_balance(held),
             ]
         )
         found.to_csv(done.out / "verdicts.csv", index=False)
@@ -215,10 +215,8 @@ def thresholds_of(diversity: pd.DataFrame, times: pd.DataFrame, memorised: pd.Da
 
 
 def losses_of(done: Conducted) -> pd.DataFrame:
-    """All checkpoints of all runs of a study, with their variant, seed and phase (`race_verdicts.phases`)."""
-    return pd.concat(
-        [race_verdicts.phases(table).assign(variant=v, seed=seed) for (v, seed), table in done.measured.items()]
-    )
+    """All checkpoints of all runs of a study, with their variant, seed and phase (`claims.race.phases`)."""
+    return pd.concat([claims.phases(table).assign(variant=v, seed=seed) for (v, seed), table in done.measured.items()])
 
 
 def losses_by_phase(losses: pd.DataFrame, what: str) -> go.Figure:

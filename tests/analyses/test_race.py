@@ -10,8 +10,7 @@ from scipy.special import expit
 
 import mechinterp as mi
 from analyses import bridge, race_landscape
-from analyses.race import MEMORISING, Race, at_rest, memorised_of, order_parameters, thresholds_of
-from analyses.race_verdicts import (
+from analyses.claims.race import (
     IC,
     IWL,
     of_abruptness,
@@ -26,6 +25,7 @@ from analyses.race_verdicts import (
     of_transience,
     phases,
 )
+from analyses.race import MEMORISING, Race, at_rest, memorised_of, order_parameters, thresholds_of
 from mechinterp.cli import run_command
 from mechinterp.errors import MechinterpError
 from mechinterp.report.sweeps import clouds, laws

@@ -1,4 +1,4 @@
-"""The claims of Nguyen & Reddy 2024 and what the tables of `analyses.race` say of them. This module is no command."""
+"""The claims of Nguyen & Reddy 2024 and what the tables of `analyses.race` say of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -8,7 +8,7 @@ a row per variant), its page, and for each variant the progress measures aligned
 
 from dataclasses import dataclass
 
-from mechinterp.analysis import StudyAnalysis, crossings, run_analysis
+from analyses._common import StudyAnalysis, crossings, run_analysis
 from mechinterp.report.figures import aligned
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]

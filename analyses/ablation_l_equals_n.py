@@ -9,7 +9,7 @@ accuracy of every seed. The full network is a part of ``data_dependence``.
 
 from dataclasses import dataclass
 
-from mechinterp.analysis import StudyAnalysis, run_analysis
+from analyses._common import StudyAnalysis, run_analysis
 from mechinterp.report.figures import each_seed
 
 

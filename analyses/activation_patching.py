@@ -9,7 +9,7 @@ of the effects before and after for every run, and the effects of the strongest 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechinterp.analysis import RunAnalysis, analyse_runs, ends, run_analysis
+from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.circuits.patching import resolved
 from mechinterp.report.figures import site_maps, trajectories
 

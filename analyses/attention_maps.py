@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, run_analysis, steps_shown
+from analyses._common import RunAnalysis, run_analysis, steps_shown
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder
 from mechinterp.measures.attention import attention_by_role

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mechinterp.analysis import Conducted, StudyAnalysis, run_analysis
+from analyses._common import Conducted, StudyAnalysis, run_analysis
 from mechinterp.emergence import reached
 from mechinterp.errors import MechinterpError
 from mechinterp.report.sweeps import laws

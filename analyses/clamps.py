@@ -8,7 +8,7 @@ figures of the in-context accuracy of every variant, as clamped and released, an
 
 from dataclasses import dataclass
 
-from mechinterp.analysis import StudyAnalysis, run_analysis
+from analyses._common import StudyAnalysis, run_analysis
 from mechinterp.report.study import transition_steps, variant_curves
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, analyse_runs, ends, run_analysis
+from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.emergence import emergence_table
 from mechinterp.report.figures import trajectories
 from mechinterp.store import open_runs

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
+from analyses._common import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.emergence import acquired
 from mechinterp.report.sweeps import differences
 

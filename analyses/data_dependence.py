@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
+from analyses._common import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.emergence import acquired
 from mechinterp.report.study import variant_curves
 from mechinterp.report.sweeps import bands, heat_maps, race, strips

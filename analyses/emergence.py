@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, run_analysis
+from analyses._common import RunAnalysis, run_analysis
 from mechinterp.emergence import emergence_table
 from mechinterp.files import make_folder
 from mechinterp.report.figures import COLOURS

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, run_analysis, steps_shown, write_drawing
+from analyses._common import RunAnalysis, run_analysis, steps_shown, write_drawing
 from mechinterp.circuits.diagram import to_dict
 from mechinterp.circuits.svg import film_strip, to_svg
 from mechinterp.circuits.trajectory import circuit_graphs

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechinterp.analysis import RunAnalysis, analyse_runs, run_analysis
+from analyses._common import RunAnalysis, analyse_runs, run_analysis
 from mechinterp.report.figures import trajectories
 
 

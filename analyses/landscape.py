@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 import tyro
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, run_analysis
+from analyses._common import RunAnalysis, run_analysis
 from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import member
 from mechinterp.files import make_folder

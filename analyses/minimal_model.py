@@ -8,7 +8,7 @@ Does the study ``minimal_model.toml`` (K = 512, D = 64, B = 2, no in-context seq
 
 from dataclasses import dataclass
 
-from mechinterp.analysis import StudyAnalysis, run_analysis
+from analyses._common import StudyAnalysis, run_analysis
 from mechinterp.report.figures import loss_and_accuracies
 
 

@@ -10,7 +10,7 @@ is printed.
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechinterp.analysis import RunAnalysis, analyse_runs, ends, run_analysis
+from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.circuits.patching import resolved
 from mechinterp.report.figures import trajectories
 

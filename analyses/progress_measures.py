@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 import mechinterp as mi
-from mechinterp.analysis import RunAnalysis, crossings, run_analysis
+from analyses._common import RunAnalysis, crossings, run_analysis
 from mechinterp.files import make_folder
 from mechinterp.report.figures import aligned
 from mechinterp.store import open_runs

@@ -10,7 +10,7 @@ the minimal induction head), and figures of the strengths over training.
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechinterp.analysis import RunAnalysis, analyse_runs, ends, run_analysis
+from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.circuits.trajectory import analyse, null_bands
 from mechinterp.report.figures import trajectories
 from mechinterp.store import open_runs

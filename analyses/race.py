@@ -23,7 +23,7 @@ import plotly.graph_objects as go
 
 from analyses.claims import race as claims
 from analyses.claims.race import IC, IWL, samples
-from mechinterp.analysis import Conducted, StudyAnalysis, costs, run_analysis
+from analyses._common import Conducted, StudyAnalysis, costs, run_analysis
 from mechinterp.circuits.race import race
 from mechinterp.emergence import reached
 from mechinterp.errors import MechinterpError

@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 import tyro
 from plotly.subplots import make_subplots
 
-from mechinterp.analysis import RunAnalysis, run_analysis
+from analyses._common import RunAnalysis, run_analysis
 from mechinterp.circuits.race import race
 from mechinterp.config import PairedItemsConfig
 from mechinterp.files import make_folder

@@ -17,7 +17,7 @@ import tyro
 
 import mechinterp as mi
 from benchmarks.timing import interleaved, machine, median_ratio
-from mechinterp.analysis import run_analysis
+from analyses._common import run_analysis
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import patch, replaced, sites
 from mechinterp.circuits.rerun import activations

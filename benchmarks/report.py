@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks.timing import machine
-from mechinterp.analysis import run_analysis
+from analyses._common import run_analysis
 from mechinterp.errors import MechinterpError
 
 SCREENS = {"desk": (1280, 900), "phone": (390, 844), "tall": (1280, 3000)}

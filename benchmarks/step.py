@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import mechinterp as mi
 from benchmarks.timing import interleaved, machine, median_ratio
-from mechinterp.analysis import run_analysis
+from analyses._common import run_analysis
 from mechinterp.config import ItemLabelConfig
 from mechinterp.models.functional import forward
 from mechinterp.models.parameters import initial_parameters

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mechinterp as mi
 from benchmarks.timing import interleaved, machine, median_ratio
-from mechinterp.analysis import run_analysis
+from analyses._common import run_analysis
 from mechinterp.models.parameters import initial_parameters
 from mechinterp.store import RunWriter
 from mechinterp.training.fused import FusedEngine

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.timing import machine
-from mechinterp.analysis import run_analysis
+from analyses._common import run_analysis
 from mechinterp.emergence import Emergence
 from mechinterp.measures import MEASURES
 from mechinterp.studies.conduct import run_study

@@ -33,9 +33,9 @@ def made_up(monkeypatch) -> Callable[[World], dict[str, RunConfig]]:
         def measured(study: Study, folder) -> dict[tuple[str, int], pd.DataFrame]:
             return {(run.variant, run.seed): world(run.config) for run in study.runs}
 
-        monkeypatch.setattr("mechinterp.analysis.run_study", table)
-        monkeypatch.setattr("mechinterp.analysis.measured", measured)
-        monkeypatch.setattr("mechinterp.analysis.write_study_report", lambda study, table, folder, path: path)
+        monkeypatch.setattr("analyses._common.run_study", table)
+        monkeypatch.setattr("analyses._common.measured", measured)
+        monkeypatch.setattr("analyses._common.write_study_report", lambda study, table, folder, path: path)
         return configs
 
     return install

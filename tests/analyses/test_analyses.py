@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import analyses
-from mechinterp.analysis import crossings, write_drawing, write_figure
+from analyses._common import crossings, write_drawing, write_figure
 from mechinterp.cli import run_command
 from mechinterp.studies.study import Study
 
@@ -90,7 +90,7 @@ def test_runs_that_never_cross_are_left_out_aloud(capsys):
     assert capsys.readouterr().out == "slow: icl_accuracy does not rise through 0.5; the figure leaves this run out\n"
 
 
-@pytest.mark.parametrize("module", [each.name for each in pkgutil.iter_modules(analyses.__path__) if not each.ispkg])
+@pytest.mark.parametrize("module", [each.name for each in pkgutil.iter_modules(analyses.__path__) if not each.ispkg and each.name[0] != "_"])
 def test_pictures_are_refused_before_anything_is_computed(module, tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "kaleido", None)
     found = vars(importlib.import_module(f"analyses.{module}")).values()
@@ -107,7 +107,7 @@ def test_pictures_beside_the_html(tmp_path, monkeypatch, capsys):
 
     asked = []
     monkeypatch.setattr(
-        "mechinterp.analysis.write_pictures", lambda figure, path, formats: asked.append((path.name, formats)) or [path]
+        "analyses._common.write_pictures", lambda figure, path, formats: asked.append((path.name, formats)) or [path]
     )
     write_figure(go.Figure(), tmp_path / "plain.html")
     write_figure(go.Figure(), tmp_path / "figure.html", ("png", "svg"))

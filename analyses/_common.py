@@ -116,8 +116,8 @@ class StudyAnalysis(Analysis):
     """Folder in which the study's folder of tables and figures is made."""
 
     def conducted(self, name: str) -> "Conducted":
-        """The study ``analyses/{name}.toml``, carried out; its table, and the comparison of variants, are written."""
-        study = Study.from_toml(Path("analyses") / f"{name}.toml", paper_scale=self.paper_scale)
+        """The study ``{name}.toml`` beside this module, carried out; its table, and the comparison of variants, are written."""
+        study = Study.from_toml(Path(__file__).with_name(f"{name}.toml"), paper_scale=self.paper_scale)
         out = table_folder(study, self.out / (f"{name}-paper-scale" if self.paper_scale else name))
         table = run_study(study, self.runs, workers=self.workers, retry=self.retry)
         compared, _, _ = write_tables(study, table, out)

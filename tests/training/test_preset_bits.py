@@ -1,0 +1,37 @@
+"""The presets' first 200 steps give the same bits as when version 0.4.0 was released.
+
+What may change bits apart from this project's code (library builds, the processor) is recorded beside the digests. In
+that environment the digests must be equal. In any other the initial weights must be, which are drawn without matrix
+products, and the trained ones must agree in norm to five digits.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import mechinterp as mi
+from mechinterp.store.schema import environment
+
+RECORDED = json.loads((Path(__file__).parents[1] / "data" / "preset_digests.json").read_text())
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("preset", RECORDED["presets"])
+def test_first_200_steps(preset, tmp_path, one_thread):
+    config = mi.RunConfig.preset(preset).updated({"training.steps": 200, "checkpoints.every": 100})
+    run = mi.train(config, tmp_path / "run.h5", progress=False)
+    expected, here = RECORDED["presets"][preset], environment()
+    assert run.digest(0) == expected["digests"]["0"]
+    norms = {name: float(value.double().norm()) for name, value in run.weights(200).items()}
+    assert norms == pytest.approx(expected["norms"], rel=1e-5, abs=1e-7)
+    if all(here[name] == value for name, value in RECORDED["environment"].items()):
+        assert {str(step): run.digest(step) for step in run.steps} == expected["digests"]

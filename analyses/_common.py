@@ -9,21 +9,21 @@ import pandas as pd
 import plotly.graph_objects as go
 import tyro
 
-from mechinterp.circuits.trajectory import analyse
+from analyses._pictures import Format, framed, require_export, write_pictures
+from analyses.claims.verdicts import with_settings
+from mechinterp.analysis.checkpoints import analyse
 from mechinterp.cli import run_command
 from mechinterp.cli.study import MOST_SIDE_BY_SIDE
-from mechinterp.emergence import crossing, locate_or_say_why, steps_around
+from mechinterp.emergence import level_crossing, locate_or_say_why, steps_around
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder, replace_text
 from mechinterp.measures import measure
-from mechinterp.report.export import Format, framed, require_export, write_pictures
 from mechinterp.report.study import write_study_report
-from mechinterp.store import Run, open_runs
-from mechinterp.studies.conduct import measured, run_study, table_folder, write_tables
+from mechinterp.run import Run, open_runs
 from mechinterp.studies.cost import Spent, spent
-from mechinterp.studies.outcomes import Outcomes
+from mechinterp.studies.results import Results
+from mechinterp.studies.runner import measured, run_study, table_folder, write_tables
 from mechinterp.studies.study import Study
-from mechinterp.studies.verdicts import with_settings
 
 
 @runtime_checkable
@@ -77,7 +77,7 @@ def steps_shown(run: Run, *, during: bool = False) -> list[int]:
 
 def crossings(tables: Mapping[str, pd.DataFrame], name: str = "icl_accuracy", level: float = 0.5) -> dict[str, float]:
     """Where a measure rises through the level in each run's table; runs in which it does not are left out, aloud."""
-    found = {run: crossing(table[name], level) for run, table in tables.items()}
+    found = {run: level_crossing(table[name], level) for run, table in tables.items()}
     for run, step in found.items():
         if step is None:
             print(f"{run}: {name} does not rise through {level:g}; the figure leaves this run out")
@@ -115,8 +115,8 @@ class StudyAnalysis(Analysis):
     out: Path = Path("results")
     """Folder in which the study's folder of tables and figures is made."""
 
-    def conducted(self, name: str) -> "Conducted":
-        """The study ``{name}.toml`` beside this module, carried out; its table, and the comparison of variants, are written."""
+    def conducted(self, name: str) -> "StudyResult":
+        """The study ``{name}.toml`` beside this module, carried out; its tables are written."""
         study = Study.from_toml(Path(__file__).with_name(f"{name}.toml"), paper_scale=self.paper_scale)
         out = table_folder(study, self.out / (f"{name}-paper-scale" if self.paper_scale else name))
         table = run_study(study, self.runs, workers=self.workers, retry=self.retry)
@@ -131,12 +131,12 @@ class StudyAnalysis(Analysis):
             )
         page = write_study_report(study, table, self.runs, out / f"{name}.html")
         print(f"report: {page}")
-        taken = spent(study, Outcomes(self.runs), self.runs)
-        return Conducted(study, table, measured(study, self.runs), taken, out, self.static)
+        taken = spent(study, Results(self.runs), self.runs)
+        return StudyResult(study, table, measured(study, self.runs), taken, out, self.static)
 
 
 @dataclass(frozen=True)
-class Conducted:
+class StudyResult:
     """A study that has been carried out."""
 
     study: Study
@@ -164,7 +164,7 @@ class Conducted:
         write_figure(figure, self.out / f"{name}.html", self.static)
 
 
-def costs(*studies: Conducted) -> pd.DataFrame:
+def costs(*studies: StudyResult) -> pd.DataFrame:
     """What studies took, a row each: runs, steps, minutes of one core, the share of measuring, megabytes on disk."""
     return pd.DataFrame(
         {

@@ -10,7 +10,7 @@ accuracy of every seed. The full network is a part of ``data_dependence``.
 from dataclasses import dataclass
 
 from analyses._common import StudyAnalysis, run_analysis
-from mechinterp.report.figures import each_seed
+from analyses._figures import each_seed
 
 
 @dataclass

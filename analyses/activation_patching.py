@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
-from mechinterp.circuits.patching import resolved
-from mechinterp.report.figures import site_maps, trajectories
+from analyses._figures import site_maps
+from mechinterp.circuits.patching import mask_unresolved
+from mechinterp.report.figures import trajectories
 
 
 @dataclass
@@ -35,7 +36,12 @@ class ActivationPatching(RunAnalysis):
             table["site"] = table["hook"] + " at " + table["role"]
             steps = [int(table["step"].min()), int(table["step"].max())]
             maps = site_maps(
-                resolved(table), "hook", "role", "effect", steps, f"{self.corruption}: effect of patching, {name}"
+                mask_unresolved(table),
+                "hook",
+                "role",
+                "effect",
+                steps,
+                f"{self.corruption}: effect of patching, {name}",
             )
             self.write(maps, name)
         last = summary[summary["step"] == summary.groupby("run")["step"].transform("max")]
@@ -43,7 +49,7 @@ class ActivationPatching(RunAnalysis):
         strongest = means.nlargest(8, "effect")
         print(strongest.round(3).to_string())
         shown = list(strongest.index)
-        tables = {name: resolved(table) for name, table in tables.items()}
+        tables = {name: mask_unresolved(table) for name, table in tables.items()}
         figure = trajectories(tables, "site", "effect", shown, f"Effect of patching over training ({self.corruption})")
         self.write(figure, "activation_patching")
 

@@ -14,14 +14,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import mechinterp as mi
+from analyses._attention_by_role import attention_by_role
 from analyses._common import RunAnalysis, run_analysis, steps_shown
+from analyses._figures import attention_maps, attention_shares
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder
-from mechinterp.measures.attention import attention_by_role
-from mechinterp.models.conventions import folded
-from mechinterp.models.functional import forward
-from mechinterp.report.figures import attention_maps, attention_shares, token_names
-from mechinterp.store import open_runs
+from mechinterp.models.forward import run_with_cache
+from mechinterp.report.figures import token_names
+from mechinterp.run import open_runs
 
 
 @dataclass
@@ -40,7 +40,7 @@ class AttentionMaps(RunAnalysis):
         for name, run in runs.items():
             steps = steps_shown(run)
             batch = run.task.sample(run.task.evaluations[0], self.n_sequences)
-            by_step = {str(step): attention_by_role(folded(run.config, run.weights(step)), batch) for step in steps}
+            by_step = {str(step): attention_by_role(run.network(step), batch) for step in steps}
             tables[name] = pd.concat(by_step, names=["step"]).reset_index(level=0)
             self.write(on_one_sequence(run, steps, self.sequence, name), name)
             self.write(by_role(by_step, name), f"{name}_by_role")
@@ -55,10 +55,10 @@ def on_one_sequence(run: mi.Run, steps: list[int], seed: int, name: str) -> go.F
     if run.config.model.n_layers < 2:
         raise MechinterpError(f"{run.path}: has one layer; the maps show layers 1 and 2")
     batch = run.task.sample(run.task.evaluations[0], 1, seed)
-    patterns = {}
+    hooks, patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in (0, 1)], {}
     for step in steps:
-        _, cache = forward(run.weights(step), batch.inputs)
-        layer1, layer2 = (cache[f"blocks.{layer}.attn.hook_pattern"][0, 0].numpy() for layer in (0, 1))
+        cache = run_with_cache(run.network(step), batch.inputs, hooks)
+        layer1, layer2 = (cache[hook][0, 0].numpy() for hook in hooks)
         patterns[step] = (layer1, layer2[-1])
     names = token_names(batch.inputs.shape[1], {role: mask[0].numpy() for role, mask in batch.roles.items()})
     return attention_maps(patterns, names, f"Attention on one sequence, {name} (★: the correct label)")

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analyses._common import Conducted, StudyAnalysis, run_analysis
-from mechinterp.emergence import reached
+from analyses._common import StudyAnalysis, StudyResult, run_analysis
+from analyses._sweep_figures import laws
+from analyses.claims.scaling import power_law
+from analyses.claims.verdicts import Verdict, verdict_table
+from mechinterp.emergence import first_above
 from mechinterp.errors import MechinterpError
-from mechinterp.report.sweeps import laws
-from mechinterp.studies.scaling import power_law
-from mechinterp.studies.verdicts import Verdict, verdict_table
 
 SETTINGS = {"K": "task.n_classes", "B": "task.burstiness", "p_C": "task.p_in_context", "rate": "training.learning_rate"}
 
@@ -57,7 +57,7 @@ def turning_points(path: Path) -> dict[int, float]:
         ) from None
 
 
-def alone(done: Conducted) -> tuple[dict[float, list[float]], dict[int, list[float]]]:
+def alone(done: StudyResult) -> tuple[dict[float, list[float]], dict[int, list[float]]]:
     """By K, I_K(∞) of the runs that can only memorise; by B, t_ICL of those that can only learn in context."""
     memory: dict[float, list[float]] = {}
     times: dict[int, list[float]] = {}
@@ -68,7 +68,7 @@ def alone(done: Conducted) -> tuple[dict[float, list[float]], dict[int, list[flo
             at = wrong.index.to_numpy(float) * row["rate"]
             memory.setdefault(float(row["K"]), []).append(float(np.trapezoid(wrong, at) / wrong.iloc[0]))
         else:
-            step = reached(table["icl_accuracy"])
+            step = first_above(table["icl_accuracy"])
             times.setdefault(row["B"], []).append(np.inf if step is None else step * row["rate"])
     return memory, times
 

@@ -16,7 +16,7 @@ import mechinterp as mi
 from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.emergence import emergence_table
 from mechinterp.report.figures import trajectories
-from mechinterp.store import open_runs
+from mechinterp.run import open_runs
 
 PREVIOUS_TOKEN = "blocks.0.attn.hook_pattern: not_previous_token"
 

@@ -7,10 +7,10 @@ Does the studies ``convention_audit.toml`` (every convention in three settings) 
 ``convention_audit/`` one table, ``conventions.csv``, a figure of it, and ``cost.csv``.
 
 A row is a convention in a setting. ``flow_time`` is learning rate × the step at which IC accuracy is acquired
-(`mechinterp.emergence.acquired`), the median over the ``acquired`` seeds in which it is; ``ratio`` compares it with the
-baseline's, seed by seed. ``IC`` and ``IWL`` are accuracies at the end, ``IC_shift`` and ``IWL_shift`` their differences
-to the baseline's. All are medians, ``_low`` and ``_high`` the extremes over seeds. ``matters`` names what the
-convention changes in every seed: the time by more than a tenth, an accuracy by more than 0.05.
+(`mechinterp.emergence.acquisition_step`), the median over the ``acquired`` seeds in which it is; ``ratio`` compares it
+with the baseline's, seed by seed. ``IC`` and ``IWL`` are accuracies at the end, ``IC_shift`` and ``IWL_shift`` their
+differences to the baseline's. All are medians, ``_low`` and ``_high`` the extremes over seeds. ``matters`` names what
+the convention changes in every seed: the time by more than a tenth, an accuracy by more than 0.05.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses._common import Conducted, StudyAnalysis, costs, run_analysis
-from mechinterp.emergence import acquired
-from mechinterp.report.sweeps import differences
+from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
+from analyses._sweep_figures import differences
+from mechinterp.emergence import acquisition_step
 
 BASELINE = "baseline"
 
@@ -39,7 +39,7 @@ class ConventionAudit(StudyAnalysis):
         print(table.round(3).to_string(index=False))
 
 
-def outcomes(done: Conducted) -> pd.DataFrame:
+def outcomes(done: StudyResult) -> pd.DataFrame:
     """Every run: setting, convention, seed, flow time of the IC transition, and both accuracies at the end."""
     rows = []
     for row in done.table.to_dict("records"):
@@ -47,7 +47,7 @@ def outcomes(done: Conducted) -> pd.DataFrame:
         if not convention:  # of convention_audit_classes, where every variant belongs to one setting
             setting, convention = ("i.i.d." if setting.startswith("B0") else "circuit"), setting
         curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
-        step = acquired(curve)
+        step = acquisition_step(curve)
         rate = done.study.variants[str(row["variant"])].training.learning_rate
         rows.append(
             {

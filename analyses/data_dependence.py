@@ -13,21 +13,21 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from analyses._common import Conducted, StudyAnalysis, costs, run_analysis
-from mechinterp.emergence import acquired
-from mechinterp.report.study import variant_curves
-from mechinterp.report.sweeps import bands, heat_maps, race, strips
-from mechinterp.studies.verdicts import (
+from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
+from analyses._sweep_figures import bands, heat_maps, race, strips
+from analyses.claims.verdicts import (
     Verdict,
+    all_hold,
     by_seed,
-    every,
-    groups,
+    format_range,
+    in_range,
+    is_monotone,
     judge,
-    spread,
-    trend,
+    largest_gap_test,
     verdict_table,
-    within,
 )
+from mechinterp.emergence import acquisition_step
+from mechinterp.report.study import variant_curves
 
 IC, IWL = "final_icl_accuracy", "final_iwl_accuracy"
 SETTINGS = {
@@ -68,7 +68,9 @@ class DataDependence(StudyAnalysis):
         ends = pd.concat([cells_of(times), boundary.rename(columns={IC: "IC", IWL: "IWL"})])
         shares = ends.assign(share=ends["IC"] / (ends["IC"] + ends["IWL"]))
         done.write(race(shares, alone_times(times), "Does the faster one win?"), "race")
-        kinds = pd.DataFrame([{"K": K, **asdict(groups(rows[IC].tolist()))} for K, rows in boundary.groupby("K")])
+        kinds = pd.DataFrame(
+            [{"K": K, **asdict(largest_gap_test(rows[IC].tolist()))} for K, rows in boundary.groupby("K")]
+        )
         kinds.to_csv(done.out / "groups.csv", index=False, float_format="%.4g")
         turning = [{"B": B, "K": turning_point(rows)} for B, rows in ends.groupby("B")]
         pd.DataFrame(turning).to_csv(done.out / "turning.csv", index=False, float_format="%.5g")
@@ -99,52 +101,59 @@ def figure_2(sweep: pd.DataFrame) -> list[Verdict]:
         judge(
             "2a",
             f"K = {few}, B = 1 is learned in weights: IWL ≥ 0.95, IC ≤ 0.1",
-            every(within(iwl[few], low=0.95), within(ic[few], high=0.1)),
-            f"IWL {spread(iwl[few])}, IC {spread(ic[few])}",
+            all_hold(in_range(iwl[few], low=0.95), in_range(ic[few], high=0.1)),
+            f"IWL {format_range(iwl[few])}, IC {format_range(ic[few])}",
         ),
         judge(
             "2a",
             f"K = {many}, B = 1 is learned in context: IC ≥ 0.95, IWL ≤ 0.1",
-            every(within(ic[many], low=0.95), within(iwl[many], high=0.1)),
-            f"IC {spread(ic[many])}, IWL {spread(iwl[many])}",
+            all_hold(in_range(ic[many], low=0.95), in_range(iwl[many], high=0.1)),
+            f"IC {format_range(ic[many])}, IWL {format_range(iwl[many])}",
         ),
-        judge("2a", "IC accuracy rises with K (B = 1), by ≥ 0.5", trend(ic, 0.5), f"IC at K = {spread(ic)}"),
-        judge("2a", "IWL accuracy falls with K (B = 1), by ≥ 0.5", trend(iwl, -0.5), f"IWL at K = {spread(iwl)}"),
+        judge(
+            "2a", "IC accuracy rises with K (B = 1), by ≥ 0.5", is_monotone(ic, 0.5), f"IC at K = {format_range(ic)}"
+        ),
+        judge(
+            "2a",
+            "IWL accuracy falls with K (B = 1), by ≥ 0.5",
+            is_monotone(iwl, -0.5),
+            f"IWL at K = {format_range(iwl)}",
+        ),
         judge(
             "2a",
             "IC accuracy rises with B at fixed K (512 by ≥ 0.5, 1024 by ≥ 0.1)",
-            every(trend(bursts[0], 0.5), trend(bursts[1], 0.1)),
-            f"IC at K = 512, B = {spread(bursts[0])}; at K = 1024, B = {spread(bursts[1])}",
+            all_hold(is_monotone(bursts[0], 0.5), is_monotone(bursts[1], 0.1)),
+            f"IC at K = 512, B = {format_range(bursts[0])}; at K = 1024, B = {format_range(bursts[1])}",
         ),
         judge(
             "2a",
             "with B = 0 every K is learned in weights (IWL ≥ 0.95)",
-            every(*(within(iid[K], low=0.95) for K in iid)),
-            f"IWL at K = {spread(iid)}",
+            all_hold(*(in_range(iid[K], low=0.95) for K in iid)),
+            f"IWL at K = {format_range(iid)}",
         ),
         judge(
             "2b",
             "within-class variability lowers IWL accuracy (ε from 0.1 to 1, by ≥ 0.1)",
-            trend(by_seed(noise[noise["epsilon"] >= 0.1], IWL, "epsilon"), -0.1),
-            f"IWL at ε = {spread(by_seed(noise, IWL, 'epsilon'))}",
+            is_monotone(by_seed(noise[noise["epsilon"] >= 0.1], IWL, "epsilon"), -0.1),
+            f"IWL at ε = {format_range(by_seed(noise, IWL, 'epsilon'))}",
         ),
         judge(
             "2b",
             "within-class variability promotes ICL (ε from 0 to 0.7, by ≥ 0.1; at 1 the task itself is hardly learned)",
-            trend(by_seed(noise[noise["epsilon"] <= 0.7], IC, "epsilon"), 0.1),
-            f"IC at ε = {spread(by_seed(noise, IC, 'epsilon'))}",
+            is_monotone(by_seed(noise[noise["epsilon"] <= 0.7], IC, "epsilon"), 0.1),
+            f"IC at ε = {format_range(by_seed(noise, IC, 'epsilon'))}",
         ),
         judge(
             "2c",
             "α = 1 keeps both well above chance (1/32): IC and IWL ≥ 0.5",
-            every(*(within(values[1.0], low=0.5) for values in (alpha_ic, alpha_iwl))),
-            f"α = 1: IC {spread(alpha_ic[1.0])}, IWL {spread(alpha_iwl[1.0])}",
+            all_hold(*(in_range(values[1.0], low=0.5) for values in (alpha_ic, alpha_iwl))),
+            f"α = 1: IC {format_range(alpha_ic[1.0])}, IWL {format_range(alpha_iwl[1.0])}",
         ),
         judge(
             "2c",
             "α > 1 ends ICL (IC ≤ 0.15 from α = 1.5 on)",
-            every(*(within(alpha_ic[alpha], high=0.15) for alpha in alpha_ic if float(str(alpha)) > 1)),
-            f"IC at α = {spread(alpha_ic)}; IWL at α = {spread(alpha_iwl)}",
+            all_hold(*(in_range(alpha_ic[alpha], high=0.15) for alpha in alpha_ic if float(str(alpha)) > 1)),
+            f"IC at α = {format_range(alpha_ic)}; IWL at α = {format_range(alpha_iwl)}",
         ),
     ]
 
@@ -152,7 +161,7 @@ def figure_2(sweep: pd.DataFrame) -> list[Verdict]:
 def others(mixed: pd.DataFrame, minimal: pd.DataFrame, counted: pd.DataFrame) -> list[Verdict]:
     """The claims of the appendix."""
     cells = [cell for _, cell in mixed.groupby(["p_B", "p_C"])]
-    both = [within(cell.set_index("seed")[column], low=0.9) for cell in cells for column in (IC, IWL)]
+    both = [in_range(cell.set_index("seed")[column], low=0.9) for cell in cells for column in (IC, IWL)]
     ic, iwl = by_seed(part(minimal, "classes"), IC, "K"), by_seed(part(minimal, "classes"), IWL, "K")
     bursty = part(minimal, "burstiness")
     by_burst = by_seed(bursty[bursty["B"] > 0], IC, "B")
@@ -166,45 +175,60 @@ def others(mixed: pd.DataFrame, minimal: pd.DataFrame, counted: pd.DataFrame) ->
         judge(
             "A.1",
             "with 0 < p_B, p_C < 1 both are learned (IC and IWL ≥ 0.9 in every cell)",
-            every(*both),
-            f"over all cells and seeds IC {spread(mixed[IC])}, IWL {spread(mixed[IWL])}",
+            all_hold(*both),
+            f"over all cells and seeds IC {format_range(mixed[IC])}, IWL {format_range(mixed[IWL])}",
         ),
-        judge("A.3", "minimal model: IC rises with K, by ≥ 0.3", trend(ic, 0.3), f"IC at K = {spread(ic)}"),
-        judge("A.3", "minimal model: IWL falls with K, by ≥ 0.3", trend(iwl, -0.3), f"IWL at K = {spread(iwl)}"),
-        judge("A.3", "minimal model: IC rises with B, by ≥ 0.1", trend(by_burst, 0.1), f"IC at B = {spread(by_burst)}"),
-        judge("A.3", "minimal model: IWL falls with ε, by ≥ 0.1", trend(noisy, -0.1), f"IWL at ε = {spread(noisy)}"),
+        judge("A.3", "minimal model: IC rises with K, by ≥ 0.3", is_monotone(ic, 0.3), f"IC at K = {format_range(ic)}"),
+        judge(
+            "A.3",
+            "minimal model: IWL falls with K, by ≥ 0.3",
+            is_monotone(iwl, -0.3),
+            f"IWL at K = {format_range(iwl)}",
+        ),
+        judge(
+            "A.3",
+            "minimal model: IC rises with B, by ≥ 0.1",
+            is_monotone(by_burst, 0.1),
+            f"IC at B = {format_range(by_burst)}",
+        ),
+        judge(
+            "A.3",
+            "minimal model: IWL falls with ε, by ≥ 0.1",
+            is_monotone(noisy, -0.1),
+            f"IWL at ε = {format_range(noisy)}",
+        ),
         judge(
             "A.3",
             "minimal model: α = 1 keeps both (> 0.4), α ≥ 1.5 ends ICL (≤ 0.2)",
-            every(
-                within(skew_ic[1.0], low=0.4),
-                within(skew_iwl[1.0], low=0.4),
-                *(within(skew_ic[alpha], high=0.2) for alpha in (1.5, 2.0)),
+            all_hold(
+                in_range(skew_ic[1.0], low=0.4),
+                in_range(skew_iwl[1.0], low=0.4),
+                *(in_range(skew_ic[alpha], high=0.2) for alpha in (1.5, 2.0)),
             ),
-            f"IC at α = {spread(skew_ic)}; IWL at α = {spread(skew_iwl)}",
+            f"IC at α = {format_range(skew_ic)}; IWL at α = {format_range(skew_iwl)}",
         ),
         judge(
             "A.5",
             "full network: L > N robustly learns (IC ≥ 0.9 in every cell)",
-            every(*(within(cell.set_index("seed")[IC], low=0.9) for _, cell in more.groupby(["L", "N"]))),
+            all_hold(*(in_range(cell.set_index("seed")[IC], low=0.9) for _, cell in more.groupby(["L", "N"]))),
             f"learned: {numbers}",
         ),
         judge(
             "A.5",
             "full network: L = N does not learn (IC < 0.9 in every cell)",
-            every(*(within(cell.set_index("seed")[IC], high=0.9) for _, cell in equal.groupby(["L", "N"]))),
+            all_hold(*(in_range(cell.set_index("seed")[IC], high=0.9) for _, cell in equal.groupby(["L", "N"]))),
             f"learned: {numbers}",
         ),
     ]
 
 
-def race_table(done: Conducted, alone: Conducted, *runs: pd.DataFrame) -> pd.DataFrame:
+def race_table(done: StudyResult, alone: StudyResult, *runs: pd.DataFrame) -> pd.DataFrame:
     """When IC and IWL accuracy are acquired in each run of figure 2a, and in those in which all classes are novel."""
     rows = []
     for conducted, table in zip((done, alone), runs, strict=True):
         for row in table.to_dict("records"):
             measures = conducted.measured[row["variant"], row["seed"]]
-            times = {f"t_{name}": acquired(measures[f"{name}_accuracy"]) for name in ("icl", "iwl")}
+            times = {f"t_{name}": acquisition_step(measures[f"{name}_accuracy"]) for name in ("icl", "iwl")}
             ends = {"IC": row[IC], "IWL": row[IWL]}
             rows.append({name: row[name] for name in ("K", "B", "p_C", "seed")} | times | ends)
     return pd.DataFrame(rows).astype({"t_icl": float, "t_iwl": float})
@@ -240,7 +264,7 @@ def race_verdict(times: pd.DataFrame, ends: pd.DataFrame) -> Verdict:
         f" IC = IWL at K = {K:.0f}"
         for B, K in turning.items()
     )
-    numbers += f"; right in {spread(right, 0)} of {len(cells) // len(right)} cells,"
+    numbers += f"; right in {format_range(right, 0)} of {len(cells) // len(right)} cells,"
     numbers += f" wrong in (K, B) = {sorted(set(zip(wrong['K'], wrong['B'], strict=True)))}"
     holds = {int(str(seed)): bool(share == 1) for seed, share in by_seeds.items()}
     return judge("2, text", "the one that is learned faster by itself wins, in every cell of figure 2a", holds, numbers)

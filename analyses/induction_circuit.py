@@ -15,11 +15,11 @@ import pandas as pd
 
 import mechinterp as mi
 from analyses._common import RunAnalysis, run_analysis, steps_shown, write_drawing
+from mechinterp.analysis.checkpoints import circuit_graphs
 from mechinterp.circuits.diagram import to_dict
 from mechinterp.circuits.svg import film_strip, to_svg
-from mechinterp.circuits.trajectory import circuit_graphs
 from mechinterp.files import make_folder, replace_text
-from mechinterp.store import open_runs
+from mechinterp.run import open_runs
 
 
 @dataclass

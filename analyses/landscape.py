@@ -24,7 +24,7 @@ from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import member
 from mechinterp.files import make_folder
 from mechinterp.report.figures import trajectories
-from mechinterp.store import open_runs
+from mechinterp.run import open_runs
 from mechinterp.theory.landscape import ORIGIN, Competitors, Landscape, Point
 
 PARAMETERS = ["xi", "alpha", "beta1"]

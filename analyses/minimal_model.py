@@ -9,7 +9,7 @@ Does the study ``minimal_model.toml`` (K = 512, D = 64, B = 2, no in-context seq
 from dataclasses import dataclass
 
 from analyses._common import StudyAnalysis, run_analysis
-from mechinterp.report.figures import loss_and_accuracies
+from analyses._figures import loss_and_accuracies
 
 
 @dataclass

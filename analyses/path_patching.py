@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
-from mechinterp.circuits.patching import resolved
+from mechinterp.circuits.patching import mask_unresolved
 from mechinterp.report.figures import trajectories
 
 
@@ -37,7 +37,7 @@ class PathPatching(RunAnalysis):
             print(last[["edge", "effect", "attribution"]].round(3).to_string(index=False))
             print(f"correlation of attribution and effect: {last['effect'].corr(last['attribution']):.3f}")
         shown = list(dict.fromkeys(edge for table in tables.values() for edge in table["edge"]))
-        tables = {name: resolved(table) for name, table in tables.items()}
+        tables = {name: mask_unresolved(table) for name, table in tables.items()}
         figure = trajectories(
             tables, "edge", "effect", shown, f"Effect of every path over training ({self.corruption})"
         )

@@ -15,7 +15,7 @@ import mechinterp as mi
 from analyses._common import RunAnalysis, crossings, run_analysis
 from mechinterp.files import make_folder
 from mechinterp.report.figures import aligned
-from mechinterp.store import open_runs
+from mechinterp.run import open_runs
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
 

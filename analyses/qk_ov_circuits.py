@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
-from mechinterp.circuits.trajectory import analyse, null_bands
+from mechinterp.analysis.checkpoints import analyse
+from mechinterp.analysis.tables import null_bands
 from mechinterp.report.figures import trajectories
-from mechinterp.store import open_runs
+from mechinterp.run import open_runs
 
 
 @dataclass

@@ -21,17 +21,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
+from analyses._sweep_figures import bands, clouds, laws, paths, strips
 from analyses.claims import race as claims
 from analyses.claims.race import IC, IWL, samples
-from analyses._common import Conducted, StudyAnalysis, costs, run_analysis
-from mechinterp.circuits.race import race
-from mechinterp.emergence import reached
+from analyses.claims.scaling import power_law, threshold
+from analyses.claims.verdicts import verdict_table
+from mechinterp.circuits.additive_order_parameters import order_parameters_of_run
+from mechinterp.emergence import first_above
 from mechinterp.errors import MechinterpError
 from mechinterp.report.study import variant_curves
-from mechinterp.report.sweeps import bands, clouds, laws, paths, strips
-from mechinterp.store import open_run
-from mechinterp.studies.scaling import power_law, threshold
-from mechinterp.studies.verdicts import verdict_table
+from mechinterp.run import open_run
 from mechinterp.theory.kinetics import other_loss, transient_w
 
 SETTINGS = {
@@ -132,14 +132,14 @@ class Race(StudyAnalysis):
         print(thresholds.round(2).to_string(index=False))
         print(found.drop(columns="numbers").to_string(index=False))
 
-    def _memorising(self, done: Conducted) -> Learning:
+    def _memorising(self, done: StudyResult) -> Learning:
         """What every run learned in which only the MLP learns."""
         return {
             (MEMORISING[grid_of(row["variant"])], row["K"], row["seed"]): self._over_time(row)
             for row in done.settings(SETTINGS).to_dict("records")
         }
 
-    def _resting(self, done: Conducted) -> pd.DataFrame:
+    def _resting(self, done: StudyResult) -> pd.DataFrame:
         """w and where it would come to rest, W(c₃/λ), at every checkpoint of the runs in which it decays."""
         tables = []
         for row in done.settings(SETTINGS).to_dict("records"):
@@ -153,7 +153,7 @@ class Race(StudyAnalysis):
 
     def _over_time(self, row: dict[Hashable, Any]) -> pd.DataFrame:
         """The race's coordinates of a run, by steps × learning rate."""
-        table = race(open_run(self.runs / f"{row['run']}.h5"))
+        table = order_parameters_of_run(open_run(self.runs / f"{row['run']}.h5"))
         return table.set_index(pd.Index(table.index.to_numpy(float) * row["rate"], name="steps × learning rate"))
 
 
@@ -162,17 +162,17 @@ def grid_of(variant: str) -> str:
     return variant.split()[0]
 
 
-def times_of(done: Conducted) -> pd.DataFrame:
+def times_of(done: StudyResult) -> pd.DataFrame:
     """t_ICL of every run: what it is of, N, seed, time; infinite where ICL was not acquired."""
     rows = []
     for row in done.settings(SETTINGS).to_dict("records"):
-        step = reached(done.measured[row["variant"], row["seed"]]["icl_accuracy"])
+        step = first_above(done.measured[row["variant"], row["seed"]]["icl_accuracy"])
         time = np.inf if step is None else step * row["rate"]
         rows.append({"what": TIMED[grid_of(row["variant"])], "N": row["N"], "seed": row["seed"], "time": time})
     return pd.DataFrame(rows)
 
 
-def curves_of(*studies: Conducted) -> dict[tuple[str, int, int], pd.Series]:
+def curves_of(*studies: StudyResult) -> dict[tuple[str, int, int], pd.Series]:
     """IC accuracy over the steps of all runs, by what they are of, N and seed."""
     return {
         (TIMED[grid_of(row["variant"])], row["N"], row["seed"]): pd.Series(
@@ -214,7 +214,7 @@ def thresholds_of(diversity: pd.DataFrame, times: pd.DataFrame, memorised: pd.Da
     return pd.DataFrame(rows, columns=columns)
 
 
-def losses_of(done: Conducted) -> pd.DataFrame:
+def losses_of(done: StudyResult) -> pd.DataFrame:
     """All checkpoints of all runs of a study, with their variant, seed and phase (`claims.race.phases`)."""
     return pd.concat([claims.phases(table).assign(variant=v, seed=seed) for (v, seed), table in done.measured.items()])
 

@@ -20,12 +20,12 @@ import tyro
 from plotly.subplots import make_subplots
 
 from analyses._common import RunAnalysis, run_analysis
-from mechinterp.circuits.race import race
+from analyses._sweep_figures import paths
+from mechinterp.circuits.additive_order_parameters import order_parameters_of_run
 from mechinterp.config import PairedItemsConfig
 from mechinterp.files import make_folder
 from mechinterp.randomness import Stream, generator
-from mechinterp.report.sweeps import paths
-from mechinterp.store import Run, open_runs
+from mechinterp.run import Run, open_runs
 from mechinterp.theory.kinetics import Kinetics
 
 N = 100
@@ -55,7 +55,7 @@ class RaceLandscape(RunAnalysis):
     def execute(self) -> None:
         runs = open_runs(self.runs) if self.runs else {}
         make_folder(self.out)
-        followed = {name: race(run) for name, run in runs.items()}
+        followed = {name: order_parameters_of_run(run) for name, run in runs.items()}
         random, balanced = Kinetics(N), Kinetics(N, balanced=True)
         both = {"labels at random": (random, STARTS), "N/2 labels of each kind (𝒟′)": (balanced, BESIDE)}
         self.write(surfaces({what: (each, flows(each, starts)) for what, (each, starts) in both.items()}), "landscape")
@@ -76,7 +76,7 @@ class RaceLandscape(RunAnalysis):
 
 
 def of_run(run: Run) -> Kinetics:
-    """The landscape with a run's N and its kind of contexts; `race` has refused what is no run on paired items."""
+    """The landscape with a run's N and its kind of contexts; the run is one on paired items."""
     task = run.config.task
     assert isinstance(task, PairedItemsConfig)
     return Kinetics(task.n_pairs, task.balanced)

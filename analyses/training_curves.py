@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analyses._common import StudyAnalysis, run_analysis
-from mechinterp.report.figures import loss_and_accuracies
+from analyses._figures import loss_and_accuracies
 
 SHOWN = ["train_loss", "train_accuracy", "icl_accuracy", "iwl_accuracy", "swap_accuracy"]
 

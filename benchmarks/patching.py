@@ -16,11 +16,11 @@ import torch
 import tyro
 
 import mechinterp as mi
-from benchmarks.timing import interleaved, machine, median_ratio
 from analyses._common import run_analysis
+from benchmarks.timing import interleaved, machine, median_ratio
+from mechinterp.circuits.activations import activations_of
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import patch, replaced, sites
-from mechinterp.circuits.rerun import activations
 from mechinterp.errors import MechinterpError
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
 
@@ -40,11 +40,11 @@ class Patching:
         run = mi.open_run(self.run)
         step = run.steps[-1]
         pairs = corrupted_pairs(run.task, Corruption.replace_target, n_pairs=256)
-        weights, model = run.weights(step), run.model(step)
-        where = sites(activations(weights, pairs.clean.inputs[:2]), pairs.roles)
+        network, model = run.network(step), run.model(step)
+        where = sites(activations_of(network)(pairs.clean.inputs[:2]), pairs.roles)
 
         def ours() -> list[float]:
-            return patch(weights, pairs, where)["value"].tolist()
+            return patch(network, pairs, where)["value"].tolist()
 
         def loop() -> list[float]:
             with torch.no_grad():
@@ -56,7 +56,7 @@ class Patching:
                         return replaced(activation, source[hook.name], site, pairs.roles)
 
                     logits = model.run_with_hooks(pairs.corrupt.inputs, fwd_hooks=[(site.hook, put)])
-                    values.append(float(Metric.logit_difference.of(logits, pairs.answers, pairs.foils)))
+                    values.append(float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels)))
             return values
 
         worst = max(abs(a - b) for a, b in zip(ours(), loop(), strict=True))

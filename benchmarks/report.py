@@ -16,8 +16,8 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.timing import machine
 from analyses._common import run_analysis
+from benchmarks.timing import machine
 from mechinterp.errors import MechinterpError
 
 SCREENS = {"desk": (1280, 900), "phone": (390, 844), "tall": (1280, 3000)}

@@ -14,14 +14,15 @@ import torch
 from torch.nn import functional
 
 import mechinterp as mi
-from benchmarks.timing import interleaved, machine, median_ratio
 from analyses._common import run_analysis
+from benchmarks.timing import interleaved, machine, median_ratio
 from mechinterp.config import ItemLabelConfig
-from mechinterp.models.functional import forward
-from mechinterp.models.parameters import initial_parameters
-from mechinterp.training.fused import FusedEngine
-from mechinterp.training.hooked import HookedEngine
+from mechinterp.models.forward import forward
+from mechinterp.models.network import Network
+from mechinterp.models.registry import initial_parameters
+from mechinterp.training.engines import build_engine
 from mechinterp.training.prefetch import batches
+from tests.reference_engine import ReferenceEngine
 
 
 @dataclass
@@ -45,10 +46,10 @@ class Step:
 
 def _cases():
     config = mi.RunConfig.preset("reddy2023-fast")
-    task = config.build_task()
+    task = mi.build_task(config)
     assert isinstance(config.task, ItemLabelConfig)
-    fused = FusedEngine(config, initial_parameters(config))
-    hooked = HookedEngine(config, initial_parameters(config))
+    fused = build_engine(config, initial_parameters(config))
+    hooked = ReferenceEngine(config, initial_parameters(config))
     plain = {name: value.requires_grad_() for name, value in initial_parameters(config).items()}
     rate, size = config.training.learning_rate, config.training.batch_size
     d, rows = config.task.d_model, config.task.n_labels + size * (config.task.n_pairs + 1)
@@ -69,7 +70,7 @@ def _cases():
     def run_autograd() -> int:
         for step in range(16):
             batch = task.train_batch(step, size)
-            logits, _ = forward(plain, batch.inputs)
+            logits = forward(Network(config, plain), batch.inputs)
             gradients = torch.autograd.grad(functional.cross_entropy(logits, batch.labels), list(plain.values()))
             with torch.no_grad():
                 for value, gradient in zip(plain.values(), gradients, strict=True):

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mechinterp as mi
-from benchmarks.timing import interleaved, machine, median_ratio
 from analyses._common import run_analysis
-from mechinterp.models.parameters import initial_parameters
+from benchmarks.timing import interleaved, machine, median_ratio
+from mechinterp.models.registry import initial_parameters
+from mechinterp.run import replay
 from mechinterp.store import RunWriter
-from mechinterp.training.fused import FusedEngine
+from mechinterp.training.engines import build_engine
 from mechinterp.training.prefetch import batches
-from mechinterp.training.replay import replay
 
 BETWEEN = 100
 """Steps between two checkpoints."""
@@ -35,8 +35,8 @@ class Store:
         config = mi.RunConfig.preset("reddy2023-fast").updated(
             {"training.steps": BETWEEN, "checkpoints.every": BETWEEN}
         )
-        task = config.build_task()
-        engine = FusedEngine(config, initial_parameters(config))
+        task = mi.build_task(config)
+        engine = build_engine(config, initial_parameters(config))
         with tempfile.TemporaryDirectory() as folder:
             run = mi.train(config, Path(folder) / "run.h5", progress=False)
             with RunWriter(Path(folder) / "writes.h5", config) as writer:

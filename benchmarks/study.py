@@ -12,14 +12,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.timing import machine
 from analyses._common import run_analysis
+from benchmarks.timing import machine
 from mechinterp.emergence import Emergence
 from mechinterp.measures import MEASURES
-from mechinterp.studies.conduct import run_study
 from mechinterp.studies.cost import spent
 from mechinterp.studies.jobs import jobs_of
-from mechinterp.studies.outcomes import Outcomes, file_of, write_outcome
+from mechinterp.studies.results import Results, file_of, write_outcome
+from mechinterp.studies.runner import run_study
 from mechinterp.studies.study import Study
 
 RUNS = """
@@ -61,7 +61,7 @@ class Studies:
                 runs, start = folder / f"{index}-{workers}", time.perf_counter()
                 run_study(study, runs, workers=workers, progress=False)
                 wall[workers] = time.perf_counter() - start
-                busy = spent(study, Outcomes(runs), runs).core_seconds
+                busy = spent(study, Results(runs), runs).core_seconds
                 overheads.append(workers * wall[workers] / busy - 1)
             ratios.append(wall[1] / wall[2])
         return {
@@ -88,7 +88,7 @@ class Studies:
             kind = "status_without_index" if not result else name
             result |= {f"{kind}_seconds": round(seconds, 2), f"{kind}_megabytes": round(megabytes)}
         start = time.perf_counter()
-        Outcomes(runs)
+        Results(runs)
         return {**result, "index_seconds": round(time.perf_counter() - start, 2)}
 
 

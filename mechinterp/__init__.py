@@ -5,54 +5,60 @@
     table = mi.measure(run)
     print(mi.locate_emergence(table["icl_accuracy"]))
 
-Names are imported when first used, so that `import mechinterp` costs nothing.
+The public names are listed once, below, and imported when they are first used: `import mechinterp` costs nothing.
 """
 
+import ast
 from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mechinterp.circuits.trajectory import analyse as analyse
+    from mechinterp.analysis.checkpoints import analyse as analyse
+    from mechinterp.circuits.ablation import ablate as ablate
+    from mechinterp.circuits.patching import Site as Site
+    from mechinterp.circuits.patching import patch as patch
+    from mechinterp.circuits.paths import patch_paths as patch_paths
     from mechinterp.config import RunConfig as RunConfig
     from mechinterp.emergence import compare_emergence as compare_emergence
+    from mechinterp.emergence import emergence_table as emergence_table
     from mechinterp.emergence import locate_emergence as locate_emergence
     from mechinterp.errors import MechinterpError as MechinterpError
     from mechinterp.measures import Observation as Observation
     from mechinterp.measures import measure as measure
     from mechinterp.measures import register as register
+    from mechinterp.models.network import Network as Network
     from mechinterp.randomness import generator as generator
     from mechinterp.report import write_report as write_report
-    from mechinterp.store import Run as Run
-    from mechinterp.store import open_run as open_run
-    from mechinterp.studies.conduct import run_study as run_study
+    from mechinterp.run import Run as Run
+    from mechinterp.run import open_run as open_run
+    from mechinterp.run import replay as replay
+    from mechinterp.run import resume as resume
+    from mechinterp.run import train as train
+    from mechinterp.studies.runner import run_study as run_study
     from mechinterp.studies.study import Study as Study
     from mechinterp.tasks import Batch as Batch
     from mechinterp.tasks import Task as Task
-    from mechinterp.training import train as train
+    from mechinterp.tasks import build_task as build_task
+    from mechinterp.tasks.corruption import corrupted_pairs as corrupted_pairs
+    from mechinterp.verify import verify as verify
 
-_HOME = {
-    "analyse": "circuits.trajectory",
-    "RunConfig": "config",
-    "compare_emergence": "emergence",
-    "locate_emergence": "emergence",
-    "MechinterpError": "errors",
-    "Observation": "measures",
-    "measure": "measures",
-    "register": "measures",
-    "generator": "randomness",
-    "write_report": "report",
-    "Run": "store",
-    "open_run": "store",
-    "Study": "studies.study",
-    "run_study": "studies.conduct",
-    "Batch": "tasks",
-    "Task": "tasks",
-    "train": "training",
+    __version__: str
+
+_MODULE_OF = {
+    name.name: node.module
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mechinterp.")
+    for name in node.names
 }
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+"""Where the names above are defined."""
+__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__version__":
+        return version("mechinterp")
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'mechinterp' has no attribute {name!r}")
-    return getattr(import_module(f"mechinterp.{_HOME[name]}"), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

@@ -1,4 +1,4 @@
-"""When does it happen: the step at which a curve makes its transition, with an interval, or "no transition".
+"""Emergence: the step at which a curve makes its transition, with an interval, or "no transition".
 
 A curve y(t) over training steps is fitted by a four-parameter logistic
 
@@ -6,9 +6,9 @@ A curve y(t) over training steps is fitted by a four-parameter logistic
 
 robustly (soft-L1 loss), and compared with a constant and a straight line by the Bayesian information criterion.
 Noise between checkpoints is autocorrelated, so the interval comes from a moving-block bootstrap of the residuals.
-It is nominal: over 50 synthetic curves of 61 checkpoints each, with a rise of 0.9 and noise of 0.03, a "95 %" interval
-held the truth in 90 % (rise over 5 checkpoints, white noise), 84 % (8 checkpoints, AR(0.7) noise), 80 % (25, white) and
-66 % (25, AR(0.7)). And it says nothing about other seeds: those need other runs (`compare_emergence`).
+It is nominal: over 50 synthetic curves of 61 checkpoints, with a rise of 0.9 and noise of 0.03, a "95 %" interval
+contained the true step in 90 % (rise over 5 checkpoints, white noise), 84 % (8 checkpoints, AR(0.7) noise), 80 % (25,
+white) and 66 % (25, AR(0.7)). It does not cover other seeds, which need other runs (`compare_emergence`).
 """
 
 from collections.abc import Sequence
@@ -34,19 +34,19 @@ MIN_CONTRAST = 4.0
 MAX_WIDTH = 0.5
 """10–90 % width as a fraction of the observed range; a wider rise is a drift, no transition."""
 MAX_INTERVAL = 0.25
-"""Length of the 95 % interval as a fraction of the observed range; a longer one locates nothing."""
+"""Length of the 95 % interval as a fraction of the observed range; a longer one does not locate the transition."""
 WIDTH_IN_SCALES = 2 * np.log(9.0)
 """The 10–90 % width of a logistic of scale s is 2 ln 9 · s."""
 
 
 @dataclass(frozen=True)
 class Emergence:
-    """Where a curve makes its transition. Steps are training steps; without a transition they are None."""
+    """The transition of a curve. Steps are training steps; without a transition they are None."""
 
     transition: bool
     """The verdict."""
     reason: str
-    """Why, in a sentence."""
+    """The reason for the verdict, in a sentence."""
     step: float | None
     """Midpoint of the transition: y is halfway between before and after."""
     low: float | None
@@ -65,14 +65,14 @@ class Emergence:
     """Whether the logistic is in the step or in its logarithm."""
 
     def to_dict(self) -> dict[str, object]:
-        """As plain values, for JSON."""
+        """The fields as a dictionary, for JSON."""
         return asdict(self)
 
 
 def locate_emergence(
     curve: pd.Series, *, scale: Scale = "step", n_bootstrap: int = 200, block: int | None = None, seed: int = 0
 ) -> Emergence:
-    """Locate the transition of `curve`, a series of values indexed by training step.
+    """The transition of `curve`, a series of values indexed by training step.
 
     The verdict is "no transition" unless the logistic beats constant and line by MIN_EVIDENCE, its contrast exceeds
     MIN_CONTRAST residual standard deviations, its rise from 10 to 90 % lies inside the observed steps and takes at
@@ -81,33 +81,28 @@ def locate_emergence(
 
     At least 8 finite points at ascending steps are needed; MechinterpError otherwise.
     """
-    steps, values = _checked(curve)
+    steps, values = _finite(curve)
+    if len(steps) < 8:
+        raise MechinterpError(f"locating a transition needs 8 checkpoints, this curve has {len(steps)}; save more")
     x = _to_scale(steps, scale)
     fit = _fit_logistic(x, values)
     evidence = float(min(_bic_polynomial(x, values, 0), _bic_polynomial(x, values, 1)) - fit.bic)
-    fault = _why_not(fit, evidence, x)
-    if fault:
-        return Emergence(False, fault, None, None, None, None, None, None, evidence, scale)
+    if reason := _objection(fit, evidence, x):
+        return _no_transition(reason, evidence, scale)
     midpoints = _bootstrap_midpoints(fit, x, values, n_bootstrap, block, seed)
     low, high = np.quantile(np.clip(midpoints, x[0], x[-1]), [0.025, 0.975])
     if high - low > MAX_INTERVAL * (x[-1] - x[0]):
-        fault = f"the 95 % interval spans {100 * (high - low) / (x[-1] - x[0]):.0f} % of the observed steps"
-        return Emergence(False, fault, None, None, None, None, None, None, evidence, scale)
+        reason = f"the 95 % interval spans {100 * (high - low) / (x[-1] - x[0]):.0f} % of the observed steps"
+        return _no_transition(reason, evidence, scale)
     half = WIDTH_IN_SCALES * fit.slope_scale / 2
     start, step, end = _from_scale([fit.midpoint - half, fit.midpoint, fit.midpoint + half], scale).tolist()
     low, high = _from_scale([low, high], scale).tolist()
-    return Emergence(
-        transition=True,
-        reason=f"a logistic beats constant and line by ΔBIC = {evidence:.0f}",
-        step=step,
-        low=low,
-        high=high,
-        width=end - start,
-        before=fit.before,
-        after=fit.after,
-        delta_bic=evidence,
-        scale=scale,
-    )
+    reason = f"a logistic beats constant and line by ΔBIC = {evidence:.0f}"
+    return Emergence(True, reason, step, low, high, end - start, fit.before, fit.after, evidence, scale)
+
+
+def _no_transition(reason: str, evidence: float, scale: Scale) -> Emergence:
+    return Emergence(False, reason, None, None, None, None, None, None, evidence, scale)
 
 
 def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *, reference: str) -> pd.DataFrame:
@@ -116,19 +111,20 @@ def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *
     One row per measure: ``n_runs``, ``n_transitions``, quantiles of the step (``step_05``, ``step_50``,
     ``step_95``), the median 10–90 % width (``width_50``), and of the lag step(measure) − step(reference) within a
     run (``lag_50``; ``lag_low`` and ``lag_high``, a 95 % bootstrap interval of the median lag over runs, not a number
-    for fewer than 6 runs, which cannot give one). A negative lag moves first.
+    for fewer than 6 runs, which cannot give one). A negative lag: the measure moves first.
     """
-    located = [{name: locate_emergence(table[name]) for name in {*measures, reference}} for table in tables]
+    located = [{name: locate_emergence(pd.Series(table[name])) for name in {*measures, reference}} for table in tables]
     rows = {}
     for name in measures:
-        found = [_known(run[name].step) for run in located if run[name].transition]
-        both = [run for run in located if run[name].transition and run[reference].transition]
-        lags = np.array([_known(run[name].step) - _known(run[reference].step) for run in both])
-        row = {"n_runs": len(located), "n_transitions": len(found)}
-        row |= {f"step_{q:02d}": np.quantile(found, q / 100) if found else np.nan for q in (5, 50, 95)}
-        widths = [each.width for each in (run[name] for run in located) if each.width is not None]
+        steps = [run[name].step for run in located]
+        origins = [run[reference].step for run in located]
+        lags = [s - o for s, o in zip(steps, origins, strict=True) if s is not None and o is not None]
+        present = [step for step in steps if step is not None]
+        widths = [width for run in located if (width := run[name].width) is not None]
+        row = {"n_runs": len(located), "n_transitions": len(present)}
+        row |= {f"step_{q:02d}": np.quantile(present, q / 100) if present else np.nan for q in (5, 50, 95)}
         row["width_50"] = float(np.median(widths)) if widths else np.nan
-        row |= dict(zip(("lag_50", "lag_low", "lag_high"), _median_with_interval(lags), strict=True))
+        row |= dict(zip(("lag_50", "lag_low", "lag_high"), _median_with_interval(np.array(lags)), strict=True))
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
 
@@ -136,19 +132,21 @@ def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *
 def emergence_table(table: pd.DataFrame, measures: Sequence[str] | None = None) -> pd.DataFrame:
     """`locate_emergence` of each column of a table of measures: one row per measure."""
     names = list(table.columns) if measures is None else list(measures)
-    return pd.DataFrame({name: locate_or_say_why(table[name]).to_dict() for name in names}).T.rename_axis("measure")
+    return pd.DataFrame({name: locate_or_say_why(pd.Series(table[name])).to_dict() for name in names}).T.rename_axis(
+        "measure"
+    )
 
 
 def locate_or_say_why(curve: pd.Series) -> Emergence:
-    """For a table, a curve that is too short has no transition, and the reason says so."""
+    """`locate_emergence` of a curve; one that is too short has no transition, for that reason."""
     try:
         return locate_emergence(curve)
     except MechinterpError as error:
-        return Emergence(False, str(error), None, None, None, None, None, None, np.nan, "step")
+        return _no_transition(str(error), np.nan, "step")
 
 
-def crossing(curve: pd.Series, level: float = 0.5) -> float | None:
-    """The step at which `curve`, indexed by training step, rises through `level`; None where it does not.
+def level_crossing(curve: pd.Series, level: float = 0.5) -> float | None:
+    """The step at which `curve`, indexed by training step, rises through `level`; None if it does not.
 
     Noise makes a curve cross several times, so that the first crossing comes too early and the last one too late. Of
     all steps c, the crossing is where "below the level before c, at or above it from c on" is true of most
@@ -156,9 +154,9 @@ def crossing(curve: pd.Series, level: float = 0.5) -> float | None:
     A crossing must be true of more checkpoints than "always below" and "always above": a single peak is none, nor is a
     rise that is lost again for more checkpoints than it lasted.
 
-    Unlike the midpoint of `locate_emergence`, it asks for no plateaus and for no certain shape: Reddy 2023 aligns runs
-    where IC accuracy crosses 50 % (figure 4). Values that are not finite are left out; MechinterpError where steps do
-    not ascend.
+    Unlike the midpoint of `locate_emergence`, it needs no plateaus and no particular shape: Reddy 2023 aligns runs
+    where IC accuracy crosses 50 % (figure 4). Values that are not finite are left out; MechinterpError if steps do not
+    ascend.
     """
     steps, values = _finite(curve)
     above = values >= level
@@ -170,53 +168,45 @@ def crossing(curve: pd.Series, level: float = 0.5) -> float | None:
     return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
 
 
-def acquired(curve: pd.Series, least: float = 0.3) -> float | None:
-    """The step at which an accuracy is acquired for good; None where at the end it is below `least`.
+def acquisition_step(curve: pd.Series, least: float = 0.3) -> float | None:
+    """The step at which an accuracy is acquired for good; None if it is below `least` at the end.
 
-    It is the step of its transition, where one is located that leads to `least` or more (`locate_emergence`), and else
-    where it rises through half of what it comes to in the end (`crossing`): not everything is learned abruptly.
+    It is the step of a located transition that leads to `least` or more (`locate_emergence`); without one, as learning
+    may be gradual, it is the step at which the accuracy rises through half of its final value (`level_crossing`).
     """
     end = float(curve.dropna().iloc[-1]) if curve.notna().any() else 0.0
     if end < least:
         return None
-    found = locate_or_say_why(curve)
-    return found.step if found.transition and (found.after or 0.0) >= least else crossing(curve, end / 2)
+    emergence = locate_or_say_why(curve)
+    if emergence.transition and (emergence.after or 0.0) >= least:
+        return emergence.step
+    return level_crossing(curve, end / 2)
 
 
-def reached(curve: pd.Series, level: float = 0.95) -> float | None:
-    """The first step at which `curve`, indexed by training step, is above `level`; None where it never is.
+def first_above(curve: pd.Series, level: float = 0.95) -> float | None:
+    """The first step at which `curve`, indexed by training step, is above `level`; None if it never is.
 
-    With IC accuracy and 0.95 it is t_ICL as Nguyen & Reddy 2024 take it, to the distance of the checkpoints.
-    MechinterpError where steps do not ascend.
+    With IC accuracy and 0.95 it is t_ICL of Nguyen & Reddy 2024, to the spacing of checkpoints. MechinterpError if
+    steps do not ascend.
     """
     steps, values = _finite(curve)
     above = np.flatnonzero(values > level)
     return float(steps[above[0]]) if len(above) else None
 
 
-def faded(curve: pd.Series, top: float = 0.99, low: float = 0.9) -> float | None:
-    """The first step at which `curve` is at most `low` after it was at least `top`; None where it never is.
+def steps_around(emergence: Emergence | pd.Series, steps: Sequence[int], *, during: bool = False) -> list[int]:
+    """The saved steps around a transition: the last before it, the first after it, and the last of all; ascending.
 
-    With IC accuracy, the time of transience of Nguyen & Reddy 2024 (figure A.6). MechinterpError where steps do not
-    ascend.
+    `emergence` is a transition or its row in `emergence_table`, `steps` the saved steps, ascending. Before and after
+    are a 10–90 % width away from the midpoint, where a logistic has made 1 % and 99 % of its rise; if no step that far
+    away is saved, the first or the last step is taken. With `during`, also the step nearest to the midpoint. Without a
+    transition: the step in the middle, and the last.
     """
-    steps, values = _finite(curve)
-    ever = np.maximum.accumulate(values) >= top if len(values) else values > 0
-    after = np.flatnonzero(ever & (values <= low))
-    return float(steps[after[0]]) if len(after) else None
-
-
-def steps_around(found: Emergence | pd.Series, steps: Sequence[int], *, during: bool = False) -> list[int]:
-    """The saved steps that show a transition: the last before it, the first after it, and the last of all; ascending.
-
-    `found` is a transition or its row in `emergence_table`, `steps` the saved steps, ascending. Before and after are a
-    10–90 % width away from the midpoint, where a logistic has made 1 % and 99 % of its rise; where nothing that far is
-    saved, it is the first or the last step. With `during`, also the step nearest to the midpoint. Without a transition:
-    the step in the middle, and the last.
-    """
-    if not found.transition:
+    if not emergence.transition:
         return sorted({steps[len(steps) // 2], steps[-1]})
-    midpoint, width = _known(found.step), _known(found.width)
+    midpoint, width = emergence.step, emergence.width
+    assert midpoint is not None
+    assert width is not None
     before = max((step for step in steps if step <= midpoint - width), default=steps[0])
     after = min((step for step in steps if step >= midpoint + width), default=steps[-1])
     midway = {min(steps, key=lambda step: abs(step - midpoint))} if during else set()
@@ -237,9 +227,8 @@ class _Logistic:
 
 
 def _fit_logistic(x: Curve, y: Curve, start: _Logistic | None = None) -> _Logistic:
-    """Robust least squares; from `start`, or from several guesses along the curve."""
-    noise = _noise(y)
-    span, spacing = x[-1] - x[0], np.median(np.diff(x))
+    """The best robust fit (least squares, soft-L1) from `start`, or from several guesses along the curve."""
+    noise, span, spacing = _noise(y), x[-1] - x[0], np.median(np.diff(x))
     lower = [-np.inf, -np.inf, x[0] - span, spacing / 10]
     upper = [np.inf, np.inf, x[-1] + span, 2 * span]
 
@@ -254,14 +243,20 @@ def _fit_logistic(x: Curve, y: Curve, start: _Logistic | None = None) -> _Logist
         guesses = [[start.before, start.after, start.midpoint, start.slope_scale]]
     fits = [
         least_squares(
-            _misfit, guess, _misfit_slopes, bounds=(lower, upper), loss="soft_l1", max_nfev=60, args=(x, y, noise)
+            _misfit,
+            guess,
+            _misfit_slopes,  # pyright: ignore[reportArgumentType]  (scipy's stubs know no callable Jacobian)
+            bounds=(lower, upper),
+            loss="soft_l1",
+            max_nfev=60,
+            args=(x, y, noise),
         )
         for guess in np.clip(guesses, lower, upper)
     ]
     best = min(fits, key=lambda fit: fit.cost)
     before, after, midpoint, slope_scale = best.x
-    left = y - (before + (after - before) * expit((x - midpoint) / slope_scale))
-    return _Logistic(*map(float, best.x), bic=_bic(left, noise, 4), noise=float(np.std(left)))
+    residuals = y - (before + (after - before) * expit((x - midpoint) / slope_scale))
+    return _Logistic(*map(float, best.x), bic=_bic(residuals, noise, 4), noise=float(np.std(residuals)))
 
 
 def _misfit(p: Curve, x: Curve, y: Curve, noise: float) -> Curve:
@@ -270,7 +265,7 @@ def _misfit(p: Curve, x: Curve, y: Curve, noise: float) -> Curve:
 
 
 def _misfit_slopes(p: Curve, x: Curve, y: Curve, noise: float) -> Curve:
-    """Its Jacobian."""
+    """The Jacobian of `_misfit`."""
     rise = expit((x - p[2]) / p[3])
     slope = (p[1] - p[0]) * rise * (1 - rise) / p[3]
     return np.stack([1 - rise, rise, -slope, -slope * (x - p[2]) / p[3]], axis=1) / noise
@@ -278,8 +273,8 @@ def _misfit_slopes(p: Curve, x: Curve, y: Curve, noise: float) -> Curve:
 
 def _bic_polynomial(x: Curve, y: Curve, degree: int) -> float:
     centred = (x - x.mean()) / (x[-1] - x[0])
-    left = y - np.polynomial.Polynomial.fit(centred, y, degree)(centred)
-    return _bic(left, _noise(y), degree + 1)
+    residuals = y - np.polynomial.Polynomial.fit(centred, y, degree)(centred)
+    return _bic(residuals, _noise(y), degree + 1)
 
 
 def _bic(residuals: Curve, noise: float, n_parameters: int) -> float:
@@ -292,14 +287,14 @@ def _bic(residuals: Curve, noise: float, n_parameters: int) -> float:
 def _noise(y: Curve) -> float:
     """Standard deviation of the point-to-point noise, from the median absolute difference.
 
-    At least 1 % of the curve's range: an accuracy that sits at exactly 0 or 1 is not known better than that.
+    At least 1 % of the curve's range, for accuracies that stay at exactly 0 or 1.
     """
     spread = float(np.median(np.abs(np.diff(y)))) / (0.6745 * np.sqrt(2))
     return max(spread, 1e-2 * float(np.ptp(y)), 1e-12)
 
 
-def _why_not(fit: _Logistic, evidence: float, x: Curve) -> str | None:
-    """The first criterion that a transition would have to meet and this fit does not."""
+def _objection(fit: _Logistic, evidence: float, x: Curve) -> str | None:
+    """The first criterion of a transition that a fit does not meet, in words; None if it meets all."""
     half = WIDTH_IN_SCALES * fit.slope_scale / 2
     contrast = abs(fit.after - fit.before) / max(fit.noise, 1e-300)
     if evidence < MIN_EVIDENCE:
@@ -316,14 +311,13 @@ def _why_not(fit: _Logistic, evidence: float, x: Curve) -> str | None:
 def _bootstrap_midpoints(fit: _Logistic, x: Curve, y: Curve, n_bootstrap: int, block: int | None, seed: int) -> Curve:
     """Midpoints of refits to the fitted curve plus resampled blocks of residuals.
 
-    A transition as sharp as the spacing of checkpoints could lie anywhere between two of them: the two are added.
+    A transition as sharp as the spacing of checkpoints may lie anywhere between two of them, so these two are added.
     """
     n = len(x)
     length = min(n, block or max(4, round(n**0.5)))
     rng = generator(seed, Stream.BOOTSTRAP)
     expected = fit(x)
-    residuals = y - expected
-    residuals *= np.sqrt(n / (n - 4))  # four parameters were fitted to them
+    residuals = (y - expected) * np.sqrt(n / (n - 4))  # four parameters were fitted
     midpoints = []
     for _ in range(n_bootstrap):
         starts = rng.integers(0, n - length + 1, size=-(-n // length))
@@ -335,15 +329,8 @@ def _bootstrap_midpoints(fit: _Logistic, x: Curve, y: Curve, n_bootstrap: int, b
     return np.array(midpoints)
 
 
-def _checked(curve: pd.Series) -> tuple[Curve, Curve]:
-    steps, values = _finite(curve)
-    if len(steps) < 8:
-        raise MechinterpError(f"locating a transition needs 8 checkpoints, this curve has {len(steps)}; save more")
-    return steps, values
-
-
 def _finite(curve: pd.Series) -> tuple[Curve, Curve]:
-    """Steps and values where the values are finite; the steps must ascend."""
+    """The steps and values of a curve, without values that are not finite; MechinterpError if steps do not ascend."""
     steps, values = np.asarray(curve.index, dtype=float), np.asarray(curve, dtype=float)
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
@@ -362,14 +349,8 @@ def _from_scale(x: ArrayLike, scale: Scale) -> Curve:
     return np.expm1(np.asarray(x, float)) if scale == "log_step" else np.asarray(x, float)
 
 
-def _known(of_a_transition: float | None) -> float:
-    """What is None without a transition only."""
-    assert of_a_transition is not None
-    return of_a_transition
-
-
 def _median_with_interval(values: Curve, n_bootstrap: int = 2000) -> tuple[float, float, float]:
-    """Median over runs and its 95 % bootstrap interval. Even the whole range of 5 covers a median by 94 % only."""
+    """Median over runs and its 95 % bootstrap interval, from 6 runs on: the range of 5 covers a median by 94 % only."""
     if len(values) < 6:
         return float(np.median(values)) if len(values) else np.nan, np.nan, np.nan
     rng = generator(0, Stream.BOOTSTRAP, 1)

@@ -1,6 +1,6 @@
-"""Errors a user can cause, and how they are worded.
+"""Errors that a user can cause.
 
-Every message is one clear line: it names the file, key, step or hook, says what was expected and what to do.
+Every message is one line: it names the file, key, step or hook, says what was expected and what to do.
 The command line prints such an error without a traceback and exits with code 2.
 """
 
@@ -13,7 +13,7 @@ Member = TypeVar("Member", bound=Enum)
 
 
 class MechinterpError(Exception):
-    """Something the user can put right. The message says how."""
+    """An error that the user can correct; the message says how."""
 
 
 class ConfigError(MechinterpError):
@@ -21,7 +21,7 @@ class ConfigError(MechinterpError):
 
 
 class RunFileError(MechinterpError):
-    """A run file is missing, in the way, damaged, or not one of ours."""
+    """A run file is missing, damaged, exists already, or is another file."""
 
 
 class BusyError(RunFileError):
@@ -44,7 +44,7 @@ class DivergedError(MechinterpError):
 
 
 class _Named(EnumMeta):
-    """What `Kind.name` and `Kind["name"]` do where there is no such member."""
+    """Raises UnknownMemberError for `Enum.name` and `Enum["name"]` without such a member."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("_"):
@@ -58,21 +58,21 @@ class _Named(EnumMeta):
 
 
 class NamedEnum(Enum, metaclass=_Named):
-    """An enum whose misspelt members raise with the nearest one."""
+    """An enum whose errors for misspelt members name the nearest one."""
 
 
-def unknown_name(kind: str, name: object, known: Iterable[object]) -> UnknownNameError:
-    """The error for a misspelt `name`: it offers the nearest known names, or lists them all."""
-    names = [str(each) for each in known]
+def unknown_name(noun: str, name: object, known: Iterable[object]) -> UnknownNameError:
+    """The error for a misspelt `name`: it names the nearest of the known names, or lists them."""
+    names = [str(candidate) for candidate in known]
     near = get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
-    return UnknownNameError(f"unknown {kind} {str(name)!r}; {hint}")
+    return UnknownNameError(f"unknown {noun} {str(name)!r}; {hint}")
 
 
-def member(kind: type[Member], value: Member | str) -> Member:
-    """A member of an enum, given as itself or by its name; a misspelt name raises with the nearest one."""
-    if isinstance(value, kind):
+def member(enum: type[Member], value: Member | str) -> Member:
+    """The member of an enum that `value` is or names; UnknownNameError, with the nearest name, if there is none."""
+    if isinstance(value, enum):
         return value
-    if not isinstance(value, str) or value not in kind.__members__:
-        raise unknown_name(kind.__name__.lower(), value, kind.__members__)
-    return kind[value]
+    if not isinstance(value, str) or value not in enum.__members__:
+        raise unknown_name(enum.__name__.lower(), value, enum.__members__)
+    return enum[value]

@@ -1,4 +1,4 @@
-"""Files and folders that users name: what goes wrong with them is one clear line."""
+"""Files and folders that users name; their errors are MechinterpErrors of one line."""
 
 import math
 import os
@@ -34,7 +34,7 @@ def make_folder(path: Path) -> Path:
 
 
 def require_place(path: Path) -> Path:
-    """The path, if a page, picture or table may be written there: an existing one is replaced, a run file never is."""
+    """The path, if a page, picture or table can be written there. An existing one is replaced; a run file never is."""
     if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
         raise MechinterpError(f"{path}: cannot be written; choose another file")
     if path.is_file() and _begins(path, b"\x89HDF"):
@@ -51,14 +51,14 @@ def _begins(path: Path, start: bytes) -> bool:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file at once, so that no reader ever sees half of it."""
+    """Write a file atomically: no reader sees a part of it."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, of a name that nobody else has, which takes its place at the end; or goes, on an error."""
+    """The path of a new file beside `path`, which replaces `path` at the end, or is deleted on an error."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         yield temporary
@@ -68,9 +68,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def plain_json(value: Any) -> Any:
-    """The value for JSON, which knows no numbers that are not finite: they become null."""
+    """The value for JSON, which has no numbers that are not finite: they become null."""
     if isinstance(value, dict):
-        return {key: plain_json(each) for key, each in value.items()}
+        return {key: plain_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_json(each) for each in value]
+        return [plain_json(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,11 +1,11 @@
-"""All randomness is a pure function of (seed, stream, step).
+"""Random numbers as a pure function of (seed, stream, step).
 
-A counter-based generator (Philox) is keyed with (seed, stream), and counts from the step on. Two streams never
-overlap, so adding an evaluation set cannot change training, and any step can be drawn without the steps before it. The
-bits do not depend on the number of threads or on the CPU's vector width.
+A counter-based generator (Philox) has (seed, stream) as its key and counts from the step on. Streams never overlap, so
+an additional evaluation set cannot change training, and any step can be drawn without the steps before it. The bits do
+not depend on the number of threads or on the CPU's vector width.
 
-`generator` is NumPy's, for whatever is drawn once. `draw_uniform` and `draw_normal` are for compiled code that draws
-in every step: they make many numbers at once, several times as fast.
+`generator` is NumPy's, for numbers that are drawn once. `draw_uniform` and `draw_normal` are for compiled code that
+draws in every step: they fill arrays, several times as fast.
 """
 
 import math
@@ -17,7 +17,7 @@ from numba import njit
 
 
 class Stream(IntEnum):
-    """What a stream of random numbers is for. Evaluation set i of a task uses stream EVALUATION + i."""
+    """The purpose of a stream of random numbers. Evaluation set i of a task uses stream EVALUATION + i."""
 
     INIT = 0
     TASK = 1
@@ -29,12 +29,11 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: int, step: int = 0) -> np.random.Generator:
-    """The generator of one (seed, stream, step); each of them an integer in [0, 2^64).
+    """NumPy's generator of one (seed, stream, step), three integers in [0, 2^64).
 
     Philox 4x64 with the key (seed, stream); its counter starts at step · 2^192.
     """
-    key = np.array([seed, stream], dtype=np.uint64)
-    counter = np.array([0, 0, 0, step], dtype=np.uint64)
+    key, counter = np.array([seed, stream], np.uint64), np.array([0, 0, 0, step], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
@@ -49,9 +48,9 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy")
 @_compiled
 @no_type_check
 def stream_key(seed, stream, step):
-    """Key of `draw_uniform` and `draw_normal` for one (seed, stream, step): four words of Philox, from these.
+    """Key of `draw_uniform` and `draw_normal` for one (seed, stream, step): four words of Philox.
 
-    Two of the 2^128 keys are alike with a probability that is of no concern.
+    The keys of two streams or steps are equal with probability 2^−128.
     """
     shift, words = np.uint64(32), np.empty((4, 1), np.uint32)
     seed, stream = np.uint64(seed), np.uint64(stream)

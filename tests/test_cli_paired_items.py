@@ -1,5 +1,6 @@
 """Every command on runs of the 2024 paper: it works, or says in one line why it does not apply."""
 
+import html
 import json
 
 import pytest
@@ -14,7 +15,7 @@ RUNS = {
     "additive": {"model.kind": "additive", "task.tokens": "plain"},
 }
 WORK = {
-    "measure": ["--sequences", "50"],
+    "measure": ["--n-sequences", "50"],
     "patch": ["--n-pairs", "20"],
     "paths": ["--n-pairs", "20"],
     "ablate": ["--n-sequences", "20"],
@@ -23,8 +24,8 @@ WORK = {
 }
 REFUSED = {
     "qkov": "position ⊕ content",
-    "evidence": "paired items are one token",
-    "circuit": "paired items are one token",
+    "evidence": "this task's are one token",
+    "circuit": "this task's are one token",
 }
 
 
@@ -95,7 +96,7 @@ def test_the_page_shows_the_race_and_says_what_it_leaves_out(run, tmp_path, caps
     out = tmp_path / "page.html"
     assert main(["report", str(run.path), "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
-    assert "paired items are one token" in page
+    assert "this task's are one token" in html.unescape(page)
     one_layer = run.config.model.n_layers == 1
     assert ("coordinates of the race (Nguyen" in page) == one_layer
     assert ("read off one layer with one head" in page) == (not one_layer)

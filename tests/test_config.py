@@ -1,9 +1,24 @@
 """Configs: strict, complete error messages, canonical text, schedules."""
 
+from typing import Annotated, Literal
+
 import pytest
+from pydantic import ValidationError
 
 import mechinterp as mi
-from mechinterp.config import CheckpointConfig, TrainingConfig
+from mechinterp.config import (
+    CheckpointConfig,
+    Family,
+    InterventionConfig,
+    ItemLabelConfig,
+    ModelConfig,
+    ScaleHeadOutput,
+    Section,
+    TaskConfig,
+    TrainingConfig,
+    explain,
+)
+from mechinterp.config.section import OneOf
 from mechinterp.errors import ConfigError, UnknownNameError
 
 
@@ -12,7 +27,7 @@ def test_presets_cover_the_same_flow_time():
     assert (exact.training.learning_rate, exact.training.steps) == (0.01, 60_000)
     assert (fast.training.learning_rate, fast.training.steps, fast.seed) == (0.1, 6_000, 7)
     assert exact.task == fast.task
-    decay = [each.training.steps * each.training.shrinkage("") for each in (exact, fast)]
+    decay = [each.training.steps * each.training.decay_factor("") for each in (exact, fast)]
     assert decay[0] == pytest.approx(decay[1])
 
 
@@ -25,6 +40,7 @@ def test_toml_round_trip(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("seed = 3\n[task]\nn_classes = 64\nepsilon = 0\n[checkpoints]\nevery = 10\nat = [3, 5]\n")
     config = mi.RunConfig.from_toml(path)
+    assert isinstance(config.task, ItemLabelConfig)
     assert (config.seed, config.task.n_classes, config.task.epsilon, config.checkpoints.at) == (3, 64, 0.0, (3, 5))
     assert mi.RunConfig.model_validate_json(config.canonical_json()) == config
 
@@ -89,6 +105,39 @@ def test_schedule_is_the_union_of_its_rules():
 
 
 def test_weight_decay_conventions():
-    assert TrainingConfig(weight_decay=1e-4, learning_rate=0.1).shrinkage("blocks.0.attn.W_Q") == 1e-4
+    assert TrainingConfig(weight_decay=1e-4, learning_rate=0.1).decay_factor("blocks.0.attn.W_Q") == 1e-4
     decayed = TrainingConfig(weight_decay=1e-4, learning_rate=0.1, weight_decay_convention="times_learning_rate")
-    assert decayed.shrinkage("classifier.layers.0.W") == pytest.approx(1e-5)
+    assert decayed.decay_factor("classifier.layers.0.W") == pytest.approx(1e-5)
+
+
+def test_the_classes_of_a_family_are_found_by_their_kind():
+    assert list(TaskConfig.kinds()) == ["item_label", "paired_items", "custom"]
+    assert list(ModelConfig.kinds()) == ["transformer", "induction_head", "additive"]
+    assert InterventionConfig.kinds()["silence"] is ScaleHeadOutput  # run files carry the names, not the classes
+
+
+def test_a_fault_is_looked_up_in_the_section_that_it_lies_in():
+    clamp = {"kind": "clamp", "layer": 0, "patern": "uniform"}
+    with pytest.raises(ConfigError) as caught:
+        mi.RunConfig.from_dict({"model": {"kind": "additive", "bta": 1.0}, "interventions": [clamp, {"start": 3}]})
+    for part in ("model.bta: unknown key; did you mean 'beta'", "interventions.0.patern: unknown key; did you mean"):
+        assert part in str(caught.value)
+    assert "interventions.1: has no kind; name one of fix, freeze, graft, clamp" in str(caught.value)
+
+
+def test_a_new_kind_is_one_class():
+    class Shape(Family):
+        pass
+
+    class Circle(Shape):
+        kind: Literal["circle"] = "circle"  # pyright: ignore[reportIncompatibleVariableOverride] (as in every family)
+        radius: float = 1.0
+
+    class Drawing(Section):
+        shape: Annotated[Shape, OneOf(default="circle")] = Circle()
+
+    drawing = Drawing.model_validate({"shape": {"radius": 2.0}})
+    assert (drawing.shape, drawing.model_dump()) == (Circle(radius=2.0), {"shape": {"kind": "circle", "radius": 2.0}})
+    with pytest.raises(ValidationError) as caught:
+        Drawing.model_validate({"shape": {"radios": 2.0}})
+    assert explain(caught.value, Drawing) == "shape.radios: unknown key; did you mean 'radius'?"

@@ -5,7 +5,10 @@ lines ``mechinterp …`` and ``python -m analyses.…`` are run in this process 
 are left out, if `LEFT_OUT` names them. A toml block is validated as the study or the run config that it is, and is then
 study.toml or run.toml in that folder.
 
-What is substituted, so that this takes seconds, and why the output that pages show is not compared:
+A text block directly after a python block is what that prints. It is compared: exactly, where nothing before it on the
+page is substituted; else the words of its first line, as the names of columns, must be printed.
+
+What is substituted, so that this takes seconds:
 
 * presets have the network and the task of `SMALL`, at their own number of steps up to 6,000;
 * the run of the fast preset, which pages train or expect as ``checkpoints/reddy2023-fast-0.h5`` (1, 2), is trained once
@@ -14,6 +17,7 @@ What is substituted, so that this takes seconds, and why the output that pages s
 """
 
 import inspect
+import io
 import re
 import runpy
 import shlex
@@ -22,8 +26,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import fields
 from glob import glob
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +39,14 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import mechinterp as mi
-import mechinterp.training
+import mechinterp.run
 from mechinterp.cli import _COMMANDS, main
+from mechinterp.cli.analyses import analysis_commands
 from mechinterp.config import PRESETS
 from mechinterp.files import read_toml
 from mechinterp.measures import MEASURES
 from mechinterp.studies.cluster import PROVIDERS
+from mechinterp.studies.jobs import Job
 from mechinterp.studies.worker import check, do
 from tests.conftest import TINY
 
@@ -55,28 +63,53 @@ SAVED = {"checkpoints.every": 1_000, "checkpoints.at": [3_400]}
 FAST = "checkpoints/reddy2023-fast-{}.h5"
 
 
+SUBSTITUTED = re.compile(r"preset|train\(|open_run|run_study|Study|checkpoints/")
+"""What a page says before its output is that of a small network."""
+
+
 class Block(NamedTuple):
     language: str
     line: int
     """Where its first line stands in the page."""
     text: str
+    output: str | None
+    """The text block that follows a python block directly."""
 
 
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page that have a language."""
     text = page.read_text(encoding="utf-8")
+    fenced = list(re.finditer(r"^```(\w+)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE))
+    outputs = {
+        block.start(): following[2]
+        for block, following in pairwise(fenced)
+        if (block[1], following[1]) == ("python", "text") and not text[block.end() : following.start()].strip()
+    }
     return [
-        Block(found[1], text.count("\n", 0, found.start(2)) + 1, found[2])
-        for found in re.finditer(r"^```(\w+)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+        Block(block[1], text.count("\n", 0, block.start(2)) + 1, block[2], outputs.get(block.start()))
+        for block in fenced
     ]
 
 
-def test_no_block_of_a_page_is_overlooked():
-    for page in PAGES:
-        fences = re.findall(r"^\s*```[^\s{`]+", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        assert len(fences) == len(blocks(page)), page
-        assert {block.language for block in blocks(page)} <= {"python", "sh", "toml", "text"}, page
-    assert sum(block.language == "python" for page in PAGES for block in blocks(page)) > 20
+def require_output(shown: str, printed: str, *, exact: bool, where: str) -> None:
+    """Compare what a page shows with what its code prints; see the module's docstring."""
+    if exact:
+        assert printed.splitlines() == shown.splitlines(), where
+        return
+    missing = set(_words(shown.splitlines()[0])) - set(_words(printed))
+    assert not missing, f"{where}: {missing} is not in\n{printed}"
+
+
+def _words(text: str) -> list[str]:
+    """The words of a printed text, without numbers and what stands for one."""
+    return [word for word in re.findall(r"[^\W\d][\w.]*", text) if word not in ("True", "False", "None", "nan", "NaN")]
+
+
+def test_output_that_differs_is_seen():
+    require_output("step sender\n 1 0.0", "Empty DataFrame\nColumns: [step, sender]", exact=False, where="")
+    for shown, printed, exact in (("1.5", "1.6", True), ("a\nb", "a", True), ("step sender", "step from", False)):
+        with pytest.raises(AssertionError):
+            require_output(shown, printed, exact=exact, where="")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +147,7 @@ def fast_run(small_presets, tmp_path_factory) -> Path:
 @pytest.fixture
 def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterator[None]:
     """Training copies the run of the fast preset, and studies copy one tiny run."""
-    real_train, tiny, one_by_one = mechinterp.training.train, tmp_path_factory.getbasetemp() / "tiny", threading.Lock()
+    real_train, tiny, one_by_one = mechinterp.run.train, tmp_path_factory.getbasetemp() / "tiny", threading.Lock()
     tiny.mkdir(exist_ok=True)
 
     def train(config, path, **options):
@@ -123,13 +156,13 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
         Path(path).parent.mkdir(exist_ok=True)
         return mi.open_run(shutil.copy(fast_run, path))
 
-    def carry_out(job):
+    def carry_out(job: Job):
         with one_by_one:
             do({**job, "folder": str(tiny), "id": "tiny", "config": tiny_config.model_dump(mode="json")})
             for made in tiny.glob("tiny.*"):
                 shutil.copy(made, Path(job["folder"]) / f"{job['id']}{made.suffix}")
 
-    monkeypatch.setattr(mechinterp.training, "train", train)
+    monkeypatch.setattr(mechinterp.run, "train", train)
 
     def ask(request):
         """What a worker would answer; none is started."""
@@ -137,7 +170,7 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
             check(request["config"], request["measures"], request["device"])
         return {"error": None, "step": 0.005, "checkpoint": 0.2, "checkpoint_bytes": 6e5}
 
-    monkeypatch.setattr("mechinterp.studies.conduct.carry_out", carry_out)
+    monkeypatch.setattr("mechinterp.studies.runner.execute_job", carry_out)
     monkeypatch.setattr("mechinterp.studies.processes.ask", ask)
     for name, measure in MEASURES.items():  # pages register their own, which goes with them
         monkeypatch.setitem(MEASURES, name, measure)
@@ -155,11 +188,17 @@ def test_the_code_of_a_page_runs(page, substituted, fast_run, tmp_path, monkeypa
     for seed in range(3):
         if f"--out {FAST.format(seed)}" not in page.read_text(encoding="utf-8"):
             shutil.copy(fast_run, FAST.format(seed))
-    namespace = {"__name__": "page"}
+    namespace, before = {"__name__": "page"}, ""
     for block in blocks(page):
+        before += block.text
         if block.language == "python":
             source = "\n" * (block.line - 1) + block.text  # so that an error names the page's own line
-            exec(compile(source, page, "exec"), namespace)
+            with redirect_stdout(io.StringIO()) as printed:
+                exec(compile(source, page, "exec"), namespace)
+            if block.output is not None:
+                where = f"{page.name}, line {block.line}"
+                exact = not SUBSTITUTED.search(before)
+                require_output(block.output, printed.getvalue(), exact=exact, where=where)
         elif block.language == "toml":
             validate(block)
         elif block.language == "sh":
@@ -204,7 +243,7 @@ def as_main(words: list[str]) -> None:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
-def exit_code(function, words: list[str]) -> int:
+def exit_code(function, words: list[str]) -> int | str:
     try:
         return function(words) or 0
     except SystemExit as stop:
@@ -222,7 +261,8 @@ def test_commands_that_are_neither_ours_nor_left_out_are_refused(tmp_path, monke
 
 def test_the_page_of_commands_has_every_command_and_option():
     page = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
-    for name, command in _COMMANDS.items():
+    analyses = {name: analysis_commands(name)[name] for name in analysis_commands("")}
+    for name, command in {**_COMMANDS, **analyses}.items():
         assert f"| `{name}" in page, name  # with its argument
         options = {"start": "from", "stop": "to"} if name == "replay" else {}
         for field in fields(command):
@@ -236,7 +276,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     done = subprocess.run(sphinx, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "html/api/configuration.html").read_text(encoding="utf-8")
-    assert 'id="mechinterp.config.ItemLabelConfig.n_classes"' in reference
+    assert 'id="mechinterp.config.task.ItemLabelConfig.n_classes"' in reference
     for page in (tmp_path / "html").rglob("*.html"):  # which is read without the network
         assert not re.search(r'(src|<link [^>]*href)="(https?:)?//', page.read_text(encoding="utf-8")), page
 

@@ -7,12 +7,12 @@ import pytest
 import mechinterp as mi
 from mechinterp.emergence import (
     WIDTH_IN_SCALES,
-    acquired,
-    crossing,
+    Emergence,
+    acquisition_step,
     emergence_table,
-    faded,
+    first_above,
+    level_crossing,
     locate_emergence,
-    reached,
     steps_around,
 )
 from mechinterp.errors import MechinterpError
@@ -36,19 +36,30 @@ def curve(values: np.ndarray) -> pd.Series:
     return pd.Series(values, index=pd.Index(STEPS, name="step"))
 
 
+def interval(found: Emergence) -> tuple[float, float, float]:
+    """Lower end, midpoint and upper end of a transition."""
+    assert found.low is not None
+    assert found.step is not None
+    assert found.high is not None
+    return found.low, found.step, found.high
+
+
 def test_a_noiseless_logistic_is_recovered():
     found = locate_emergence(curve(logistic(3210, 800)))
     assert found.transition
     assert found.step == pytest.approx(3210, abs=1)
     assert found.width == pytest.approx(800, rel=0.01)
     assert (found.before, found.after) == (pytest.approx(0.05, abs=1e-3), pytest.approx(0.95, abs=1e-3))
-    assert found.low <= found.step <= found.high
+    low, step, high = interval(found)
+    assert low <= step <= high
 
 
 def test_a_falling_curve_is_located_too():
     found = locate_emergence(curve(1 - logistic(2500, 500)))
     assert found.transition
     assert found.step == pytest.approx(2500, abs=1)
+    assert found.before is not None
+    assert found.after is not None
     assert found.before > found.after
 
 
@@ -63,8 +74,9 @@ def test_the_log_scale():
 def test_a_jump_between_two_checkpoints_has_an_interval_that_spans_them():
     found = locate_emergence(curve((STEPS > 3050).astype(float)))
     assert found.transition
-    assert found.low <= 3000
-    assert found.high >= 3100
+    low, _, high = interval(found)
+    assert low <= 3000
+    assert high >= 3100
 
 
 @pytest.mark.parametrize(("width", "correlation", "least"), [(300, 0.0, 0.85), (300, 0.7, 0.65), (1500, 0.0, 0.7)])
@@ -75,8 +87,9 @@ def test_coverage_of_the_95_percent_interval(width, correlation, least, record_p
         truth = rng.uniform(2500, 3500)
         found = locate_emergence(curve(logistic(truth, width) + noise(rng, correlation)), n_bootstrap=100)
         assert found.transition
-        covered += found.low <= truth <= found.high
-        errors.append(abs(found.step - truth))
+        low, step, high = interval(found)
+        covered += low <= truth <= high
+        errors.append(abs(step - truth))
     record_property("coverage", covered / 24)
     assert covered / 24 >= least
     assert np.median(errors) < 60
@@ -134,11 +147,11 @@ def test_lags_between_measures_over_runs():
 
 
 def test_a_crossing_is_interpolated_between_its_two_checkpoints():
-    assert crossing(pd.Series([0.0, 0.2, 0.6, 1.0], index=[0, 10, 30, 40])) == pytest.approx(10 + 20 * 0.3 / 0.4)
-    assert crossing(curve(STEPS / 6000), level=0.25) == pytest.approx(1500)
-    assert crossing(curve(logistic(3210, 800))) == pytest.approx(3210, abs=1)
-    reached = pd.Series([0.1, 0.5, 0.5], index=[0, 100, 200])
-    assert crossing(reached) == 100
+    assert level_crossing(pd.Series([0.0, 0.2, 0.6, 1.0], index=[0, 10, 30, 40])) == pytest.approx(10 + 20 * 0.3 / 0.4)
+    assert level_crossing(curve(STEPS / 6000), level=0.25) == pytest.approx(1500)
+    assert level_crossing(curve(logistic(3210, 800))) == pytest.approx(3210, abs=1)
+    first_above = pd.Series([0.1, 0.5, 0.5], index=[0, 100, 200])
+    assert level_crossing(first_above) == 100
 
 
 @pytest.mark.parametrize(
@@ -161,7 +174,7 @@ def test_a_crossing_is_interpolated_between_its_two_checkpoints():
     ],
 )
 def test_a_crossing_separates_below_from_above(above, expected):
-    found = crossing(pd.Series([0.75 if mark == "#" else 0.25 for mark in above], dtype=float))
+    found = level_crossing(pd.Series([0.75 if mark == "#" else 0.25 for mark in above], dtype=float))
     assert found == (None if expected is None else pytest.approx(expected))
 
 
@@ -170,7 +183,9 @@ def test_a_crossing_in_noise_is_neither_the_first_nor_the_last():
     errors, first, last = [], [], []
     for _ in range(40):
         noisy = curve(logistic(truth, 1500) + noise(rng, 0.0, scale=0.2))
-        errors.append(crossing(noisy) - truth)
+        crossing = level_crossing(noisy)
+        assert crossing is not None
+        errors.append(crossing - truth)
         first.append(STEPS[(noisy >= 0.5).to_numpy().argmax()] - truth)
         last.append(STEPS[np.flatnonzero(noisy < 0.5)[-1]] - truth)
     assert np.mean(np.abs(errors)) < 200
@@ -180,22 +195,22 @@ def test_a_crossing_in_noise_is_neither_the_first_nor_the_last():
 
 def test_a_crossing_leaves_out_what_is_no_number_and_refuses_unsorted_steps():
     gap = pd.Series([0.0, np.nan, 1.0, 1.0], index=[0, 50, 100, 150])
-    assert crossing(gap) == 50
+    assert level_crossing(gap) == 50
     with pytest.raises(MechinterpError, match="not ascending"):
-        crossing(gap[::-1])
+        level_crossing(gap[::-1])
 
 
 def test_what_is_acquired_for_good():
     steps = pd.Index(range(0, 6_001, 100))
     logistic = pd.Series(1 / (1 + np.exp(-(np.asarray(steps) - 3_000) / 200)), steps)
-    assert acquired(logistic) == pytest.approx(3_000, abs=20)
-    assert acquired(0.25 * logistic) is None
-    assert acquired(0.25 * logistic, least=0.2) == pytest.approx(3_000, abs=20)
+    assert acquisition_step(logistic) == pytest.approx(3_000, abs=20)
+    assert acquisition_step(0.25 * logistic) is None
+    assert acquisition_step(0.25 * logistic, least=0.2) == pytest.approx(3_000, abs=20)
     gradual = pd.Series(np.linspace(0, 0.6, len(steps)), steps)  # no transition is located in it
-    assert acquired(gradual) == pytest.approx(3_000)
+    assert acquisition_step(gradual) == pytest.approx(3_000)
     lost = logistic * (1 - 0.9 * logistic.shift(20, fill_value=0.0))
-    assert acquired(lost) is None
-    assert acquired(pd.Series([np.nan, np.nan], [0, 1])) is None
+    assert acquisition_step(lost) is None
+    assert acquisition_step(pd.Series([np.nan, np.nan], [0, 1])) is None
 
 
 def test_steps_around_a_transition():
@@ -211,14 +226,9 @@ def test_steps_around_a_transition():
     assert steps_around(never, [7]) == [7]
 
 
-def test_when_a_level_is_reached_and_when_it_fades():
+def test_when_a_level_is_reached():
     rise = pd.Series([0.5, 0.96, 0.94, 0.995, 0.91, 0.9, 1.0], index=range(0, 70, 10))
-    assert reached(rise) == 10
-    assert reached(rise, 0.99) == 30
-    assert reached(rise, 1.0) is None
-    assert faded(rise) == 50
-    assert faded(rise, low=0.94) == 40
-    assert faded(rise.iloc[:4]) is None
-    assert faded(pd.Series([0.2, 0.98, 0.2], index=[0, 1, 2])) is None, "it was never at the top"
-    assert reached(pd.Series([], dtype=float)) is None
-    assert faded(pd.Series([], dtype=float)) is None
+    assert first_above(rise) == 10
+    assert first_above(rise, 0.99) == 30
+    assert first_above(rise, 1.0) is None
+    assert first_above(pd.Series([], dtype=float)) is None

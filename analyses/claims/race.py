@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import fisher_exact
 
-from mechinterp.emergence import reached
+from analyses.claims.scaling import Line, PowerLaw, line, power_law, threshold_draws
+from analyses.claims.verdicts import Verdict, all_hold, by_seed, format_range, in_range, judge, largest_gap_test
+from mechinterp.emergence import first_above
 from mechinterp.errors import MechinterpError
-from mechinterp.studies.scaling import Line, PowerLaw, line, power_law, threshold_draws
-from mechinterp.studies.verdicts import Verdict, by_seed, every, groups, judge, spread, within
 from mechinterp.theory.kinetics import Kinetics, other_loss
 
 IC, IWL = "final_icl_accuracy", "final_iwl_accuracy"
@@ -48,17 +48,17 @@ def of_diversity(diversity: pd.DataFrame) -> list[Verdict]:
         for N, own in runs.groupby("N"):
             ic, iwl = by_seed(own, IC, "K"), by_seed(own, IWL, "K")
             first, last = ic.columns[0], ic.columns[-1]
-            few += [within(ic[first], high=0.6), within(iwl[first], low=0.95)]
-            many += [within(ic[last], low=0.95), within(iwl[last], high=0.75)]
+            few += [in_range(ic[first], high=0.6), in_range(iwl[first], low=0.95)]
+            many += [in_range(ic[last], low=0.95), in_range(iwl[last], high=0.75)]
             numbers.append(
-                f"N = {N}: K = {first}: IC {spread(ic[first])}, IWL {spread(iwl[first])};"
-                f" K = {last}: IC {spread(ic[last])}, IWL {spread(iwl[last])}"
+                f"N = {N}: K = {first}: IC {format_range(ic[first])}, IWL {format_range(iwl[first])};"
+                f" K = {last}: IC {format_range(ic[last])}, IWL {format_range(iwl[last])}"
             )
         text, figure = "; ".join(numbers), "2b, 2c, A.7" if what == "network" else "3a"
         claim = f"few pairs are memorised, at every N ({what}): IC ≤ 0.6, IWL ≥ 0.95"
-        verdicts.append(judge(figure, claim, every(*few), text))
+        verdicts.append(judge(figure, claim, all_hold(*few), text))
         claim = f"many pairs turn it to ICL, at every N ({what}): IC ≥ 0.95, IWL ≤ 0.75"
-        verdicts.append(judge(figure, claim, every(*many), text))
+        verdicts.append(judge(figure, claim, all_hold(*many), text))
     return verdicts
 
 
@@ -66,12 +66,12 @@ def of_groups(near: pd.DataFrame) -> Verdict:
     """Figure 6c: many seeds near K*, where some learn in context and some do not."""
     bimodal, text = [], []
     for _, own in near.groupby(["N", "K"]):
-        found, learned = groups(own[IC].tolist()), int((own[IC] > LEARNED).sum())
+        found, learned = largest_gap_test(own[IC].tolist()), int((own[IC] > LEARNED).sum())
         if 0 < learned < len(own):
             bimodal.append(found.bimodal)
         text.append(
-            f"N = {own['N'].iloc[0]}, K = {own['K'].iloc[0]}: IC {spread(own[IC])}, {found.lower} + {found.upper} runs,"
-            f" gap {found.gap:.2f} of {found.range:.2f} (p {found.p:.2f})"
+            f"N = {own['N'].iloc[0]}, K = {own['K'].iloc[0]}: IC {format_range(own[IC])},"
+            f" {found.lower} + {found.upper} runs, gap {found.gap:.2f} of {found.range:.2f} (p {found.p:.2f})"
         )
     word = "undecided" if any(bimodal) != all(bimodal) or not bimodal else _word(all(bimodal))
     return Verdict("6c", "near K* seeds fall into two groups (network)", word, _runs(near), "; ".join(text))
@@ -95,7 +95,7 @@ def of_times(times: pd.DataFrame) -> list[Verdict]:
     ratios = additive["ratio"]
     claim = "t_ICL of the additive model is N √(2π) (β₀ = w₀ = 0), within a quarter"
     near = bool(ratios.between(1 / CLOSE, CLOSE).all())
-    verdicts.append(Verdict("eq. 11", claim, _word(near), _runs(additive), f"time / formula {spread(ratios)}"))
+    verdicts.append(Verdict("eq. 11", claim, _word(near), _runs(additive), f"time / formula {format_range(ratios)}"))
     network = times[times["what"] == "network of width 512"]
     spans = network.groupby("N")["time"].agg(["min", "median", "max"])
     tails = (spans["max"] - spans["median"]) / (spans["median"] - spans["min"])
@@ -122,15 +122,15 @@ def of_abruptness(curves: Mapping[tuple[str, int, int], pd.Series]) -> list[Verd
     for what, figure in (("network of width 512", "2d"), ("additive model", "3b")):
         own = table[table["what"] == what]
         longest = own[own["N"] == own["N"].max()].set_index("seed")["share"]
-        by_length = "; ".join(f"N = {N}: {spread(each['share'])}" for N, each in own.groupby("N"))
+        by_length = "; ".join(f"N = {N}: {format_range(each['share'])}" for N, each in own.groupby("N"))
         claim = f"ICL is acquired abruptly ({what}): at the greatest N, IC rises from 0.55 to 0.95 within t_ICL/2"
-        verdicts.append(judge(figure, claim, within(longest, high=0.5), f"rise / t_ICL {by_length}"))
+        verdicts.append(judge(figure, claim, in_range(longest, high=0.5), f"rise / t_ICL {by_length}"))
     return verdicts
 
 
 def _rise(curve: pd.Series) -> float:
     """The part of the time until accuracy is above 0.95 in which it rises from 0.55; infinite if it does not."""
-    end = reached(curve)
+    end = first_above(curve)
     if not end:
         return np.inf
     before = curve[(curve < 0.55) & (curve.index < end)]
@@ -142,7 +142,9 @@ def of_memory(memorised: pd.DataFrame) -> list[Verdict]:
     verdicts = []
     for what, own in memorised.groupby("what", sort=False):
         law, left = power_law(samples(own, "K", "I_K")), unfinished(own)
-        numbers = f"{_law(law, 'K')}; K = {own['K'].min()} to {own['K'].max()}; c₁ at the end {spread(own['c1'], 4)}"
+        numbers = (
+            f"{_law(law, 'K')}; K = {own['K'].min()} to {own['K'].max()}; c₁ at the end {format_range(own['c1'], 4)}"
+        )
         claim = f"I_K(∞) ~ K^ν with ν ≈ 0.7 (MLP of the {what}): 0.6 to 0.8"
         word = _inside(law.low, law.high, 0.6, 0.8) if left <= UNFINISHED else "undecided"
         verdicts.append(Verdict("5, A.3", claim, word, _runs(own), numbers))
@@ -205,7 +207,7 @@ def lost_at(curve: pd.Series) -> float | None:
     """The step from which on ICL is lost, of a run that had it: the first after the last with an accuracy above 0.9.
 
     Infinite for one that keeps it, by the median of its last checkpoints, and None for one that never had it. The
-    first fall below 0.9 (`emergence.faded`) is not taken: accuracies dip and come back.
+    first fall below 0.9 is not taken: accuracies dip and come back.
     """
     if curve.max() < ACQUIRED:
         return None
@@ -231,7 +233,7 @@ def of_transience(what: str, fading: pd.DataFrame, curves: Mapping[tuple[str, in
     ]
     table = pd.DataFrame(rows).astype({"lost": float})
     text = "; ".join(
-        f"λ = {decay:g}: at most {spread(own['top'])}, at the end {spread(own['end'])}, lost at step"
+        f"λ = {decay:g}: at most {format_range(own['top'])}, at the end {format_range(own['end'])}, lost at step"
         f" {', '.join('–' if pd.isna(step) else 'never' if np.isinf(step) else f'{step:.0f}' for step in own['lost'])}"
         for decay, own in table.groupby("decay")
     )
@@ -320,7 +322,7 @@ def _of_runs(figure: str, claim: str, holds: Mapping[int, bool], ratios: Sequenc
     if not holds:
         return Verdict(figure, claim, "undecided", "0 runs", "no run has such checkpoints")
     each = pd.Series([float(ratio.median()) for ratio in ratios])
-    text = f"{name}: medians of runs {spread(each)}, of all {spread(pd.concat(list(ratios)))}"
+    text = f"{name}: medians of runs {format_range(each)}, of all {format_range(pd.concat(list(ratios)))}"
     return judge(figure, claim, holds, f"{text}; {sum(len(ratio) for ratio in ratios)} checkpoints")
 
 

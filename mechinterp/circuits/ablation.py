@@ -1,8 +1,11 @@
-"""Ablation: take something out of a network and see what is lost.
+"""Ablation: the metric of a network with an activation replaced by zeros, its mean or an uninformative pattern.
 
-Every way of taking out is a member of `Ablation`; each applies at a `Site` (hook, role, head). What only the OV
-circuit does is left by ablating ``hook_pattern`` with the mean; what only the QK circuit does, by ablating ``hook_v``
-with the mean. A `Subspace` instead of an ablation projects it out of the residual stream.
+A replacement is a member of `Ablation`, at a `Site` (hook, role, head), or a `Subspace`, which is projected out of the
+residual stream. Ablating ``hook_pattern`` with the mean leaves the OV circuit alone; ablating ``hook_v`` with the mean
+leaves the QK circuit alone.
+
+Replacement by the mean follows Wang et al. 2023; ablation at fixed attention patterns, here at ``hook_v`` or
+``hook_z``, follows Olsson et al. 2022.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,11 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mechinterp.circuits.metrics import Metric
+from mechinterp.attention_patterns import AttentionPattern, pattern_of, previous_token_mask
+from mechinterp.circuits.activations import AnyActivations, activations_of
+from mechinterp.circuits.metrics import Metric, MetricFunction, metric_of
 from mechinterp.circuits.patching import Site, replaced
-from mechinterp.circuits.rerun import Activations, Parameters, activations, rerun
 from mechinterp.circuits.subspaces import Subspace
 from mechinterp.errors import MechinterpError, NamedEnum, member
+from mechinterp.models.network import Network
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch
 
@@ -28,11 +33,11 @@ _RESIDUAL = (
     "hook_z",
     "classifier.hook_in",
 )
-"""Hooks in the coordinates of the residual stream; values are, as W_O is the identity."""
+"""Hooks in the coordinates of the residual stream; those of values too, as W_O is the identity."""
 
 
 class Ablation(NamedEnum):
-    """What stands in for an activation."""
+    """The replacement of an activation."""
 
     zero = "zeros"
     mean = "its mean over sequences, position by position"
@@ -44,12 +49,17 @@ class Ablation(NamedEnum):
 
     @property
     def of_patterns(self) -> bool:
-        """Whether it is for attention patterns only."""
+        """Whether it applies to attention patterns only."""
         return self not in (Ablation.zero, Ablation.mean, Ablation.resample)
 
+    @property
+    def pattern(self) -> AttentionPattern | None:
+        """The named attention pattern that replaces the activation, if it is one."""
+        return AttentionPattern.__members__.get(self.name)
 
-def substitute(base: Activations, hook: str, how: "Ablation | Subspace", batch: Batch, seed: int = 0) -> Tensor:
-    """What an ablation puts in the place of an activation."""
+
+def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batch: Batch, seed: int = 0) -> Tensor:
+    """The ablated activation at a hook, at all positions and heads."""
     old = base[hook]
     if isinstance(how, Subspace):
         if not hook.endswith(_RESIDUAL) or old.shape[-1] != how.basis.shape[1]:
@@ -67,62 +77,53 @@ def substitute(base: Activations, hook: str, how: "Ablation | Subspace", batch: 
             raise MechinterpError("resampling takes two sequences or more")
         shift = generator(seed, Stream.CORRUPTION, 1).integers(1, n, size=n)
         return old[(torch.arange(n) + torch.from_numpy(shift)) % n]
-    n_pos = old.shape[-1]
-    if how is Ablation.uniform:
-        allowed = torch.ones(n_pos, n_pos, dtype=old.dtype).tril()
-        return (allowed / allowed.sum(dim=-1, keepdim=True)).expand_as(old)
-    if how is Ablation.previous_token:
-        before = torch.zeros(n_pos, n_pos, dtype=old.dtype)
-        before[torch.arange(n_pos), (torch.arange(n_pos) - 1).clamp(min=0)] = 1
-        return before.expand_as(old)
     if how is Ablation.not_previous_token:
-        # a little of equal attention, so that a row which had nothing else is left with that
-        before = torch.ones(n_pos, n_pos, dtype=torch.bool).tril(-1).triu(-1)
+        # the small uniform term remains where a row had attended to nothing but the previous token
+        n_pos = old.shape[-1]
         allowed = torch.ones(n_pos, n_pos, dtype=torch.bool).tril()
-        rest = (old + torch.finfo(old.dtype).tiny * 1e3 * allowed).masked_fill(before, 0)
+        rest = (old + torch.finfo(old.dtype).tiny * 1e3 * allowed).masked_fill(previous_token_mask(n_pos), 0)
         return rest / rest.sum(dim=-1, keepdim=True)
-    if "correct_label" not in batch.roles:
-        raise MechinterpError("ablation correct_label needs the role 'correct_label', which this task does not have")
-    correct = batch.roles["correct_label"].to(old.dtype)
-    changed, shown = old.clone(), correct.sum(dim=-1) > 0  # a sequence without a correct label stays as it is
-    changed[shown, :, -1] = (correct / correct.sum(dim=-1, keepdim=True))[shown, None]
-    return changed
+    assert how.pattern is not None
+    if how.pattern.role and how.pattern.role not in batch.roles:
+        raise MechinterpError(f"ablation {how.name} needs the role {how.pattern.role!r}, which this task does not have")
+    pattern, rows = pattern_of(how.pattern, batch)
+    return torch.where(rows[:, None, :, None] > 0, pattern.to(old.dtype)[:, None], old)  # other rows stay
 
 
 def ablate(
-    parameters: Parameters | nn.Module,
+    model: Network | nn.Module,
     batch: Batch,
     where: Sequence[Site] | None = None,
     how: "Ablation | Subspace | str | Iterable[Ablation | Subspace | str]" = tuple(Ablation),
     *,
-    metric: Metric | str = Metric.accuracy,
+    metric: Metric | str | MetricFunction = Metric.accuracy,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Ablate every site in every way that fits it: one row each, with the metric before (``intact``) and after.
+    """One row per site and ablation: the metric before (``intact``) and after (``value``).
 
-    Without `where`, the patterns, values and outputs of every layer's head, and all of them in every head. Pattern
-    ablations are left out at other hooks, unless no other way was asked for, which raises. Foils are the labels
-    after the answers, mod L.
+    `model` is a network (`run.network(step)`), or a hooked model. Without `where`, the sites are `component_sites`.
+    Pattern ablations are left out at other hooks; if `how` has no others, they raise. As the wrong label that a
+    metric may need, every sequence has the label after its answer, mod L.
     """
-    metric = member(Metric, metric)
-    several = [how] if isinstance(how, Ablation | Subspace | str) else how
-    ways = [each if isinstance(each, Subspace) else member(Ablation, each) for each in several]
+    scored = metric_of(metric)
+    listed = [how] if isinstance(how, Ablation | Subspace | str) else how
+    ablations = [ablation if isinstance(ablation, Subspace) else member(Ablation, ablation) for ablation in listed]
     with torch.no_grad():
-        base = activations(parameters, batch.inputs)
-        foils = (batch.labels + 1) % base.logits.shape[-1]
-        intact = float(metric.of(base.logits, batch.labels, foils))
+        base = activations_of(model)(batch.inputs)
+        wrong = (batch.labels + 1) % base.logits.shape[-1]
+        intact = float(scored.of(base.logits, batch.labels, wrong))
         rows = []
         for site in component_sites(base) if where is None else where:
-            fitting = [each for each in ways if _fits(each, site.hook, batch)] or ways
-            for each in fitting:
-                value = replaced(base[site.hook], substitute(base, site.hook, each, batch, seed), site, batch.roles)
-                number = float(metric.of(rerun(base, site.hook, value), batch.labels, foils))
-                rows.append({**vars(site), "ablation": each.name, "intact": intact, "value": number})
+            for ablation in [ablation for ablation in ablations if _fits(ablation, site.hook, batch)] or ablations:
+                ablated = substitute(base, site.hook, ablation, batch, seed)
+                logits = base.forward_from(site.hook, replaced(base[site.hook], ablated, site, batch.roles))
+                value = float(scored.of(logits, batch.labels, wrong))
+                rows.append({**vars(site), "ablation": ablation.name, "intact": intact, "value": value})
     return pd.DataFrame(rows)
 
 
-def component_sites(base: Activations) -> list[Site]:
-    """Pattern, value and output of every layer, and of every head where a layer has several."""
+def component_sites(base: AnyActivations) -> list[Site]:
+    """The sites of pattern, value and output of every layer, and of every head where a layer has several."""
     heads: list[int | None] = [None, *range(base.n_heads)] if base.n_heads > 1 else [None]
     hooks = ("attn.hook_pattern", "attn.hook_v", "attn.hook_z")
     return [
@@ -131,6 +132,7 @@ def component_sites(base: Activations) -> list[Site]:
 
 
 def _fits(how: "Ablation | Subspace", hook: str, batch: Batch) -> bool:
+    """Whether an ablation applies at a hook on these sequences."""
     if how is Ablation.correct_label and "correct_label" not in batch.roles:
         return False
     return isinstance(how, Subspace) or hook.endswith("hook_pattern") or not how.of_patterns

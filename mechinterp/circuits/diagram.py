@@ -1,13 +1,13 @@
-"""The circuit that carries the answer, as a graph whose every edge is measured (Reddy 2023, figure 5).
+"""The circuit diagram: a graph with the measured effect of every edge on the answer (Reddy 2023, figure 5).
 
-Columns are the roles of an in-context sequence, and rows follow the computation: tokens, what each layer's heads write,
+Columns are the roles of an in-context sequence, and rows follow the computation: tokens, what a layer's heads write,
 the values, keys and queries that a later layer reads, the answer. With m(·) the lead of the correct label, the logit of
 the answer minus that of another label of the context, mean over clean sequences,
 
     effect of an edge = (m(clean) − m(without the edge)) / (m(clean) − m(another sequence)),
 
-the share of the lead that goes when the edge is taken out: 1 for an edge on which all of it depends, 0 for one without
-use, negative for one that hurts. Without an edge, the network runs on with
+the share of the lead that is lost when the edge is removed: 1 for an edge on which all of it depends, 0 for an edge
+without effect, negative for an edge that lowers the lead. To remove an edge, the forward pass is continued with
 
 * ``attention`` (layer, key role → query role): p_ij = 0 for all i, j of the roles, the rest of the row scaled up;
 * ``match`` (key of a role → query of a role): scores S_ij = q_i·k_j with the keys k_j of another sequence;
@@ -15,12 +15,15 @@ use, negative for one that hurts. Without an edge, the network runs on with
 * ``path`` (a token or what a layer wrote → key, query or value of a later layer, or the classifier): at this role,
   what the receiver reads of this sender is that of another sequence (`paths`, with one role instead of all).
 
-The other sequence is the next one of the batch, at the same places. The effect of a node is that of taking its whole
-activation from there; everything from there is another sequence's answer, whose effect is 1. The heads of a layer are
-taken together. `svg` draws the graph.
+The other sequence is the next one of the batch, at the same positions. The effect of a node is that of replacing its
+whole activation by the other sequence's; that of the answer is 1. The heads of a layer are taken together. `svg` draws
+the graph.
+
+Nodes and edges are those of Elhage et al. 2021 (queries, keys, values and their composition), operations those of an
+induction head (Olsson et al. 2022). Edges of kind ``path`` are patched as in Wang et al. 2023 and Goldowsky-Dill et
+al. 2023, all others and nodes as in `patching`.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from itertools import product
@@ -32,12 +35,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.evidence import induction_head_evidence, require_separate_tokens
+from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.evidence import Fact, induction_head_evidence, require_separate_tokens
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Site, measured_span, patched
+from mechinterp.circuits.patching import Site, clean_corrupt_gap, patched
 from mechinterp.circuits.paths import Receiver
-from mechinterp.circuits.rerun import Activations, Parameters, activations, parameters_of, rerun
 from mechinterp.errors import MechinterpError, NamedEnum, member
+from mechinterp.models.forward import Activations, attention_pattern, run_with_cache
+from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
@@ -45,58 +50,58 @@ from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
 ROLES = ("other_item", "other_label", "correct_item", "correct_label", "target")
 """The columns, from left to right. The other pairs stand before and after the correct one."""
 THRESHOLD = 0.1
-"""The least |weight| that is drawn, and that an operation's edge must have."""
+"""The least |weight| of an edge that is drawn, and of an operation's edge."""
 NOISE = 3.0
 """Standard errors that the lead and an effect must exceed. Three, as a run has dozens of checkpoints."""
 
 
 class Weight(NamedEnum):
-    """What the width of an edge shows."""
+    """The quantity that the width of an edge shows."""
 
     effect = "the share of the lead that goes without the edge"
     attention = "attention edges only: attention × OV, the length of what is moved over that of what it is added to"
 
 
 def circuit_edges(
-    parameters: Parameters | nn.Module,
+    model: Network | nn.Module,
     task: Task,
     *,
     weight: Weight | str = Weight.effect,
     n_pairs: int = 256,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every edge, one row each, whether it is drawn or not; the same edges in the same order for all checkpoints.
+    """One row per edge, also of those that are not drawn; the same edges in the same order at all checkpoints.
 
-    * ``source``, ``target``: nodes, as ``token.ROLE``, ``LAYER.ROLE`` (what the layer's heads write there),
+    * ``source``, ``target``: nodes, as ``token.ROLE``, ``LAYER.ROLE`` (what the layer's heads write),
       ``LAYER.q.ROLE`` (a query; so ``k``, ``v``) or ``answer``; layers count from 0, as in hook names;
     * ``layer`` of the attention it belongs to, or the number of layers for the classifier; ``kind`` as above;
     * ``value``: the lead without it, in logits; ``effect`` and its standard error over pairs, ``error``;
-    * ``attention``: of attention edges, ⟨Σ_j p_ij⟩_i over the tokens of both roles, in [0, 1];
-    * ``moved``: of attention edges, attention × OV: ⟨|Σ_j p_ij v_j|⟩_i / ⟨|x_i|⟩_i with x the residual stream;
+    * ``attention``, of attention edges: ⟨Σ_j p_ij⟩_i over the tokens of both roles, in [0, 1];
+    * ``moved``, of attention edges: attention × OV, ⟨|Σ_j p_ij v_j|⟩_i / ⟨|x_i|⟩_i with x the residual stream;
     * ``weight``: the effect, or what is moved; ``drawn``: |weight| ≥ `THRESHOLD`, and an effect beyond noise;
-    * ``operation``: of an induction head, where `operations` finds it, else empty;
+    * ``operation``: the edge's operation in an induction head (`operations`), or empty;
     * ``source_effect``, ``source_error``, ``target_effect``, ``target_error`` of the nodes;
     * ``span``, m(clean) − m(another sequence), with its standard error, ``span_error``.
 
-    A span within `NOISE` standard errors is noise, and without a positive one there is no lead to share out: nothing is
-    resolved, and effects are not numbers. Raises where
-    `corrupted_pairs` does, and for fewer than two pairs.
+    Where the span is not positive, or within `NOISE` standard errors, no lead is resolved and effects are not numbers.
+    Raises where `corrupted_pairs` does, and for fewer than two pairs.
     """
-    weight, parameters = member(Weight, weight), parameters_of(parameters)
+    weight = member(Weight, weight)
     if n_pairs < 2:
         raise MechinterpError(f"n_pairs is {n_pairs}; edges carry what they carry in another sequence: give 2 or more")
     require_separate_tokens(task)
     pairs = corrupted_pairs(task, Corruption.swap_label, n_pairs=n_pairs, seed=seed)
+    network = network_of(model)
     with torch.no_grad():
-        cuts = _Cuts(activations(parameters, pairs.clean.inputs), pairs)
+        cuts = _Cuts(run_with_cache(network, pairs.clean.inputs), pairs)
         rows = _attention(cuts) + _paths(cuts)
         nodes = _nodes(cuts)
     for row in rows:
         row |= {f"{end}_{name}": nodes[row[end]][name] for end in ("source", "target") for name in ("effect", "error")}
-    table, found = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs), {}
-    if cuts.resolved:  # else no effect is a number, and there is nothing to find
-        found = operations(table, induction_head_evidence(parameters, task, n_pairs=n_pairs, seed=seed))
-    table["operation"] = [found.get(edge, "") for edge in zip(table["source"], table["target"], strict=True)]
+    table, names = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs), {}
+    if cuts.resolved:  # else no effect is a number
+        names = operations(table, induction_head_evidence(network, task, n_pairs=n_pairs, seed=seed))
+    table["operation"] = [names.get(edge, "") for edge in zip(table["source"], table["target"], strict=True)]
     return weighted(table, weight)
 
 
@@ -109,37 +114,36 @@ def weighted(table: pd.DataFrame, weight: Weight | str = Weight.effect, threshol
 
 
 def checked(weight: Weight | str, threshold: float) -> tuple[Weight, float]:
-    """Both, if there are such; else an error that says what is expected."""
+    """The weight and the threshold; MechinterpError where one is not valid."""
     if not 0 < threshold < math.inf:
         raise MechinterpError(f"threshold is {threshold}; expected more than 0")
     return member(Weight, weight), threshold
 
 
 def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """The operations of an induction head that are found, by the edge that does each (names of `planted.Operation`).
+    """The operations of an induction head that a network has (names of `planted.Operation`), by edge.
 
-    An operation is found where the fact of `induction_head_evidence` that it takes holds, and its edge helps: an effect
-    of `THRESHOLD` or more, beyond noise. That is an effect on the answer: where the circuit is broken anywhere, what is
-    left of it has none.
+    It has an operation where the corresponding fact of `induction_head_evidence` holds and the effect of the edge is at
+    least `THRESHOLD` and beyond noise. Effects are on the answer: if one operation is missing, the others have none.
     """
     last, holds = int(table["layer"].max()) - 1, dict(zip(evidence["fact"], evidence["holds"], strict=True))
-    keys = holds["earlier heads → last layer's key"]
-    queries, values = holds["target's query selects"], holds["labels' values are copied"]
-    does = {}
+    facts = (Fact.earlier_heads_reach_keys, Fact.target_query_selects, Fact.label_values_copied)
+    keys, queries, values = (holds[fact.name] for fact in facts)
+    by_edge = {}
     for layer in range(last):
         item = f"{layer}.v.correct_item" if layer else "token.correct_item"
-        does[item, f"{layer}.correct_label"] = (Operation.previous_token, keys)
-        does[f"{layer}.correct_label", f"{last}.k.correct_label"] = (Operation.write, keys)
-    does[f"{last}.k.correct_label", f"{last}.q.target"] = (Operation.match, queries)
-    does[f"{last}.v.correct_label" if last else "token.correct_label", f"{last}.target"] = (Operation.copy, values)
-    does[f"{last}.target", "answer"] = (Operation.readout, values)
+        by_edge[item, f"{layer}.correct_label"] = (Operation.previous_token, keys)
+        by_edge[f"{layer}.correct_label", f"{last}.k.correct_label"] = (Operation.write, keys)
+    by_edge[f"{last}.k.correct_label", f"{last}.q.target"] = (Operation.match, queries)
+    by_edge[f"{last}.v.correct_label" if last else "token.correct_label", f"{last}.target"] = (Operation.copy, values)
+    by_edge[f"{last}.target", "answer"] = (Operation.readout, values)
     helps = (table["effect"] >= THRESHOLD) & (table["effect"] > NOISE * table["error"])
     edges = set(zip(table["source"][helps], table["target"][helps], strict=True))
-    return {edge: operation.name for edge, (operation, holding) in does.items() if holding and edge in edges}
+    return {edge: operation.name for edge, (operation, fact_holds) in by_edge.items() if fact_holds and edge in edges}
 
 
 def circuit_graph(
-    parameters: Parameters | nn.Module,
+    model: Network | nn.Module,
     task: Task,
     *,
     weight: Weight | str = Weight.effect,
@@ -147,61 +151,44 @@ def circuit_graph(
     n_pairs: int = 256,
     seed: int = 0,
 ) -> nx.DiGraph:
-    """The circuit of a checkpoint's weights (`run.weights(step)`) or of a model: `graph_of` its `circuit_edges`."""
+    """The circuit of a network (`run.network(step)`) or hooked model: `graph_of` its `circuit_edges`."""
     weight, threshold = checked(weight, threshold)
-    return graph_of(circuit_edges(parameters, task, n_pairs=n_pairs, seed=seed), weight=weight, threshold=threshold)
+    return graph_of(circuit_edges(model, task, n_pairs=n_pairs, seed=seed), weight=weight, threshold=threshold)
 
 
 def graph_of(table: pd.DataFrame, *, weight: Weight | str = Weight.effect, threshold: float = THRESHOLD) -> nx.DiGraph:
-    """The graph of a table of `circuit_edges`; of ``mi.analyse(run, "circuit")``, that of one step.
+    """The graph of a table of `circuit_edges`, or of the rows of one step of ``mi.analyse(run, "circuit")``.
 
     Nodes have ``kind`` (token, written, value, key, query, answer), ``layer`` (−1 for tokens), ``role``, ``effect``,
     ``error`` and their place ``x``, ``y`` (pixels, downwards), which depends on the number of layers only. Edges have
     the columns of `circuit_edges`, with ``weight`` and ``drawn`` for the chosen weight and threshold. The graph has
-    ``n_layers``, ``weight``, ``threshold``, ``n_pairs``, ``span``, ``span_error`` and ``resolved``. What is not a
-    number is None. Raises for the rows of several steps.
+    ``n_layers``, ``weight``, ``threshold``, ``n_pairs``, ``span``, ``span_error`` and ``resolved``. NaN becomes None.
+    Raises for the rows of several steps.
     """
     if table.empty or table.duplicated(["source", "target"]).any():
         raise MechinterpError("a circuit graph is of one step; choose its rows: table[table['step'] == step]")
     weight, table = member(Weight, weight), weighted(table, weight, threshold)
     first = table.iloc[0]
-    about = {name: _plain(first[name]) for name in ("span", "span_error", "n_pairs")}
+    attributes = {name: _json_value(first[name]) for name in ("span", "span_error", "n_pairs")}
     n_layers, resolved = int(table["layer"].max()), bool(first["span"] > NOISE * first["span_error"])
-    graph = nx.DiGraph(n_layers=n_layers, weight=weight.name, threshold=threshold, resolved=resolved, **about)
+    graph = nx.DiGraph(n_layers=n_layers, weight=weight.name, threshold=threshold, resolved=resolved, **attributes)
     columns = [name for name in table if not str(name).startswith(("step", "source", "target", "span", "n_pairs"))]
     for row in table.to_dict("records"):
         for end in ("source", "target"):
             if row[end] not in graph:
-                measured = {name: _plain(row[f"{end}_{name}"]) for name in ("effect", "error")}
+                measured = {name: _json_value(row[f"{end}_{name}"]) for name in ("effect", "error")}
                 graph.add_node(row[end], **_node(row[end], n_layers), **measured)
-        graph.add_edge(row["source"], row["target"], **{str(name): _plain(row[name]) for name in columns})
+        graph.add_edge(row["source"], row["target"], **{str(name): _json_value(row[name]) for name in columns})
     return graph
 
 
 def to_dict(graph: nx.DiGraph) -> dict[str, Any]:
-    """The graph as node-link data that JSON has, nodes and edges in their order."""
+    """The graph as node-link data for JSON, nodes and edges in their order."""
     return nx.node_link_data(graph, edges="edges")
 
 
-def to_json(graph: nx.DiGraph) -> str:
-    """`to_dict` as JSON; `from_json` gives the graph back."""
-    return json.dumps(to_dict(graph), ensure_ascii=False, allow_nan=False)
-
-
-def from_json(text: str) -> nx.DiGraph:
-    """The graph that `to_json` wrote; other text is refused."""
-    try:
-        graph = nx.node_link_graph(json.loads(text), edges="edges")
-    except (ValueError, TypeError, AttributeError, KeyError, nx.NetworkXError):
-        graph = nx.DiGraph()
-    if "answer" not in graph:
-        expected = "expected what to_json wrote, or one of the graphs that `mechinterp circuit --json` prints"
-        raise MechinterpError(f"not the JSON of a circuit graph; {expected}")
-    return graph
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: what is not a number becomes None."""
+def _json_value(value: Any) -> Any:
+    """A value as JSON has it; a float that is not finite becomes None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -213,7 +200,7 @@ _HEIGHTS = {"written 0": 96, "key": 92, "query": 70, "written": 70, "answer": 76
 
 
 def _node(name: str, n_layers: int) -> dict[str, Any]:
-    """What a node is, and its place: columns are roles, rows follow the computation upwards."""
+    """A node's kind, layer, role and place: columns are roles, rows follow the computation upwards."""
     *place, role = ("", "target") if name == "answer" else name.split(".")
     kind = "answer" if name == "answer" else "token" if place == ["token"] else _KINDS.get(place[-1], "written")
     layer = {"answer": n_layers, "token": -1}.get(kind) if kind in ("answer", "token") else int(place[0])
@@ -221,106 +208,106 @@ def _node(name: str, n_layers: int) -> dict[str, Any]:
     for n in range(1, n_layers):
         levels += [f"key {n}", f"query {n}", f"written {n}"]
     levels.append("answer")
-    heights = [0] + [_HEIGHTS.get(each) or _HEIGHTS[each.split()[0]] for each in levels[1:]]
-    level = levels.index(kind if kind in ("answer", "token") else f"{'key' if kind == 'value' else kind} {layer}")
-    left = 162 + 20 * n_layers  # every layer has its own way past the ones between, beside the column
+    heights = [0] + [_HEIGHTS.get(level) or _HEIGHTS[level.split()[0]] for level in levels[1:]]
+    row = levels.index(kind if kind in ("answer", "token") else f"{'key' if kind == 'value' else kind} {layer}")
+    left = 162 + 20 * n_layers  # beside a column, the edges that skip layers run side by side
     x = left + _COLUMN * ROLES.index(role) - (30 if kind == "value" else 0)
-    return {"kind": kind, "layer": layer, "role": role, "x": float(x), "y": float(_TOP + sum(heights[level + 1 :]))}
+    return {"kind": kind, "layer": layer, "role": role, "x": float(x), "y": float(_TOP + sum(heights[row + 1 :]))}
 
 
 @dataclass
 class _Cuts:
-    """A network on clean sequences, to be run again without some edge."""
+    """A network's activations on clean sequences, and its forward pass without an edge."""
 
     base: Activations
     pairs: Pairs
     other: Activations = field(init=False)
-    """Every activation as it is in another sequence."""
+    """Every activation in the other sequence."""
     layers: range = field(init=False)
     span: float = field(init=False)
     error: float = field(init=False)
 
     def __post_init__(self):
-        self.other = Activations(self.base.parameters, {hook: x.roll(1, 0) for hook, x in self.base.values.items()})
+        self.other = Activations(self.base.network, {hook: x.roll(1, 0) for hook, x in self.base.values.items()})
         self.layers, pairs = range(self.base.n_layers), self.pairs
-        self._lead = Metric.logit_difference.each(self.base.logits, pairs.answers, pairs.foils)
+        self._lead = Metric.logit_difference.per_sequence(self.base.logits, pairs.answers, pairs.wrong_labels)
         logits = self.base.logits, self.other.logits
-        _, self.span, self.error = measured_span(Metric.logit_difference, *logits, pairs)
+        _, self.span, self.error = clean_corrupt_gap(Metric.logit_difference, *logits, pairs)
 
     @property
     def resolved(self) -> bool:
-        """Whether there is a lead to attribute."""
+        """Whether the lead is beyond noise."""
         return self.span > NOISE * self.error
 
     def at(self, role: str) -> Bool[Tensor, "batch pos"]:
         return self.pairs.roles[role]
 
-    def without(self, hook: str, value: Tensor) -> dict[str, float]:
+    def replaced(self, hook: str, value: Tensor) -> dict[str, float]:
         """The lead with an activation replaced, and the effect with its error."""
-        return self.measured(rerun(self.base, hook, value))
+        return self.measured(self.base.forward_from(hook, value))
 
     def elsewhere(self, hook: str, role: str) -> dict[str, float]:
-        """The same with the activation of another sequence at the tokens of a role."""
+        """The lead with the other sequence's activation at the tokens of a role, and the effect with its error."""
         return self.measured(patched(self.base, self.other, Site(hook, role), self.pairs.roles))
 
     def measured(self, logits: Float[Tensor, "batch n_labels"]) -> dict[str, float]:
         """The lead in these logits, and the effect with its error."""
-        lead = Metric.logit_difference.each(logits, self.pairs.answers, self.pairs.foils)
+        lead = Metric.logit_difference.per_sequence(logits, self.pairs.answers, self.pairs.wrong_labels)
         lost, unit = self._lead - lead, self.span if self.resolved else float("nan")
         error = float(lost.std()) / len(lost) ** 0.5 / unit
         return {"value": float(lead.mean()), "effect": float(lost.mean()) / unit, "error": error}
 
     def queries(self, layer: int) -> tuple[str, ...]:
-        """Roles of the queries that matter: all, and in the last layer the target, which alone is read."""
+        """Roles of the queries that are read: all, and in the last layer the target alone."""
         return ("target",) if layer == self.layers[-1] else ROLES
 
     def links(self, layer: int) -> dict[tuple[str, str], Bool[Tensor, "batch 1 query key"]]:
-        """Which pairs of tokens belong to key role and query role; roles of which no token sees one are left out."""
+        """The pairs of tokens of a key role and a query role, as masks; without roles that have no such pair."""
         causal = torch.ones(2 * (self.pairs.roles["target"].shape[1],), dtype=torch.bool).tril()
-        every = {
+        masks = {
             (key, query): (self.at(query)[:, :, None] & self.at(key)[:, None, :] & causal)[:, None]
             for query, key in product(self.queries(layer), ROLES)
         }
-        return {roles: mask for roles, mask in every.items() if mask.any()}
+        return {roles: mask for roles, mask in masks.items() if mask.any()}
 
     def changes(self, before: int) -> dict[str, Float[Tensor, "batch pos d_model"]]:
-        """How what tokens and earlier layers give to the residual stream differs in another sequence."""
+        """What tokens and earlier layers write in the other sequence, minus what they write in this one."""
         hooks = {"token": "hook_embed"} | {str(n): f"blocks.{n}.hook_attn_out" for n in range(before)}
         return {name: self.other[hook] - self.base[hook] for name, hook in hooks.items()}
 
 
 def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
-    """Attention edges of every layer, and, of those that read what others wrote, matching and selecting."""
+    """Attention edges of every layer, and edges of kind ``match`` and ``select`` of all layers but the first."""
     rows, base = [], cuts.base
     for layer in cuts.layers:
         attn, reads = f"blocks.{layer}.attn", f"{layer}." if layer else ""
-        q, v, z, scores, pattern = (base[f"{attn}.hook_{each}"] for each in ("q", "v", "z", "attn_scores", "pattern"))
+        q, v, z, scores, pattern = (base[f"{attn}.hook_{name}"] for name in ("q", "v", "z", "attn_scores", "pattern"))
         size, links = base[f"blocks.{layer}.hook_resid_pre"].norm(dim=-1), cuts.links(layer)
-        read = slice(-1 if layer == cuts.layers[-1] else None, None)  # of the last layer, the target's row only
+        rows_read = slice(-1 if layer == cuts.layers[-1] else None, None)  # of the last layer, the target's row only
         from_key = {}
         for key in ROLES:
             keys = cuts.at(key)[:, None, None]
-            left = scores[:, :, read].masked_fill(keys, -torch.inf).softmax(dim=-1)
-            left = left.nan_to_num(0.0)  # who sees nothing else: nothing
-            seen = pattern[:, :, read] * keys
-            moved = torch.einsum("bhqp,bphk->bqk", seen, v).norm(dim=-1)
-            from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), seen.sum(dim=-1).mean(dim=1), moved
+            left = attention_pattern(scores[:, :, rows_read].masked_fill(keys, -torch.inf))
+            left = left.nan_to_num(0.0)  # a query without another key attends to nothing
+            on_keys = pattern[:, :, rows_read] * keys
+            moved = torch.einsum("bhqp,bphk->bqk", on_keys, v).norm(dim=-1)
+            from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), on_keys.sum(dim=-1).mean(dim=1), moved
         for key, query in links:
-            (written, seen, moved), at = from_key[key], cuts.at(query)
+            (written, attention, moved), at = from_key[key], cuts.at(query)
             rows.append(
                 {"source": f"{reads}v.{key}" if layer else f"token.{key}", "target": f"{layer}.{query}"}
                 | {"layer": layer, "kind": "attention"}
-                | cuts.without(f"{attn}.hook_z", torch.where(at[:, :, None, None], written, z))
-                | {"attention": float(seen[at[:, read]].mean())}
-                | {"moved": float(moved[at[:, read]].mean() / size[at].mean())}
+                | cuts.replaced(f"{attn}.hook_z", torch.where(at[:, :, None, None], written, z))
+                | {"attention": float(attention[at[:, rows_read]].mean())}
+                | {"moved": float(moved[at[:, rows_read]].mean() / size[at].mean())}
             )
         if not layer:
             continue
         elsewhere = torch.einsum("bqhk,bphk->bhqp", q, cuts.other[f"{attn}.hook_k"])
         for (key, query), mask in links.items():
-            found = cuts.without(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
+            effect = cuts.replaced(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
             ends = {"source": f"{layer}.k.{key}", "target": f"{layer}.q.{query}"}
-            rows.append(ends | {"layer": layer, "kind": "match", **found})
+            rows.append(ends | {"layer": layer, "kind": "match", **effect})
         for role in cuts.queries(layer):
             ends = {"source": f"{layer}.q.{role}", "target": f"{layer}.{role}"}
             rows.append(ends | {"layer": layer, "kind": "select", **cuts.elsewhere(f"{attn}.hook_q", role)})
@@ -332,20 +319,18 @@ def _paths(cuts: _Cuts) -> list[dict[str, Any]]:
     rows, base = [], cuts.base
     for layer in [*cuts.layers[1:], len(cuts.layers)]:
         for through in "qkv" if layer in cuts.layers else ["classifier"]:
-            receivers = [
-                Receiver(layer, head, through) for head in range(base.n_heads if through != "classifier" else 1)
-            ]
+            n_heads = base.n_heads if through != "classifier" else 1
+            receivers = [Receiver(layer, head, through) for head in range(n_heads)]
             roles = cuts.queries(layer) if through == "q" else ROLES if through in "kv" else ("target",)
             hook = receivers[0].hook
             for sender, change in cuts.changes(layer).items():
-                read = sum(receiver.reads(base.parameters, change) for receiver in receivers)
-                changed = base[hook] + read
+                changed = base[hook] + sum(receiver.reads(base.network, change) for receiver in receivers)
                 for role in roles:
                     at = cuts.at(role)[:, :, None, None] if through != "classifier" else torch.tensor(True)
                     ends = {"source": f"{sender}.{role}", "target": f"{layer}.{through}.{role}"}
                     ends |= {"target": "answer"} if through == "classifier" else {}
-                    found = cuts.without(hook, torch.where(at, changed, base[hook]))
-                    rows.append(ends | {"layer": layer, "kind": "path", **found})
+                    effect = cuts.replaced(hook, torch.where(at, changed, base[hook]))
+                    rows.append(ends | {"layer": layer, "kind": "path", **effect})
     return rows
 
 
@@ -354,8 +339,8 @@ def _nodes(cuts: _Cuts) -> dict[str, dict[str, float]]:
     hooks = {f"token.{role}": ("hook_embed", role) for role in ROLES}
     for layer in cuts.layers:
         hooks |= {f"{layer}.{role}": (f"blocks.{layer}.hook_attn_out", role) for role in cuts.queries(layer)}
-        for each in "qkv" if layer else "":
-            roles = cuts.queries(layer) if each == "q" else ROLES
-            hooks |= {f"{layer}.{each}.{role}": (f"blocks.{layer}.attn.hook_{each}", role) for role in roles}
+        for name in "qkv" if layer else "":
+            roles = cuts.queries(layer) if name == "q" else ROLES
+            hooks |= {f"{layer}.{name}.{role}": (f"blocks.{layer}.attn.hook_{name}", role) for role in roles}
     nodes = {node: cuts.elsewhere(hook, role) for node, (hook, role) in hooks.items()}
     return nodes | {"answer": cuts.measured(cuts.other.logits)}

@@ -1,89 +1,106 @@
-"""Is it an induction head? Four facts that together only an induction head shows, each with its measured number.
+"""Evidence for an induction head (Elhage et al. 2021, Olsson et al. 2022): four facts, with measured values.
 
-Accuracy alone does not tell: a network may know classes by heart, or name some label of the context. Nor does an
-attention pattern, which may have no effect. Each fact but the first is therefore an effect of patching (`patching`,
-`paths`): the share of the answer that one replaced activation or edge restores.
+Accuracy does not show an induction head, since a network may have memorised the classes, or may name some label of the
+context; nor does an attention pattern, which may have no effect. All facts but the first are therefore effects of
+activation patching (Vig et al. 2020, Meng et al. 2022; `patching`) or path patching (Wang et al. 2023; `paths`): the
+share of the answer that is restored by one activation, or by the edges from earlier heads to the keys.
 """
 
 import pandas as pd
 import torch
 from torch import nn
 
+from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Site, measured_span, patch, resolved
+from mechinterp.circuits.patching import Site, clean_corrupt_gap, mask_unresolved, patch
 from mechinterp.circuits.paths import senders
-from mechinterp.circuits.rerun import Parameters, activations, parameters_of, rerun
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, NamedEnum
+from mechinterp.models.forward import run_with_cache
+from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
-from mechinterp.tasks.paired_items import PairedItemsTask
 
 LEAST = 0.5
-"""What each fact's number must reach."""
+"""The least value with which a fact holds."""
+
+
+class Fact(NamedEnum):
+    """A statement that is true of an induction head."""
+
+    answers_from_context = "answers from the context"
+    earlier_heads_reach_keys = "earlier heads → last layer's key"
+    target_query_selects = "target's query selects"
+    label_values_copied = "labels' values are copied"
 
 
 def induction_head_evidence(
-    parameters: Parameters | nn.Module, task: Task, *, n_pairs: int = 256, seed: int = 0
+    model: Network | nn.Module, task: Task, *, n_pairs: int = 256, seed: int = 0
 ) -> pd.DataFrame:
-    """The four facts: ``fact``, ``value``, and whether it ``holds`` (value ≥ `LEAST`). All hold in an induction head.
+    """One row per fact: ``fact`` (names of `Fact`), ``value``, and whether it ``holds`` (value ≥ `LEAST`).
 
-    * ``answers from the context``: accuracy on in-context sequences of novel classes, on a scale where guessing among
-      the context's labels is 0 and always right is 1;
-    * ``earlier heads → last layer's key``: with shuffled positions, what the earlier layers' heads give to the last
-      layer's keys. This is previous-token attention that writes what it sees where the last layer matches it;
-    * ``target's query selects``: with the target replaced, the last layer's query at the target;
-    * ``labels' values are copied``: with two labels swapped, the last layer's values at labels.
+    * ``answers_from_context``: accuracy on in-context sequences of novel classes, on a scale where guessing among the
+      context's labels is 0 and always right is 1;
+    * ``earlier_heads_reach_keys``: with shuffled positions, the effect of the earlier layers' heads on the last layer's
+      keys (K-composition). It is high if a previous-token head writes where the last layer matches;
+    * ``target_query_selects``: with the target replaced, the last layer's query at the target;
+    * ``label_values_copied``: with two labels swapped, the last layer's values at labels.
 
-    A value without a resolved span (`patching.resolved`: the corruption changes nothing) is not a number, and the fact
-    does not hold. The heads of a layer are taken together, and the induction head is looked for in the last layer.
-    Raises where `corrupted_pairs` does.
+    Where the span is not resolved (`patching.mask_unresolved`: the corruption changes nothing) the value is not a
+    number and the fact does not hold. The heads of a layer are taken together, and the last layer is tested. Raises
+    where `corrupted_pairs` does, and for a hooked model that no `Network` represents.
     """
     require_separate_tokens(task)
     pairs = {
         corruption: corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
         for corruption in (Corruption.shuffle_positions, Corruption.replace_target, Corruption.swap_label)
     }
-    parameters, swapped = parameters_of(parameters), pairs[Corruption.swap_label]
-    run = activations(parameters, swapped.clean.inputs)
-    last = run.n_layers - 1
+    swapped = pairs[Corruption.swap_label]
+    network = network_of(model)
+    with torch.no_grad():
+        logits = run_with_cache(network, swapped.clean.inputs).logits
+    last = network.n_layers - 1
 
     def effect(corruption: Corruption, hook: str, role: str) -> float:
         site = Site(f"blocks.{last}.attn.{hook}", role)
-        return float(resolved(patch(parameters, pairs[corruption], [site]))["effect"].item())
+        return float(mask_unresolved(patch(network, pairs[corruption], [site]))["effect"].item())
 
-    accuracy = float(Metric.accuracy.of(run.logits, swapped.answers, swapped.foils))
+    accuracy = float(Metric.accuracy.of(logits, swapped.answers, swapped.wrong_labels))
     assert swapped.clean.token_labels is not None
-    shown = torch.nn.functional.one_hot(swapped.clean.token_labels + 1).amax(dim=1)[:, 1:].sum(dim=1)
-    chance = float((1 / shown).mean())
+    in_context = torch.nn.functional.one_hot(swapped.clean.token_labels + 1).amax(dim=1)[:, 1:].sum(dim=1)
+    chance = float((1 / in_context).mean())
     values = {
-        "answers from the context": (accuracy - chance) / (1 - chance),
-        "earlier heads → last layer's key": _through_keys(parameters, pairs[Corruption.shuffle_positions], last),
-        "target's query selects": effect(Corruption.replace_target, "hook_q", "target"),
-        "labels' values are copied": effect(Corruption.swap_label, "hook_v", "label"),
+        Fact.answers_from_context: (accuracy - chance) / (1 - chance),
+        Fact.earlier_heads_reach_keys: _through_keys(network, pairs[Corruption.shuffle_positions], last),
+        Fact.target_query_selects: effect(Corruption.replace_target, "hook_q", "target"),
+        Fact.label_values_copied: effect(Corruption.swap_label, "hook_v", "label"),
     }
-    return pd.DataFrame({"fact": list(values), "value": list(values.values())}).assign(
-        holds=[value >= LEAST for value in values.values()]
+    return pd.DataFrame(
+        {
+            "fact": [fact.name for fact in values],
+            "value": list(values.values()),
+            "holds": [value >= LEAST for value in values.values()],
+        }
     )
 
 
 def require_separate_tokens(task: Task) -> None:
-    """Refuse a task that shows an item and its label in one token: an induction head is what joins the two."""
-    if isinstance(task, PairedItemsTask):
+    """Raise for a task whose tokens carry an item with its label: no induction head is needed to join the two."""
+    if not task.sample(task.evaluations[0], 1).has_separate_label_tokens:
         raise MechinterpError(
-            "an induction head joins items and labels that are tokens of their own, and paired items are one token:"
+            "an induction head joins items and labels that are separate tokens, and this task's are one token:"
             " use patch, paths or ablate"
         )
 
 
-def _through_keys(parameters: Parameters, pairs: Pairs, last: int) -> float:
-    """The effect of all edges from earlier heads to keys of the last layer, together; see `patch_paths`."""
+def _through_keys(network: Network, pairs: Pairs, last: int) -> float:
+    """The joint effect of all edges from earlier heads to keys of the last layer; see `patch_paths`."""
     if last == 0:
         return float("nan")
     with torch.no_grad():
-        clean, corrupt = (activations(parameters, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
-        low, span, error = measured_span(Metric.logit_difference, clean.logits, corrupt.logits, pairs)
+        clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
+        low, span, error = clean_corrupt_gap(Metric.logit_difference, clean.logits, corrupt.logits, pairs)
         written = [sum(senders(run, last).values()) - run["hook_embed"] for run in (clean, corrupt)]
-        hook, W_K = f"blocks.{last}.attn.hook_k", parameters[f"blocks.{last}.attn.W_K"]
+        hook, W_K = f"blocks.{last}.attn.hook_k", network.matrix(last, "K")
         key = corrupt[hook] + torch.einsum("bpd,hdk->bphk", written[0] - written[1], W_K)
-        value = float(Metric.logit_difference.of(rerun(corrupt, hook, key), pairs.answers, pairs.foils))
+        value = float(Metric.logit_difference.of(corrupt.forward_from(hook, key), pairs.answers, pairs.wrong_labels))
     return (value - low) / span if abs(span) > 2 * error else float("nan")

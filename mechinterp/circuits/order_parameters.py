@@ -1,47 +1,49 @@
-"""A network in the theory's coordinates: β₁, α, β₂ and ξ of the minimal induction head (Reddy 2023, eqs 4 to 8).
+"""Order parameters of in-context learning: β₁, α, β₂ and ξ of the minimal induction head (Reddy 2023, eqs 4 to 8).
 
-Each is the coefficient of a least-squares fit of what the network really computes to the one direction that the
-minimal model has for it. The share of variance that the fit explains says how far the theory's coordinates reach.
+They are the coefficients of least-squares fits of a network's attention scores and logits to the terms that the minimal
+model has for them. The explained variance of a fit is how much of the network the minimal model describes.
 """
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from mechinterp.attention_patterns import previous_token_mask
+from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import MechinterpError
-from mechinterp.models.transformer import VectorTransformer
+from mechinterp.models.forward import run_with_cache
+from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
 
 
 def order_parameters(
-    model: VectorTransformer, task: Task, *, n_sequences: int = 500, seed: int = 0
+    model: Network | nn.Module, task: Task, *, n_sequences: int = 500, seed: int = 0
 ) -> dict[str, float]:
-    """β₁, α, β₂, ξ of a model, with the share of variance that each fit explains, on in-context sequences.
+    """β₁, α, β₂, ξ of a model, with the explained variance of every fit, on in-context sequences.
 
     * layer 1, tokens i > 0:   S¹_ij ≈ β₁ δ_{i−1,j}                       → ``beta1``, ``beta1_explained``
     * layer 2, the target T:   S²_Tj ≈ α (Σ_m p¹_jm c_m)·c_T + β₂ Δ_Tj    → ``alpha``, ``beta2``, ``layer2_explained``
     * logits:                  logit_ℓ ≈ ξ Σ_j p²_Tj [token j shows label ℓ]  → ``xi``, ``xi_explained``
 
-    with c the contents, p the model's own patterns and Δ_Tj = 1 iff T − j is odd. Softmax knows scores only up to a
-    constant in each row, so rows are centred over the keys j ≤ i (logits over labels) first. Explained variance is in
+    with c the contents, p the model's patterns and Δ_Tj = 1 iff T − j is odd. Softmax knows scores only up to a
+    constant in every row, so rows are centred over the keys j ≤ i (logits over labels) first. Explained variance is in
     [0, 1]. Takes two layers of one head; the minimal model adds the previous token's content to an empty buffer, as
     `models.planted` does.
     """
-    item_label = require_item_label(task)
-    if model.cfg.n_layers != 2 or model.cfg.n_heads != 1:
-        raise MechinterpError("order parameters are those of two layers with one head each")
+    item_label, network = require_item_label(task), network_of(model)
+    if network.n_layers != 2 or network.n_heads != 1:
+        raise MechinterpError("order parameters are defined for two layers with one head each")
     batch, P = task.sample("icl", n_sequences, seed), item_label.config.position_dim
     hooks = [f"blocks.{layer}.attn.hook_{what}" for layer in range(2) for what in ("attn_scores", "pattern")]
     with torch.no_grad():
-        logits, cache = model.run_with_cache(batch.inputs, names_filter=hooks)
-    assert isinstance(logits, Tensor)
+        cache = run_with_cache(network, batch.inputs, hooks)
     scores = [cache[f"blocks.{layer}.attn.hook_attn_scores"][:, 0].double() for layer in range(2)]
     patterns = [cache[f"blocks.{layer}.attn.hook_pattern"][:, 0].double() for layer in range(2)]
     T = task.n_pos
     allowed = torch.ones(T, T, dtype=torch.bool).tril()
 
-    previous = torch.eye(T, dtype=torch.float64).roll(-1, dims=1).tril(-1).expand(len(batch), T, T)
+    previous = previous_token_mask(T).double().expand(len(batch), T, T)
     (beta1,), beta1_explained = _fit(scores[0][:, 1:], [previous[:, 1:]], allowed[1:])
 
     content = batch.inputs[:, :, P:].double()
@@ -50,9 +52,9 @@ def order_parameters(
     (alpha, beta2), layer2_explained = _fit(scores[1][:, -1], [match, odd], allowed[-1])
 
     assert batch.token_labels is not None
-    shown = batch.token_labels[:, :, None] == torch.arange(task.n_labels)
-    seen = torch.einsum("bj,bjl->bl", patterns[1][:, -1], shown.double())
-    (xi,), xi_explained = _fit(logits.double(), [seen], torch.ones(task.n_labels, dtype=torch.bool))
+    token_labels = batch.token_labels[:, :, None] == torch.arange(task.n_labels)
+    attended = torch.einsum("bj,bjl->bl", patterns[1][:, -1], token_labels.double())
+    (xi,), xi_explained = _fit(cache.logits.double(), [attended], torch.ones(task.n_labels, dtype=torch.bool))
     return {
         "beta1": beta1,
         "beta1_explained": beta1_explained,

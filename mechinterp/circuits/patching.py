@@ -1,12 +1,15 @@
-"""Activation patching: put an activation of one run into another, and see how far the answer follows.
+"""Activation patching: the effect of replacing an activation of one run by that of another run.
 
-Two runs of the same network differ in one thing (`tasks/corruption.py`). Denoising puts the clean activation into the
-corrupt run: what restores the answer is sufficient. Noising puts the corrupt activation into the clean run: what
-destroys it is necessary. A site is a hook, the positions of a role, and a head.
+It is the causal mediation analysis of Vig et al. 2020, and with clean activations put into a corrupt run the causal
+tracing of Meng et al. 2022. The two runs of a network are on sequences that differ in one respect
+(`tasks/corruption.py`). Denoising puts the clean activation into the corrupt run: a site that restores the answer is
+sufficient. Noising puts the corrupt activation into the clean run: a site that destroys the answer is necessary. A site
+is a hook, the positions of a role, and a head. With a metric m, the normalised effect
 
     effect = (m(patched) − m(corrupt)) / (m(clean) − m(corrupt))
 
-is 0 where the patched run answers as the corrupt one and 1 where as the clean one; it may leave [0, 1].
+is 0 if the patched run answers like the corrupt run and 1 if it answers like the clean run; it may leave [0, 1].
+Linear approximations of such effects (attribution patching, Nanda 2023) are computed for edges, in `paths`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +20,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.rerun import Activations, Parameters, activations, parameters_of, rerun
+from mechinterp.circuits.activations import AnyActivations, activations_of
+from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
 from mechinterp.errors import MechinterpError, NamedEnum, member, unknown_name
+from mechinterp.models.forward import Activations
+from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs
 
 
 class Direction(NamedEnum):
-    """Which run is patched with which."""
+    """The run that is patched, and the run that the activation is taken from."""
 
     denoise = "the corrupt run with the clean activation"
     noise = "the clean run with the corrupt activation"
@@ -44,23 +49,19 @@ class Site:
 
 
 _PART = 64
-"""Pairs that go through together: their activations stay in cache."""
+"""Pairs in one forward pass: their activations stay in cache."""
 _BY_QUERY = ("hook_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_attn_out", "hook_resid_post")
 HOOKS_PER_LAYER = (
     "hook_resid_pre",
-    "attn.hook_q",
-    "attn.hook_k",
-    "attn.hook_v",
-    "attn.hook_pattern",
-    "attn.hook_z",
+    *(f"attn.hook_{name}" for name in ("q", "k", "v", "pattern", "z")),
     "hook_attn_out",
 )
 
 
-def sites(base: Activations, roles: Iterable[str]) -> list[Site]:
-    """Every hook × role: `HOOKS_PER_LAYER` of each layer, and the classifier's at the target.
+def sites(base: AnyActivations, roles: Iterable[str]) -> list[Site]:
+    """Every hook × role: `HOOKS_PER_LAYER` of all layers, and the classifier's hooks at the target.
 
-    Where layers have several heads, what belongs to a head is also listed for each head alone.
+    Where layers have several heads, a hook with a head axis is also listed for every head alone.
     """
     heads: list[int | None] = [None, *(range(base.n_heads) if base.n_heads > 1 else ())]
     blocks = [f"blocks.{layer}.{hook}" for layer in range(base.n_layers) for hook in HOOKS_PER_LAYER]
@@ -72,14 +73,13 @@ def sites(base: Activations, roles: Iterable[str]) -> list[Site]:
 
 def replaced(base: Tensor, source: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> Tensor:
     """The activation `base` with `source` put in at a site."""
-    mask = site_mask(base, site, roles)
-    return torch.where(mask, source, base)
+    return torch.where(site_mask(base, site, roles), source, base)
 
 
 def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> Bool[Tensor, "..."]:
-    """Which entries of the activation at its hook a site covers, as a mask that broadcasts to it.
+    """The entries of the activation at its hook that a site covers, as a mask that broadcasts to it.
 
-    A role, head or hook that does not exist, or does not go together, raises.
+    A role or head that does not exist, or that the hook does not have, raises.
     """
     if site.role is not None and site.role not in roles:
         raise unknown_name("role", site.role, roles)
@@ -90,10 +90,8 @@ def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "
     by_head = by_query or site.hook.endswith(("hook_q", "hook_k", "hook_v", "hook_z"))  # [batch, pos, head, …]
     mask = torch.ones(activation.ndim * (1,), dtype=torch.bool)
     if site.role is not None and not at_target:
-        positions = roles[site.role]
-        mask = (
-            positions[:, None, :, None] if by_query else positions.view(*positions.shape, *(activation.ndim - 2) * (1,))
-        )
+        tokens = roles[site.role]
+        mask = tokens[:, None, :, None] if by_query else tokens.view(*tokens.shape, *(activation.ndim - 2) * (1,))
     if site.head is not None:
         axis = 1 if by_query else 2
         if not by_head:
@@ -106,76 +104,75 @@ def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "
 
 
 def patch(
-    parameters: Parameters | nn.Module,
+    model: Network | nn.Module,
     pairs: Pairs,
     where: Sequence[Site] | None = None,
     *,
-    metric: Metric | str = Metric.logit_difference,
+    metric: Metric | str | MetricFunction = Metric.logit_difference,
     direction: Direction | str = Direction.denoise,
 ) -> pd.DataFrame:
-    """Patch every site in turn: one row per site with the metric's ``value`` and the normalised ``effect``.
+    """One row per site, which is patched alone: the metric's ``value`` and the normalised ``effect``.
 
-    `parameters` are a checkpoint's weights (`run.weights(step)`), or a hooked model. Without `where`, all
-    `sites`. ``span`` is m(clean) − m(corrupt) and ``span_error`` its standard error over pairs: a span within two of
-    them, as in an untrained network, is noise, and so are the effects; where it is 0 they are not numbers.
+    `model` is a network (`run.network(step)`), or a hooked model. Without `where`, all `sites`. ``span`` is
+    m(clean) − m(corrupt) and ``span_error`` its standard error over pairs: a span within two standard errors, as in an
+    untrained network, is noise, and so are the effects (`mask_unresolved`); where it is 0 they are not numbers.
     """
-    metric, direction, parameters = member(Metric, metric), member(Direction, direction), parameters_of(parameters)
+    scored, direction = metric_of(metric), member(Direction, direction)
     chosen: Sequence[Site] = () if where is None else where
     logits: dict[Site, list[Tensor]] = {}
-    totals: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
+    clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     with torch.no_grad():
+        activations = activations_of(model)
         for start in range(0, len(pairs.clean), _PART):
             part = slice(start, start + _PART)
-            runs = {
-                name: activations(parameters, batch.inputs[part])
-                for name, batch in (("clean", pairs.clean), ("corrupt", pairs.corrupt))
-            }
-            names = ("corrupt", "clean") if direction is Direction.denoise else ("clean", "corrupt")
-            base, source = (runs[name] for name in names)
+            clean, corrupt = (activations(batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt))
+            base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
             roles = {name: mask[part] for name, mask in pairs.roles.items()}
             chosen = list(dict.fromkeys(sites(base, roles) if where is None else where))
-            for name, found in runs.items():
-                totals[name].append(found.logits)
+            clean_logits.append(clean.logits)
+            corrupt_logits.append(corrupt.logits)
             for site in chosen:
                 logits.setdefault(site, []).append(patched(base, source, site, roles))
-        low, span, error = measured_span(metric, torch.cat(totals["clean"]), torch.cat(totals["corrupt"]), pairs)
+        low, span, error = clean_corrupt_gap(scored, torch.cat(clean_logits), torch.cat(corrupt_logits), pairs)
         rows = []
         for site in chosen:
-            number = float(metric.of(torch.cat(logits[site]), pairs.answers, pairs.foils))
-            effect = (number - low) / (span or float("nan"))
-            rows.append({**vars(site), "value": number, "effect": effect, "span": span, "span_error": error})
+            value = float(scored.of(torch.cat(logits[site]), pairs.answers, pairs.wrong_labels))
+            effect = (value - low) / (span or float("nan"))
+            rows.append({**vars(site), "value": value, "effect": effect, "span": span, "span_error": error})
     return pd.DataFrame(rows)
 
 
-def measured_span(
-    metric: Metric, clean: Float[Tensor, "batch n_labels"], corrupt: Float[Tensor, "batch n_labels"], pairs: Pairs
+def clean_corrupt_gap(
+    metric: AnyMetric, clean: Float[Tensor, "batch n_labels"], corrupt: Float[Tensor, "batch n_labels"], pairs: Pairs
 ) -> tuple[float, float, float]:
     """m(corrupt), m(clean) − m(corrupt), and the standard error of this difference over pairs (one pair has none)."""
-    low = metric.each(corrupt, pairs.answers, pairs.foils)
-    difference = metric.each(clean, pairs.answers, pairs.foils) - low
+    low = metric.per_sequence(corrupt, pairs.answers, pairs.wrong_labels)
+    difference = metric.per_sequence(clean, pairs.answers, pairs.wrong_labels) - low
     error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
     return float(low.mean()), float(difference.mean()), error
 
 
-def resolved(table: pd.DataFrame) -> pd.DataFrame:
+def mask_unresolved(table: pd.DataFrame) -> pd.DataFrame:
     """The table with effects only where the span is beyond two standard errors; elsewhere they are not numbers."""
     beyond = table["span"].abs() > 2 * table["span_error"]
     return table.assign(**{name: table[name].where(beyond) for name in ("effect", "attribution") if name in table})
 
 
 def patched(
-    base: Activations, source: Activations, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]
+    base: AnyActivations, source: AnyActivations, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]
 ) -> Float[Tensor, "batch n_labels"]:
     """Logits of the run `base` with the activation of `source` put in at a site."""
     mask = site_mask(base[site.hook], site, roles)
+    value = torch.where(mask, source[site.hook], base[site.hook])
+    if not isinstance(base, Activations):
+        return base.forward_from(site.hook, value)
     last = f"blocks.{base.n_layers - 1}."
     if site.hook.startswith(last) and site.hook.endswith(_BY_QUERY) and site.role and not roles[site.role][:, -1].any():
         return base.logits  # of the last layer, only the target's row is read
-    value = torch.where(mask, source[site.hook], base[site.hook])
     if not site.hook.endswith(("hook_embed", "hook_resid_pre")):
-        return rerun(base, site.hook, value)
+        return base.forward_from(site.hook, value)
     # Where the residual stream is the source's, so are the query, key and value.
     attn = "blocks.0.attn" if site.hook == "hook_embed" else site.hook.replace("hook_resid_pre", "attn")
-    mask, names = mask[..., None], {each: f"{attn}.hook_{each}" for each in "qkv"}
-    also = {each: torch.where(mask, source[name], base[name]) for each, name in names.items()}
-    return rerun(base, site.hook, value, also)
+    mask, names = mask[..., None], {name: f"{attn}.hook_{name}" for name in "qkv"}
+    also = {name: torch.where(mask, source[hook], base[hook]) for name, hook in names.items()}
+    return base.forward_from(site.hook, value, also)

@@ -1,91 +1,95 @@
-"""What a head looks for and what it moves: its QK and OV circuits, in terms of position, content and buffer.
+"""QK and OV circuits of heads, by position, content and buffer (Elhage et al. 2021).
 
-    score_blocks, qk_strengths      the query–key interactions, and how much each moves attention
-    written_blocks, ov_strengths    what is read of a seen token, and where it is written
+    score_blocks, qk_strengths      the query–key interactions, and how much they move attention
+    written_blocks, ov_strengths    what a head reads of a token, and the coordinates that it writes to
     singular_directions             the largest singular values of both circuits, and where their vectors lie
-    position_profile, composition_scores, copying_score
+    position_profile                scores by distance in position
+    composition_scores              Q-, K- and V-composition between heads (Elhage et al. 2021)
+    copying_score                   whether a head copies labels, by eigenvalues (Elhage et al. 2021)
 
 With x_i the residual stream before a layer, its scores are S_ij = x_i W_Q W_Kᵀ x_jᵀ. Since x = Σ_a x^a over position,
 content and buffer, they are the sum of 9 (in layer 0 of 4) query–key interactions, exactly:
 
     S_ij = Σ_{a,b} S^{ab}_ij,  S^{ab}_ij = x^a_i W_Q W_Kᵀ x^b_jᵀ.
 
-What token j gives when it is seen is likewise x_j W_V W_O = Σ_{a,b} x^a_j W_V W_O Π_b, with Π_b the projector on the
-coordinates of position, of content, or on what others a planted model has.
+What a head writes when it attends to token j is likewise x_j W_V W_O = Σ_{a,b} x^a_j W_V W_O Π_b, with Π_b the
+projector on the coordinates of position, of content, or on the further coordinates of a planted model.
 
-Notation of Elhage et al. 2021; scores are not scaled by 1/√d here.
+The notation is that of Elhage et al. 2021, but vectors are rows and scores are not scaled by 1/√d. QK and OV circuits
+of induction heads (K-composition, copying) are those of Olsson et al. 2022.
 """
 
 from collections.abc import Callable
 from itertools import product
-from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.subspaces import require_item_label, subspaces, terms
 from mechinterp.config import RunConfig
-from mechinterp.models.hooks import FactoredMatrix
-from mechinterp.models.transformer import VectorTransformer, build_model
+from mechinterp.models.forward import Activations, run_with_cache
+from mechinterp.models.network import Network
 from mechinterp.tasks.base import Batch, Task
 
 PARTS = ("position", "content", "buffer")
 
-
-def qk(model: VectorTransformer, layer: int, head: int = 0) -> FactoredMatrix:
-    """W_Q W_Kᵀ of a head, [d_model, d_model], as a product of two factors; S = x (W_Q W_Kᵀ) xᵀ."""
-    return FactoredMatrix(model.W_Q[layer, head].detach(), model.W_K[layer, head].detach().T)
+AnyNetwork = Network | nn.Module
 
 
-def ov(model: VectorTransformer, layer: int, head: int = 0) -> FactoredMatrix:
-    """W_V W_O of a head, [d_model, d_model], as a product of two factors; what a seen token x adds is x W_V W_O."""
-    return FactoredMatrix(model.W_V[layer, head].detach(), model.W_O[layer, head].detach())
+def qk(model: AnyNetwork, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
+    """W_Q W_Kᵀ of a head; S = x (W_Q W_Kᵀ) xᵀ."""
+    network = network_of(model)
+    return network.matrix(layer, "Q")[head] @ network.matrix(layer, "K")[head].T
 
 
-def _product(circuit: FactoredMatrix) -> Tensor:
-    return cast(Tensor, circuit.AB)
+def ov(model: AnyNetwork, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
+    """W_V W_O of a head; a token x that it attends to adds x W_V W_O."""
+    return network_of(model).ov(layer, head)
 
 
 def score_blocks(
-    model: VectorTransformer, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int, head: int = 0
+    model: AnyNetwork, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int, head: int = 0
 ) -> dict[tuple[str, str], Float[Tensor, "batch query key"]]:
     """S^{ab}, by (query part a, key part b). Their sum is the head's scores before the causal mask."""
-    parts, circuit = terms(model, task, inputs, layer), qk(model, layer, head)
-    queries = {name: part @ circuit.A for name, part in parts.items()}
-    keys = {name: part @ circuit.B.T for name, part in parts.items()}
+    network = network_of(model)
+    parts, W_Q, W_K = terms(network, task, inputs, layer), network.matrix(layer, "Q"), network.matrix(layer, "K")
+    queries = {name: part @ W_Q[head] for name, part in parts.items()}
+    keys = {name: part @ W_K[head] for name, part in parts.items()}
     return {(a, b): queries[a] @ keys[b].transpose(1, 2) for a, b in product(parts, parts)}
 
 
-def qk_strengths(model: VectorTransformer, batch: Batch, task: Task) -> pd.DataFrame:
-    """How strongly each query–key interaction moves attention: one row per layer, head, query part and key part.
+def qk_strengths(model: AnyNetwork, batch: Batch, task: Task) -> pd.DataFrame:
+    """Strength of every query–key interaction: one row per layer, head, query part and key part.
 
-    ``strength`` is the spread of S^{ab}_ij over the keys j ≤ i that a query may choose from, √⟨Var_j S^{ab}_ij⟩_i, in
-    the scores' own unit (a difference of 1 makes attention e times larger). What is the same for all keys has no
-    effect on attention and does not count. Queries are all tokens but the first; in the last layer the target, the
-    only one that is read.
+    ``strength`` is the standard deviation of S^{ab}_ij over the keys j ≤ i of a query, √⟨Var_j S^{ab}_ij⟩_i, in units
+    of scores (a difference of 1 makes attention e times larger). A term that is the same for all keys has no effect on
+    attention and does not count. Queries are all tokens but the first; in the last layer the target alone, as no other
+    is read.
     """
-    rows = []
-    for layer, head in product(range(model.cfg.n_layers), range(model.cfg.n_heads)):
-        for (a, b), block in score_blocks(model, task, batch.inputs, layer, head).items():
+    network, rows = network_of(model), []
+    for layer, head in product(range(network.n_layers), range(network.n_heads)):
+        for (a, b), block in score_blocks(network, task, batch.inputs, layer, head).items():
             n_pos = block.shape[-1]
-            queries = [n_pos - 1] if layer == model.cfg.n_layers - 1 else range(1, n_pos)
+            queries = [n_pos - 1] if layer == network.n_layers - 1 else range(1, n_pos)
             variance = torch.stack([block[:, i, : i + 1].var(dim=-1, correction=0).mean() for i in queries]).mean()
             rows.append({"layer": layer, "head": head, "query": a, "key": b, "strength": float(variance.sqrt())})
     return pd.DataFrame(rows)
 
 
 def written_blocks(
-    model: VectorTransformer, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int, head: int = 0
+    model: AnyNetwork, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int, head: int = 0
 ) -> dict[tuple[str, str], Float[Tensor, "batch key d_model"]]:
-    """x^a_j W_V W_O Π_b, by (read part a, written part b). Their sum is what each token gives when it is seen."""
-    circuit, width = _product(ov(model, layer, head)), require_item_label(task).d_model
-    P, d_model = require_item_label(task).config.position_dim, model.cfg.d_model
+    """x^a_j W_V W_O Π_b, by (read part a, written part b). Their sum is what a head writes that attends to token j."""
+    network = network_of(model)
+    circuit, width = network.ov(layer, head), require_item_label(task).d_model
+    P, d_model = require_item_label(task).config.position_dim, network.d_model
     places = {"position": slice(0, P), "content": slice(P, width), "other": slice(width, d_model)}
     result = {}
-    for a, part in terms(model, task, inputs, layer).items():
+    for a, part in terms(network, task, inputs, layer).items():
         written = part @ circuit
         for b, place in places.items():
             if place.start < place.stop:
@@ -94,32 +98,32 @@ def written_blocks(
     return result
 
 
-def ov_strengths(model: VectorTransformer, batch: Batch, task: Task) -> pd.DataFrame:
-    """How much each OV block writes: one row per layer, head, read part and written part.
+def ov_strengths(model: AnyNetwork, batch: Batch, task: Task) -> pd.DataFrame:
+    """Strength of every OV block: one row per layer, head, read part and written part.
 
     ``strength`` is √⟨|x^a_j W_V W_O Π_b|²⟩ over sequences and tokens, in units of the residual stream, where a token's
     content and its position have length 1.
     """
-    rows = []
-    for layer, head in product(range(model.cfg.n_layers), range(model.cfg.n_heads)):
-        for (a, b), block in written_blocks(model, task, batch.inputs, layer, head).items():
+    network, rows = network_of(model), []
+    for layer, head in product(range(network.n_layers), range(network.n_heads)):
+        for (a, b), block in written_blocks(network, task, batch.inputs, layer, head).items():
             strength = float(block.square().sum(dim=-1).mean().sqrt())
             rows.append({"layer": layer, "head": head, "read": a, "written": b, "strength": strength})
     return pd.DataFrame(rows)
 
 
-def singular_directions(model: VectorTransformer, task: Task, *, n: int = 8) -> pd.DataFrame:
+def singular_directions(model: AnyNetwork, task: Task, *, n: int = 8) -> pd.DataFrame:
     """The n largest singular values of every head's QK and OV circuit, and where their singular vectors lie.
 
-    W = U diag(s) Vᵀ. For QK, u asks (query) and v answers (key); for OV, u is read and v written. ``u_position`` and
-    so on are the energies of the vectors in `subspaces`, in [0, 1]: |Π u|² with |u| = 1. The buffer is the image of
-    content under head 0 of layer 0, and for layer 0 itself says nothing new.
+    W = U diag(s) Vᵀ. For QK, u belongs to the query and v to the key; for OV, u is read and v written. ``u_position``
+    and so on are the energies of the vectors in `subspaces`, in [0, 1]: |Π u|² with |u| = 1. The buffer is the image of
+    content under head 0 of layer 0; it is not informative for layer 0 itself.
     """
-    spaces = {name: each for name, each in subspaces(model, task).items() if name in PARTS}
-    rows = []
-    for layer, head in product(range(model.cfg.n_layers), range(model.cfg.n_heads)):
-        for name, circuit in (("qk", qk(model, layer, head)), ("ov", ov(model, layer, head))):
-            u, s, v = torch.linalg.svd(_product(circuit), full_matrices=False)
+    network, rows = network_of(model), []
+    spaces = {name: space for name, space in subspaces(network, task).items() if name in PARTS}
+    for layer, head in product(range(network.n_layers), range(network.n_heads)):
+        for name, circuit in (("qk", qk(network, layer, head)), ("ov", ov(network, layer, head))):
+            u, s, v = torch.linalg.svd(circuit, full_matrices=False)
             energies = {
                 f"{side}_{part}": space.energy(vectors).tolist()
                 for side, vectors in (("u", u.T[:n]), ("v", v[:n]))
@@ -127,7 +131,7 @@ def singular_directions(model: VectorTransformer, task: Task, *, n: int = 8) -> 
             }
             for i, value in enumerate(s[:n].tolist()):
                 place = {"layer": layer, "head": head, "circuit": name, "index": i, "value": value}
-                rows.append(place | {name: each[i] for name, each in energies.items()})
+                rows.append(place | {name: energy[i] for name, energy in energies.items()})
     return pd.DataFrame(rows)
 
 
@@ -135,46 +139,45 @@ def null_band(
     config: RunConfig,
     batch: Batch,
     task: Task,
-    strengths: Callable[[VectorTransformer, Batch, Task], pd.DataFrame] = qk_strengths,
+    strengths: Callable[[Network, Batch, Task], pd.DataFrame] = qk_strengths,
     *,
     n_networks: int = 20,
 ) -> pd.DataFrame:
     """`qk_strengths` or `ov_strengths` of untrained networks: mean, 2.5 % and 97.5 % quantile over fresh seeds."""
-    drawn = [
-        strengths(build_model(config.model_copy(update={"seed": config.seed + 1 + i})), batch, task)
+    untrained = [
+        strengths(Network.initial(config.model_copy(update={"seed": config.seed + 1 + i})), batch, task)
         for i in range(n_networks)
     ]
-    index = [name for name in drawn[0] if name != "strength"]
-    groups = pd.concat(drawn).groupby(index, sort=False)["strength"]
+    index = [name for name in untrained[0] if name != "strength"]
+    groups = pd.concat(untrained).groupby(index, sort=False)["strength"]
     return pd.DataFrame(
         {"null_mean": groups.mean(), "null_low": groups.quantile(0.025), "null_high": groups.quantile(0.975)}
     ).reset_index()
 
 
-def position_profile(model: VectorTransformer, task: Task, layer: int = 0, head: int = 0) -> pd.Series:
+def position_profile(model: AnyNetwork, task: Task, layer: int = 0, head: int = 0) -> pd.Series:
     """The position–position block of W_Q W_Kᵀ by offset i − j = 0 … T−1: the mean over positions, score units.
 
     For a previous-token head it is β₁ at offset 1 and 0 elsewhere.
     """
     P, T = require_item_label(task).config.position_dim, task.n_pos
-    block = _product(qk(model, layer, head))[:P, :P]
+    block = qk(model, layer, head)[:P, :P]
     values = [float(block.diagonal(-offset).mean()) for offset in range(T)]
     return pd.Series(values, index=pd.RangeIndex(T, name="offset"), name="score")
 
 
-def composition_scores(model: VectorTransformer) -> pd.DataFrame:
-    """How much a head reads from an earlier head's output, through its query, key or value.
+def composition_scores(model: AnyNetwork) -> pd.DataFrame:
+    """Composition of every two heads: how much the later reads of the earlier's output through query, key or value.
 
     ‖W_OV¹ M‖ / (‖W_OV¹‖ ‖M‖) in Frobenius norms, with M = W_QK² for Q, W_QK²ᵀ for K and W_OV² for V; in [0, 1]. Two
     random matrices give about 1/√d_model (Elhage et al. 2021).
     """
-    rows = []
-    heads = list(product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
+    network, rows, norm = network_of(model), [], torch.linalg.matrix_norm
+    heads = list(product(range(network.n_layers), range(network.n_heads)))
     for (layer1, head1), (layer2, head2) in product(heads, heads):
         if layer1 < layer2:
-            first, circuit = _product(ov(model, layer1, head1)), _product(qk(model, layer2, head2))
-            for through, second in (("Q", circuit), ("K", circuit.T), ("V", _product(ov(model, layer2, head2)))):
-                norm = torch.linalg.matrix_norm
+            first, circuit = network.ov(layer1, head1), qk(network, layer2, head2)
+            for through, second in (("Q", circuit), ("K", circuit.T), ("V", network.ov(layer2, head2))):
                 score = float(norm(first @ second) / (norm(first) * norm(second)))
                 rows.append(
                     {"from": f"{layer1}.{head1}", "to": f"{layer2}.{head2}", "through": through, "score": score}
@@ -182,22 +185,22 @@ def composition_scores(model: VectorTransformer) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def copying_score(model: VectorTransformer, task: Task, batch: Batch, layer: int = 1, head: int = 0) -> float:
-    """Whether seeing a label raises that label's own logit: Σ Re λ / Σ |λ| in [−1, 1], 1 for perfect copying.
+def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, head: int = 0) -> float:
+    """Σ Re λ / Σ |λ| in [−1, 1]: 1 if attending to a label raises the logit of the same label (Elhage et al. 2021).
 
-    λ are the eigenvalues of C [L, L], C_ℓm = ∂ logit_m when the head's output moves along what label ℓ adds to it,
-    label_ℓ W_V W_O, at the target; the classifier is linearised at the batch's targets and averaged.
+    λ are the eigenvalues of C [L, L]: C_ℓm is the derivative of logit_m with respect to what the head writes, at the
+    target, in the direction label_ℓ W_V W_O. The classifier is linearised at the batch's targets and averaged.
     """
-    item_label = require_item_label(task)
+    item_label, network, hook = require_item_label(task), network_of(model), "classifier.hook_in"
     P, width = item_label.config.position_dim, item_label.d_model
-    labels = torch.from_numpy(item_label.label_vectors).to(model.cfg.dtype)
-    added = labels @ _product(ov(model, layer, head))[P:width]
+    labels = torch.from_numpy(item_label.label_vectors).to(network.dtype)
+    added = labels @ network.ov(layer, head)[P:width]
     with torch.no_grad():
-        _, cache = model.run_with_cache(batch.inputs, names_filter="classifier.hook_in")
+        cache = run_with_cache(network, batch.inputs, [hook])
     with torch.enable_grad():
-        state = cache["classifier.hook_in"].requires_grad_()
-        totals = model.classifier(state).sum(dim=0)
-        slopes = [torch.autograd.grad(total, state, retain_graph=True)[0].mean(dim=0) for total in totals]
+        state = cache[hook].requires_grad_()
+        logits = Activations(network, {hook: state}).forward_from(hook, state)
+        slopes = [torch.autograd.grad(total, state, retain_graph=True)[0].mean(dim=0) for total in logits.sum(dim=0)]
     effect = added @ torch.stack(slopes, dim=1)
     eigenvalues = np.linalg.eigvals(effect.double().numpy())
     total = np.abs(eigenvalues).sum()

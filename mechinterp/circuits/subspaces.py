@@ -1,17 +1,19 @@
-"""Named parts of the residual stream: as subspaces of it, and as the terms that a token's residual stream adds up to.
+"""Named parts of the residual stream: its subspaces, and the terms whose sum it is.
 
-A token is position ⊕ content. Layers add to it; what they added, whatever it is, is called the buffer here. For two
-layers that is the output of layer 1, which in an induction head carries the content of the token before.
+A token is position ⊕ content. The sum of what layers have added to it is called the buffer here. For two layers that is
+the output of layer 1, which in an induction head carries the content of the token before.
 """
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from mechinterp.circuits.activations import network_of
 from mechinterp.errors import MechinterpError
-from mechinterp.models.transformer import VectorTransformer
+from mechinterp.models.forward import run_with_cache
+from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.item_label import ItemLabelTask
 
@@ -39,8 +41,8 @@ class Subspace:
         return (x @ self.basis.T).square().sum(dim=-1) / x.square().sum(dim=-1)
 
 
-def subspaces(model: VectorTransformer, task: Task, *, layer: int = 0, head: int = 0) -> dict[str, Subspace]:
-    """The named subspaces of a model's residual stream, which need not be orthogonal to each other.
+def subspaces(model: Network | nn.Module, task: Task, *, layer: int = 0, head: int = 0) -> dict[str, Subspace]:
+    """The named subspaces of a model's residual stream, which need not be orthogonal.
 
     * ``position``: the P dimensions of the one-hot position;
     * ``content``: the D dimensions of the content, split into
@@ -50,48 +52,48 @@ def subspaces(model: VectorTransformer, task: Task, *, layer: int = 0, head: int
 
     Raises for tasks whose tokens are not position ⊕ content.
     """
-    item_label = require_item_label(task)
-    position, content = _coordinates(model, item_label)
-    labels = torch.zeros(item_label.n_labels, model.cfg.d_model, dtype=model.cfg.dtype)
-    labels[:, content] = torch.from_numpy(item_label.label_vectors).to(model.cfg.dtype)
-    eye = torch.eye(model.cfg.d_model, dtype=model.cfg.dtype)
+    item_label, network = require_item_label(task), network_of(model)
+    position, content = _coordinates(network, item_label)
+    labels = torch.zeros(item_label.n_labels, network.d_model, dtype=network.dtype)
+    labels[:, content] = torch.from_numpy(item_label.label_vectors).to(network.dtype)
+    eye = torch.eye(network.d_model, dtype=network.dtype)
     span = _span(labels)
     with torch.no_grad():
-        image = eye[content] @ model.W_V[layer, head] @ model.W_O[layer, head]
-    spanned = {
+        image = eye[content] @ network.ov(layer, head)
+    bases = {
         "position": eye[position],
         "content": eye[content],
         "labels": span,
         "content_rest": _orthogonal(span, eye[content]),
+        "buffer": _span(image),
     }
-    return {name: Subspace(name, basis) for name, basis in {**spanned, "buffer": _span(image)}.items()}
+    return {name: Subspace(name, basis) for name, basis in bases.items()}
 
 
 def terms(
-    model: VectorTransformer, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int
+    model: Network | nn.Module, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int
 ) -> dict[str, Float[Tensor, "batch pos d_model"]]:
-    """What the residual stream before a layer adds up to: position + content + buffer.
+    """The terms of the residual stream before a layer: position + content + buffer.
 
-    The buffer is the sum of the outputs of all layers before, and is absent before layer 0.
+    The buffer is the sum of the outputs of all layers before; before layer 0 there is none.
     """
-    position, content = _coordinates(model, require_item_label(task))
-    below = f"blocks.{layer - 1}.hook_resid_post"
+    network = network_of(model)
+    position, content = _coordinates(network, require_item_label(task))
+    before = f"blocks.{layer}.hook_resid_pre"
     with torch.no_grad():
-        _, cache = model.run_with_cache(
-            inputs, names_filter=["hook_embed", *([below] if layer else [])], stop_at_layer=layer
-        )
+        cache = run_with_cache(network, inputs, ["hook_embed", before])
     tokens = cache["hook_embed"]
     result = {}
     for name, part in (("position", position), ("content", content)):
         result[name] = torch.zeros_like(tokens)
         result[name][..., part] = tokens[..., part]
     if layer:
-        result["buffer"] = cache[below] - tokens
+        result["buffer"] = cache[before] - tokens
     return result
 
 
 def require_item_label(task: Task) -> ItemLabelTask:
-    """The task, if its tokens are position ⊕ content."""
+    """The task, if its tokens are position ⊕ content; else MechinterpError."""
     if not isinstance(task, ItemLabelTask):
         raise MechinterpError(
             f"task {type(task).__qualname__}: only item–label tokens are known to be position ⊕ content; use patch,"
@@ -100,11 +102,11 @@ def require_item_label(task: Task) -> ItemLabelTask:
     return task
 
 
-def _coordinates(model: VectorTransformer, task: ItemLabelTask) -> tuple[slice, slice]:
-    """Where position and content lie; a model may be wider than the tokens."""
+def _coordinates(network: Network, task: ItemLabelTask) -> tuple[slice, slice]:
+    """The coordinates of position and content; a model may be wider than the tokens."""
     P, width = task.config.position_dim, task.d_model
-    if model.cfg.d_model < width:
-        raise MechinterpError(f"the model's d_model is {model.cfg.d_model}, below the task's {width}")
+    if network.d_model < width:
+        raise MechinterpError(f"the model's d_model is {network.d_model}, below the task's {width}")
     return slice(0, P), slice(P, width)
 
 
@@ -117,6 +119,6 @@ def _span(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "dim d_model"]:
 def _orthogonal(
     basis: Float[Tensor, "dim d_model"], within: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "rest d_model"]:
-    """An orthonormal basis of what is left of the span of orthonormal rows without a subspace of it."""
+    """An orthonormal basis of the complement of a subspace within the span of orthonormal rows."""
     _, _, turned = torch.linalg.svd(basis @ within.T, full_matrices=True)
     return turned[len(basis) :] @ within

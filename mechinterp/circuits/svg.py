@@ -1,27 +1,23 @@
-"""Circuit graphs as SVG, by a small writer of our own: the same graph gives the same bytes.
+"""Circuit graphs as SVG documents; the same graph gives the same bytes.
 
-Places come from the graph and do not depend on weights, so that pictures of several checkpoints can be laid over each
-other. Numbers have a fixed precision, nothing has an id, arrowheads are shapes of their own. A picture is light or dark
-as its reader wants (``prefers-color-scheme``), and inside a page its style applies to nothing else. Signs differ in
-colour (Okabe–Ito) and in dashes.
+Places come from the graph and do not depend on weights, so pictures of several checkpoints can be superimposed. Numbers
+have a fixed precision, no element has an id, and arrowheads are separate shapes. Colours follow the reader's choice of
+a light or dark page (``prefers-color-scheme``), and the style applies to the picture alone. Signs differ in colour
+(Okabe–Ito) and in dashes.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from itertools import pairwise
 from textwrap import wrap
 from typing import Any
 from xml.sax.saxutils import escape
 
 import networkx as nx
 
+from mechinterp.circuits.curves import Curve, Point, at_distance, piece, point_at
 from mechinterp.circuits.diagram import NOISE
 from mechinterp.errors import MechinterpError
-
-Point = tuple[float, float]
-Curve = tuple[Point, Point, Point, Point]
-"""A cubic Bézier curve: start, two control points, end."""
 
 _STYLE = """
 .circuit text{font:13px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;fill:#1a1a1a}
@@ -54,14 +50,15 @@ _NAMES = {
     "target": "target",
 }
 _RADIUS, _PORT, _ANSWER = 10.0, 9.0, (72, 26)
-"""Of a circle; half of a square; width and height of the answer. Pixels."""
+"""Radius of a circle; half the side of a square; width and height of the answer. Pixels."""
 _BELOW, _LEFT_OF_COLUMNS = 44, 140
+"""Height under the tokens; where row names end. Pixels."""
 _WIDEST = 7.0
 """Width of a line of weight 1, in pixels; heavier ones grow up to 1.5."""
 
 
 def to_svg(graph: nx.DiGraph, title: str = "Circuit") -> str:
-    """A graph of `diagram.circuit_graph` as an SVG document, with its legend. The title is text, whatever it holds."""
+    """A graph of `diagram.circuit_graph` as an SVG document, with its legend. Markup in the title is escaped."""
     width, height = _size(graph)
     legend, below = _legend(graph, width)
     parts = [_ground(graph), _contents(graph, title), _moved(0, height, legend)]
@@ -91,7 +88,7 @@ def film_strip(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over trai
 
 
 def panels(graphs: Mapping[int, nx.DiGraph], title: str = "Circuit over training") -> tuple[str, dict[int, str]]:
-    """The frame that all graphs share, and what stands in it at each training step.
+    """The frame that all graphs share, and its content by training step.
 
     The frame is an ``<svg>`` element with style, columns, rows, legend and an empty ``<g class="panel"></g>``; a page
     shows a step by giving this group that step's markup as its content. Raises as `film_strip`.
@@ -117,20 +114,22 @@ def _document(title: str, content: str, width: int, height: int, parts: list[str
 
 
 def _described(graph: nx.DiGraph) -> str:
-    """The picture in words."""
+    """A description of the picture in words."""
     drawn = [edge for _, _, edge in graph.edges(data=True) if edge["drawn"]]
-    found = [f"{_named(edge)} {edge['weight']:.2f}" for edge in drawn if edge["operation"]]
+    operations = [f"{_named(edge)} {edge['weight']:.2f}" for edge in drawn if edge["operation"]]
     edges = f"{len(drawn)} of {graph.number_of_edges()} edges drawn" if drawn else " ".join(_why_empty(graph))
-    return f"{_lead(graph)}. {edges.rstrip('.')}. Operations found: {', '.join(found) or 'none'}."
+    return f"{_lead(graph)}. {edges.rstrip('.')}. Operations found: {', '.join(operations) or 'none'}."
 
 
 def _size(graph: nx.DiGraph) -> tuple[int, int]:
-    places, right = graph.nodes.values(), 68 + 12 * graph.graph["n_layers"]  # the ways to the answer
-    return int(max(each["x"] for each in places)) + right, int(max(each["y"] for each in places)) + _BELOW
+    """Width and height in pixels."""
+    right = 68 + 12 * graph.graph["n_layers"]  # of the edges to the answer
+    x, y = (max(node[axis] for node in graph.nodes.values()) for axis in "xy")
+    return int(x) + right, int(y) + _BELOW
 
 
 def _alike(graphs: Mapping[int, nx.DiGraph]) -> nx.DiGraph:
-    """The first of the graphs, which shares with all others what places and the legend depend on."""
+    """The first of the graphs, if all share what places and the legend depend on; else MechinterpError."""
     if not graphs:
         raise MechinterpError("no graphs to draw; give at least one step")
     first, *others = graphs.values()
@@ -147,7 +146,7 @@ def _moved(x: int, y: int, markup: str) -> str:
 
 
 def _ground(graph: nx.DiGraph, *, rows: bool = True) -> str:
-    """What does not depend on weights: the residual stream, the names of columns and, if asked, of rows."""
+    """The part that does not depend on weights: the residual stream, the names of columns and, if asked, of rows."""
     parts = _rails(graph)
     for node in graph.nodes.values():
         if node["kind"] == "token":
@@ -158,20 +157,19 @@ def _ground(graph: nx.DiGraph, *, rows: bool = True) -> str:
 
 
 def _contents(graph: nx.DiGraph, title: str, *, left: int = 20) -> str:
-    """What weights decide: the lead that is explained, under a title; edges, nodes and the names of operations."""
+    """The part that depends on weights: a title with the lead, edges, nodes and the names of operations."""
     parts = [_title(left, title, _size(graph)[0]), _text(left, 51, _lead(graph), "quiet")]
-    shown = [(graph.nodes[a], graph.nodes[b], edge) for a, b, edge in graph.edges(data=True)]
-    drawn = [each for each in shown if each[2]["drawn"]]
-    parts += [_edge(*each) for each in sorted(drawn, key=lambda each: -abs(each[2]["weight"]))]
+    drawn = [(graph.nodes[a], graph.nodes[b], edge) for a, b, edge in graph.edges(data=True) if edge["drawn"]]
+    parts += [_edge(*arrow) for arrow in sorted(drawn, key=lambda arrow: -abs(arrow[2]["weight"]))]
     parts += [_shape(node) for node in graph.nodes.values()]
-    parts += [_pill(*each) for each in drawn if each[2]["operation"]]
+    parts += [_pill(source, target, edge) for source, target, edge in drawn if edge["operation"]]
     if not drawn:
         parts += _note(graph)
     return "\n".join(parts)
 
 
 def _title(x: int, title: str, width: int) -> str:
-    """A title, as much of it as the picture is wide."""
+    """A title, cut to the width of the picture."""
     fits = (width - 2 * x) // 9
     return _text(x, 32, title if len(title) <= fits else title[: fits - 1] + "…", "title")
 
@@ -197,11 +195,12 @@ def _rails(graph: nx.DiGraph) -> list[str]:
 
 def _edge(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
     width = _width(edge["weight"])
+    """An arrow with a tooltip that names the edge and its weight."""
     curve, sign = _curve(source, target, edge["kind"]), "helps" if edge["weight"] > 0 else "hurts"
     error = f" ± {edge['error']:.3f}" if edge["weight"] == edge["effect"] else ""
-    what = f"{edge['kind']}, {_place(source)} → {_place(target)}: {edge['weight']:+.3f}{error}"
+    label = f"{edge['kind']}, {_place(source)} → {_place(target)}: {edge['weight']:+.3f}{error}"
     name = f" ({_named(edge)})" if edge["operation"] else ""
-    return f"<g><title>{_safe(what + name)}</title>{_arrow(curve, width, sign)}</g>"
+    return f"<g><title>{_safe(label + name)}</title>{_arrow(curve, width, sign)}</g>"
 
 
 def _place(node: Mapping[str, Any]) -> str:
@@ -220,11 +219,11 @@ def _width(weight: float) -> float:
 
 
 def _curve(source: Mapping[str, Any], target: Mapping[str, Any], kind: str) -> Curve:
-    """The way of an edge, between nodes: straight, around the nodes between, or, for keys, up and then across."""
+    """The curve of an edge: straight, around the nodes in between, or, for keys, upwards and then across."""
     (x0, y0), (x1, y1) = ((node["x"], node["y"]) for node in (source, target))
-    y1 += _ANSWER[1] / 2 - _RADIUS if target["kind"] == "answer" else 0  # it is higher than other nodes
+    y1 += _ANSWER[1] / 2 - _RADIUS if target["kind"] == "answer" else 0  # which is higher than other nodes
     dx, dy = x1 - x0, y1 - y0
-    if dx and (kind == "match" or source["kind"] == "value"):  # from afar it arrives level, from nearby from below
+    if dx and (kind == "match" or source["kind"] == "value"):  # a long curve arrives horizontally, a short one upwards
         below = -0.3 * dy * max(0.0, 1 - abs(dx) / 480)
         beside_query = source["kind"] == "value" and 0 < dx < 200 and target["role"] != "target"
         return (
@@ -253,56 +252,27 @@ def _curve(source: Mapping[str, Any], target: Mapping[str, Any], kind: str) -> C
 
 
 def _rows_passed(source: Mapping[str, Any], target: Mapping[str, Any]) -> int:
-    """How many rows of values and keys stand between what wrote and what reads."""
+    """The number of rows of values and keys between two nodes."""
     return target["layer"] - max(source["layer"] + 1, 1)
 
 
 def _arrow(curve: Curve, width: float, sign: str) -> str:
-    """The line and its head, between the borders of the nodes at both ends."""
+    """A line with its head, between the borders of the nodes at both ends."""
     head = 5 + 0.9 * width
-    start, tip = _at_distance(curve, _RADIUS + 1), _at_distance(curve, _RADIUS + 1, from_end=True)
-    neck = _at_distance(curve, _RADIUS + head, from_end=True)
-    (x, y), a, b = _point(curve, tip), *_part(curve, start, neck)[2:]
-    bx, by = b
+    start, tip = at_distance(curve, _RADIUS + 1), at_distance(curve, _RADIUS + 1, from_end=True)
+    line = piece(curve, start, at_distance(curve, _RADIUS + head, from_end=True))
+    (x, y), (bx, by) = point_at(curve, tip), line[3]
     length = math.hypot(x - bx, y - by) or 1.0
     ux, uy = (x - bx) / length, (y - by) / length
     half = 2.5 + 0.62 * width
     wings = [(bx - uy * half, by + ux * half), (bx + uy * half, by - ux * half)]
-    line = _part(curve, start, neck)
-    path = f"M{_xy(line[0])}C{_xy(line[1])} {_xy(a)} {_xy(b)}"
+    path = f"M{_xy(line[0])}C{_xy(line[1])} {_xy(line[2])} {_xy(line[3])}"
     shape = f"M{_xy((x, y))}L{_xy(wings[0])}L{_xy(wings[1])}Z"
     return f'<path class="line {sign}" stroke-width="{width:.2f}" d="{path}"/><path class="{sign}-head" d="{shape}"/>'
 
 
-def _point(curve: Curve, t: float) -> Point:
-    weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
-    x, y = (sum(weight * point[axis] for weight, point in zip(weights, curve, strict=True)) for axis in (0, 1))
-    return x, y
-
-
-def _at_distance(curve: Curve, distance: float, *, from_end: bool = False) -> float:
-    """The parameter at which the curve is this far from one of its ends, within the half that starts there."""
-    end, near, far = (curve[3], 1.0, 0.5) if from_end else (curve[0], 0.0, 0.5)
-    for _ in range(12):
-        middle = (near + far) / 2
-        near, far = (middle, far) if math.dist(_point(curve, middle), end) < distance else (near, middle)
-    return far
-
-
-def _part(curve: Curve, low: float, high: float) -> Curve:
-    """The piece of a curve between two parameters (blossoming)."""
-
-    def blossom(a: float, b: float, c: float) -> Point:
-        points = list(curve)
-        for t in (a, b, c):
-            points = [(p[0] + t * (q[0] - p[0]), p[1] + t * (q[1] - p[1])) for p, q in pairwise(points)]
-        return points[0]
-
-    return blossom(low, low, low), blossom(low, low, high), blossom(low, high, high), blossom(high, high, high)
-
-
 def _shape(node: Mapping[str, Any]) -> str:
-    """A node, shaded by its effect; what a layer reads is a square with its letter, the answer says so."""
+    """A node, shaded by its effect: a square with a letter for q, k and v, a box for the answer, else a circle."""
     x, y, effect, error = (node[name] for name in ("x", "y", "effect", "error"))
     letter = {"query": "q", "key": "k", "value": "v"}.get(node["kind"])
     if node["kind"] == "answer":
@@ -312,11 +282,11 @@ def _shape(node: Mapping[str, Any]) -> str:
         shape = f'<rect x="{_n(x - _PORT)}" y="{_n(y - _PORT)}" width="{_n(2 * _PORT)}" height="{_n(2 * _PORT)}" rx="3"'
     else:
         shape = f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(_RADIUS)}"'
-    said, shade, sign = "no effect resolved", 0.0, "helps"
+    label, shade, sign = "no effect resolved", 0.0, "helps"
     if effect is not None:
-        said = f"effect {effect:+.3f} ± {error:.3f}"
+        label = f"effect {effect:+.3f} ± {error:.3f}"
         shade, sign = min(1.0, abs(effect)) if abs(effect) > NOISE * error else 0.0, "helps" if effect > 0 else "hurts"
-    parts = [f"<g><title>{_safe(f'{_place(node)}: {said}')}</title>", f'{shape} class="node"/>']
+    parts = [f"<g><title>{_safe(f'{_place(node)}: {label}')}</title>", f'{shape} class="node"/>']
     if shade >= 0.005:
         parts.append(f'{shape} class="{sign}-head" fill-opacity="{shade:.2f}"/>')
     if text := "answer" if node["kind"] == "answer" else letter:
@@ -325,7 +295,7 @@ def _shape(node: Mapping[str, Any]) -> str:
 
 
 def _pill(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
-    """The name of an operation on its edge, or beside it if that is upright, with the weight."""
+    """The name of an operation with its weight, on its edge, or beside an upright edge."""
     operation, curve, side, along = edge["operation"], _curve(source, target, edge["kind"]), 0, 0.5
     if operation == "readout":
         side = -1
@@ -334,7 +304,7 @@ def _pill(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[st
         side, along = (-1, 0.88 - 0.03 * passed) if passed else (1, 0.5)
     elif operation == "previous_token":
         along = 0.28 if source["kind"] == "token" else 0.6
-    x, y = _point(curve, along)
+    x, y = point_at(curve, along)
     text = f"{_named(edge)} {edge['weight']:.2f}"
     half = 3.1 * len(text) + 8
     x += side * (half + _width(edge["weight"]) / 2 + 3)
@@ -343,9 +313,9 @@ def _pill(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[st
 
 
 def _note(graph: nx.DiGraph) -> list[str]:
-    """Why nothing is drawn, where the edges would be."""
-    x, y = _size(graph)[0] / 2 + 20, _size(graph)[1] / 2
-    return [_text(x, y + 18 * n, line, "middle note") for n, line in enumerate(_why_empty(graph))]
+    """The reason why no edge is drawn, in the middle of the picture."""
+    width, height = _size(graph)
+    return [_text(width / 2 + 20, height / 2 + 18 * n, line, "middle note") for n, line in enumerate(_why_empty(graph))]
 
 
 def _why_empty(graph: nx.DiGraph) -> list[str]:
@@ -373,17 +343,16 @@ _MEASURED = {
 
 
 def _legend(graph: nx.DiGraph, width: int) -> tuple[str, int]:
-    """What widths, shades and colours mean, and how it was measured; with its height."""
-    about, parts, x = graph.graph, [], 15.0
+    """The legend of widths, shades and colours, and its height."""
+    parts, x = [], 15.0
     samples = [("0.25", 0.25, "helps"), ("0.50", 0.5, "helps"), ("1.00", 1.0, "helps"), ("≥ 1.50", 1.5, "helps")]
-    if about["weight"] == "effect":
+    if graph.graph["weight"] == "effect":
         samples += [("helps", 0.5, "helps"), ("hurts", 0.5, "hurts")]
     for text, weight, sign in samples:
         line: Curve = ((x, 16.0), (x + 20, 16.0), (x + 40, 16.0), (x + 60, 16.0))
         parts += [_arrow(line, _width(weight), sign), _text(x + 56, 20, text, "quiet")]
         x += 70 + 7 * len(text)
-    text = _MEASURED[about["weight"]].format(**about)
-    lines = wrap(text, int((width - 40) / 6.2))
+    lines = wrap(_MEASURED[graph.graph["weight"]].format(**graph.graph), int((width - 40) / 6.2))
     parts += [_text(20, 46 + 17 * n, line, "quiet") for n, line in enumerate(lines)]
     return "\n".join(parts), 46 + 17 * len(lines) + 6
 
@@ -392,8 +361,9 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}".replace("-", "−")
 
 
-def _text(x: float | int, y: float | int, text: str, kind: str) -> str:
-    return f'<text x="{_n(x)}" y="{_n(y)}" class="{kind}">{_safe(text)}</text>'
+def _text(x: float | int, y: float | int, text: str, style: str) -> str:
+    """A line of text in the classes of `style`."""
+    return f'<text x="{_n(x)}" y="{_n(y)}" class="{style}">{_safe(text)}</text>'
 
 
 def _n(pixels: float | int) -> str:
@@ -406,5 +376,5 @@ def _xy(point: Point) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text for XML: markup escaped, and characters that XML does not allow shown as such."""
+    """Text for XML: markup escaped, and characters that XML does not allow replaced by U+FFFD."""
     return escape(re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))

@@ -1,7 +1,7 @@
-"""The command line. Each command is a dataclass: its fields are the options, `execute` does the work.
+"""The command line: commands are dataclasses whose fields are the options and whose method `execute` runs them.
 
-Nothing heavy is imported before a command runs, so that help is instant. A user's error is one line on standard
-error and exit code 2.
+Large packages are imported by commands only, so that help is instant. A user's error is one line on standard error and
+exit code 2.
 """
 
 import os
@@ -14,10 +14,10 @@ from typing import Annotated, Any, Union
 import tyro
 from pydantic import ValidationError
 
-from mechinterp.cli.analyses import Ablate, Circuit, Emergence, Evidence, Measure, Patch, Paths, Qkov
+from mechinterp.cli.analyses import Circuit, Emergence, Measure, analysis_commands
 from mechinterp.cli.report import Report
 from mechinterp.cli.runs import Info, Replay, Resume, Run, Train, Verify
-from mechinterp.cli.study import Study, StudyCollect, StudyResume, StudyStatus
+from mechinterp.cli.study import Study, StudyCollect, StudyRetry, StudyStatus
 from mechinterp.config import RunConfig, explain
 from mechinterp.errors import ConfigError, MechinterpError
 
@@ -30,22 +30,17 @@ _COMMANDS: dict[str, type] = {
     "info": Info,
     "measure": Measure,
     "emergence": Emergence,
-    "patch": Patch,
-    "paths": Paths,
-    "ablate": Ablate,
-    "qkov": Qkov,
-    "evidence": Evidence,
     "circuit": Circuit,
     "report": Report,
     "study": Study,
     "study status": StudyStatus,
-    "study resume": StudyResume,
+    "study retry": StudyRetry,
     "study collect": StudyCollect,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code.
+    """The exit code of a command, after running it:
 
     0, 1 (a file fails to verify, or a run of a study failed), 2 (a user's error) or 130 (Ctrl-C).
     """
@@ -58,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MechinterpError as error:
         return _fail(error)
     commands = []
-    for name, command in _COMMANDS.items():
+    for name, command in {**_COMMANDS, **analysis_commands(next(iter(arguments), ""))}.items():
         default: dict[str, Any] = {"default": command(settings=base)} if issubclass(command, Train) else {}
         commands.append(Annotated[command, tyro.conf.subcommand(name.replace(" ", "-"), **default)])
     about = "When, how and why does a circuit form in a small attention network?"
@@ -67,20 +62,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_command(command: Any, arguments: list[str] | None = None, **options: Any) -> int:
-    """Parse `arguments` into a command, or one of a union of commands, and execute it.
+    """The exit code of a command, or of one in a union of commands, that `arguments` name; it is executed.
 
-    Every error of the user, tyro's boxed complaints included, becomes one line and exit code 2.
+    A user's error, including tyro's boxed messages, becomes one line on standard error and exit code 2.
     """
     try:
         return _parse(command, arguments, options).execute() or 0
     except MechinterpError as error:
         return _fail(error)
     except ValidationError as error:
-        return _fail(ConfigError(f"config: {explain(error)}"))
+        return _fail(ConfigError(f"config: {explain(error, RunConfig)}"))
     except MemoryError as error:
         return _fail(MechinterpError(f"out of memory ({error}); lower the sizes"))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the output has ended
         return 0
     except KeyboardInterrupt:
         print("mechinterp: interrupted; every checkpoint written so far is kept", file=sys.stderr)
@@ -117,7 +112,7 @@ def _base_config(arguments: list[str]) -> RunConfig:
 
 
 def _one_line(box: str) -> str:
-    """The sentence inside one of tyro's boxes, without the frame, pydantic's references and the parser's own names."""
+    """The sentence inside one of tyro's boxes, without the frame, pydantic's references and the parser's names."""
     text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
     text = re.sub(r"\[type=.*?\] For further information visit \S+( v/\S+)?", "", text)
     text = re.sub(r"Error parsing \S*?settings\.?(\S*): \d+ validation errors? for \w+", r"\1:", text)

@@ -1,16 +1,23 @@
-"""Commands that look into a run: measures, emergence, circuits."""
+"""Commands that analyse a run: measures, emergence, circuits.
 
-from dataclasses import dataclass, fields
+The commands of the circuit analyses are made from `mechinterp.analysis.registry`.
+"""
+
+from dataclasses import dataclass, fields, make_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import tyro
+
+from mechinterp.analysis.registry import ANALYSES, Argument
 from mechinterp.cli.common import Json, RunPath, print_result, sentence
 from mechinterp.errors import MechinterpError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechinterp.store import Run
+    from mechinterp.run import Run
 
 
 @dataclass
@@ -19,17 +26,17 @@ class Measure:
 
     run: RunPath
     measures: tuple[str, ...] = ()
-    """Which measures; by default all that apply."""
+    """Names of measures; by default all that apply."""
     steps: tuple[int, ...] = ()
-    """Which saved steps; by default all."""
-    sequences: int = 1000
+    """Saved steps; by default all."""
+    n_sequences: int = 1000
     """Sequences of each evaluation set."""
     csv: bool = False
     """Print comma-separated values."""
     json: Json = False
 
     def execute(self) -> None:
-        table = _measured(self.run, self.measures or None, self.steps or None, self.sequences)
+        table = _measured(self.run, self.measures or None, self.steps or None, self.n_sequences)
         records = {str(step): row for step, row in table.to_dict(orient="index").items()}
         print_result(records, self.json, table.to_csv().strip() if self.csv else table.round(4).to_string())
 
@@ -43,26 +50,27 @@ class Emergence:
     """The measure."""
     scale: Literal["step", "log_step"] = "step"
     """Fit in the step or in its logarithm."""
-    sequences: int = 1000
+    n_sequences: int = 1000
     """Sequences of the evaluation set."""
     json: Json = False
 
     def execute(self) -> None:
         from mechinterp.emergence import locate_emergence
 
-        table = _measured(self.run, [self.measure], None, self.sequences)
-        found = locate_emergence(table[self.measure], scale=self.scale)
-        result = {"run": str(self.run), "measure": self.measure, **found.to_dict()}
-        print_result(result, self.json, sentence(self.measure, found))
+        table = _measured(self.run, [self.measure], None, self.n_sequences)
+        emergence = locate_emergence(table[self.measure], scale=self.scale)
+        result = {"run": str(self.run), "measure": self.measure, **emergence.to_dict()}
+        print_result(result, self.json, sentence(self.measure, emergence))
 
 
 @dataclass
-class _Analysis:
-    """An analysis of the circuit at one step, by default the last, or at all saved ones."""
+class AnalysisCommand:
+    """An analysis of the circuit at the last step, at some saved ones, or at all."""
 
+    analysis: ClassVar[str]
     run: RunPath
-    step: int | None = None
-    """Which saved step; by default the last."""
+    steps: tuple[int, ...] = ()
+    """Saved steps; by default the last."""
     all: bool = False
     """Every saved step."""
     csv: bool = False
@@ -70,81 +78,47 @@ class _Analysis:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.circuits.trajectory import analyse
-        from mechinterp.store import open_run
+        from mechinterp.analysis.checkpoints import analyse
 
         if self.csv and self.json:
             raise MechinterpError("--csv and --json exclude each other; give one of them")
-        if self.all and self.step is not None:
-            raise MechinterpError("--step and --all exclude each other; give one of them")
-        run = open_run(self.run)
-        if not run.steps:
-            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
-        steps = run.steps if self.all else [run.steps[-1] if self.step is None else self.step]
-        arguments = self.arguments(run)
-        table = analyse(run, type(self).__name__.lower(), steps=steps, progress=True, **arguments)
+        if self.all and self.steps:
+            raise MechinterpError("--steps and --all exclude each other; give one of them")
+        run = _run_with_steps(self.run)
+        common = {field.name for field in fields(AnalysisCommand)}
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in common}
+        arguments = {name: value for name, value in options.items() if value is not None}
+        steps = run.steps if self.all else self.steps or run.steps[-1:]
+        table = analyse(run, self.analysis, steps=steps, progress=True, **arguments)
         result = {"run": str(run.path), "arguments": arguments, "rows": table.to_dict("records")}
         text = table.to_csv(index=False).strip() if self.csv else table.round(4).to_string(index=False)
         print_result(result, self.json, text)
 
-    def arguments(self, run: "Run") -> dict[str, Any]:
-        """What the analysis is asked."""
-        own = {field.name for field in fields(_Analysis)}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+
+def analysis_commands(selected: str) -> dict[str, type]:
+    """A command for every analysis except the diagram, by name; only the `selected` one has its options.
+
+    Options are read from the function of the analysis, whose import takes seconds.
+    """
+    commands = {}
+    for name, entry in ANALYSES.items():
+        if name == "circuit":
+            continue
+        spelled = name.replace("_", "-")
+        arguments = entry.arguments(name).values() if spelled == selected else ()
+        options = [(argument.name, *_option(argument)) for argument in arguments if argument.name != "seed"]
+        commands[spelled] = make_dataclass(
+            name.title().replace("_", ""), options, bases=(AnalysisCommand,), namespace={"analysis": name}
+        )
+        commands[spelled].__doc__ = entry.summary
+    return commands
 
 
-@dataclass
-class Patch(_Analysis):
-    """Activation patching at every hook and role: which activation carries the answer?"""
-
-    corruption: str | None = "replace_target"
-    """swap_label, replace_target, break_pairing or shuffle_positions."""
-    metric: str = "logit_difference"
-    """logit_difference, probability, accuracy or loss."""
-    direction: str = "denoise"
-    """denoise (clean into corrupt) or noise (corrupt into clean)."""
-    n_pairs: int = 256
-    """Clean–corrupt pairs of sequences."""
-
-
-@dataclass
-class Paths(Patch):
-    """Path patching: which edge between components carries the answer?"""
-
-    corruption: str | None = None
-    """swap_label, replace_target, break_pairing or shuffle_positions; by default the last, or the first where tokens
-    carry no position."""
-
-    def arguments(self, run: "Run") -> dict[str, Any]:
-        positions = run.config.task.kind != "paired_items"
-        default = "shuffle_positions" if positions else "swap_label"
-        return {**super().arguments(run), "corruption": self.corruption or default}
-
-
-@dataclass
-class Ablate(_Analysis):
-    """Ablate every layer's pattern, values and output, in every way: what is lost?"""
-
-    metric: str = "accuracy"
-    """logit_difference, probability, accuracy or loss."""
-    n_sequences: int = 500
-    """Sequences of the first evaluation set."""
-
-
-@dataclass
-class Qkov(_Analysis):
-    """QK and OV circuits: strengths of the query–key interactions, composition and copying scores."""
-
-    n_sequences: int = 200
-    """Sequences of the first evaluation set."""
-
-
-@dataclass
-class Evidence(_Analysis):
-    """Is it an induction head? Four facts that together only an induction head shows."""
-
-    n_pairs: int = 256
-    """Clean–corrupt pairs of sequences."""
+def _option(argument: Argument) -> tuple[Any, Any]:
+    """Type and default of the option for an argument; members of an enum are given by name."""
+    value = argument.default.name if isinstance(argument.default, Enum) else argument.default
+    base = str if issubclass(argument.type, Enum) else argument.type
+    return Annotated[base | None if value is None else base, tyro.conf.arg(help=argument.help)], value
 
 
 @dataclass
@@ -152,10 +126,8 @@ class Circuit:
     """Draw the circuit that carries the answer, every edge measured, as an SVG picture; or several as a film strip."""
 
     run: RunPath
-    step: int | None = None
-    """Which saved step; by default the last."""
     steps: tuple[int, ...] = ()
-    """Several saved steps, as a film strip in one picture."""
+    """Saved steps; by default the last. Several are a film strip in one picture."""
     out: Path | None = None
     """Where the picture goes; by default beside the run file. With --json, only if given."""
     weight: str = "effect"
@@ -167,33 +139,35 @@ class Circuit:
     json: Json = False
 
     def execute(self) -> None:
+        from mechinterp.analysis.checkpoints import circuit_graphs
         from mechinterp.circuits.diagram import to_dict
         from mechinterp.circuits.svg import film_strip, to_svg
-        from mechinterp.circuits.trajectory import circuit_graphs
         from mechinterp.files import replace_text, require_place
-        from mechinterp.store import open_run
 
-        if self.step is not None and self.steps:
-            raise MechinterpError("--step and --steps exclude each other; give one of them")
-        run = open_run(self.run)
-        if not run.steps:
-            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+        run = _run_with_steps(self.run)
         out = require_place(self.out or self.run.with_suffix(".svg")) if self.out or not self.json else None
-        steps = self.steps or (run.steps[-1] if self.step is None else self.step,)
-        asked = {"weight": self.weight, "threshold": self.threshold, "n_pairs": self.n_pairs}
-        graphs = circuit_graphs(run, steps=steps, progress=True, **asked)
-        name = self.run.stem
+        steps, name = list(self.steps) or run.steps[-1:], self.run.stem
+        options: Any = {"weight": self.weight, "threshold": self.threshold, "n_pairs": self.n_pairs}
+        graphs = circuit_graphs(run, steps=steps, progress=True, **options)
         if out is not None:
-            one = f"{name}, step {steps[0]:,}"
-            replace_text(out, film_strip(graphs, name) if self.steps else to_svg(graphs[steps[0]], one))
+            title = f"{name}, step {steps[0]:,}"
+            replace_text(out, film_strip(graphs, name) if len(steps) > 1 else to_svg(graphs[steps[0]], title))
         result: dict[str, Any] = {"run": str(run.path), "picture": None if out is None else str(out)}
-        print_result(
-            result | {"graphs": {str(n): to_dict(each) for n, each in graphs.items()}}, self.json, f"circuit: {out}"
-        )
+        result["graphs"] = {str(step): to_dict(graph) for step, graph in graphs.items()}
+        print_result(result, self.json, f"circuit: {out}")
+
+
+def _run_with_steps(path: Path) -> "Run":
+    from mechinterp.run import open_run
+
+    run = open_run(path)
+    if not run.steps:
+        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    return run
 
 
 def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":
     from mechinterp.measures import measure
-    from mechinterp.store import open_run
+    from mechinterp.run import open_run
 
     return measure(open_run(path), names, steps=steps, n_sequences=n_sequences, progress=True)

@@ -1,4 +1,4 @@
-"""What the commands share: arguments that they have in common, and how results are printed."""
+"""Arguments that commands share, and the printing of results."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,15 @@ Settings = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcomman
 
 
 def print_result(values: dict[str, Any], as_json: bool, text: str) -> None:
-    """A command's result: `values` as one JSON object, or `text`."""
+    """Print a command's result: `values` as one JSON object, or `text`."""
     print(json.dumps(plain_json(values)) if as_json else text)
 
 
-def sentence(name: str, found: Any) -> str:
-    """What was found of a measure's transition, in one line."""
-    if not found.transition:
-        return f"{name}: no transition: {found.reason}"
+def sentence(name: str, emergence: Any) -> str:
+    """A measure's transition in one line."""
+    if not emergence.transition:
+        return f"{name}: no transition: {emergence.reason}"
     return (
-        f"{name}: transition at step {found.step:.0f} (95 % interval {found.low:.0f} to {found.high:.0f},"
-        f" 10–90 % width {found.width:.0f} steps, from {found.before:.3f} to {found.after:.3f})"
+        f"{name}: transition at step {emergence.step:.0f} (95 % interval {emergence.low:.0f} to {emergence.high:.0f},"
+        f" 10–90 % width {emergence.width:.0f} steps, from {emergence.before:.3f} to {emergence.after:.3f})"
     )

@@ -39,14 +39,14 @@ class Report:
             raise MechinterpError("--measure goes with a run; a study's file says which measures it has")
         if self.files and (self.paper_scale or self.runs != Report.runs):
             raise MechinterpError("--paper-scale and --runs go with --study")
-        page = self._study(self.study) if self.study else self._run()
+        page = self._study_page(self.study) if self.study else self._run_page()
         print_result({"report": str(page)}, self.json, f"report: {page}")
 
-    def _run(self) -> Path:
+    def _run_page(self) -> Path:
         from mechinterp.files import require_place
         from mechinterp.measures import columns_of, measure
         from mechinterp.report import write_report
-        from mechinterp.store import open_runs
+        from mechinterp.run import open_runs
 
         out = require_place(self.out or self.files[0].with_suffix(".html"))
         runs = open_runs(self.files)
@@ -57,10 +57,10 @@ class Report:
         overlaid = {name: tables[name] for name in others}
         return write_report(runs[first], tables[first], out, measure=self.measure, others=overlaid, progress=True)
 
-    def _study(self, file: Path) -> Path:
+    def _study_page(self, file: Path) -> Path:
         from mechinterp.files import make_folder
         from mechinterp.report.study import write_study_report
-        from mechinterp.studies.conduct import study_table
+        from mechinterp.studies.runner import study_table
         from mechinterp.studies.study import Study
 
         study = Study.from_toml(file, paper_scale=self.paper_scale)

@@ -1,14 +1,20 @@
-"""Commands that make runs and look after their files."""
+"""Commands that train runs, rebuild steps of them and check their files."""
 
 import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from mechinterp.cli.common import Json, RunPath, Settings, print_result, sentence
+from mechinterp.config import PRESETS
 from mechinterp.errors import MechinterpError
+
+if TYPE_CHECKING:
+    Preset = str
+else:
+    Preset = Literal[tuple(PRESETS)]
 
 
 @dataclass
@@ -16,14 +22,7 @@ class Train:
     """Train a network and write its trajectory."""
 
     settings: Settings
-    preset: Literal[
-        "reddy2023",
-        "reddy2023-fast",
-        "reddy2023-minimal",
-        "nguyen2024",
-        "nguyen2024-fast",
-        "nguyen2024-minimal",
-    ] = "reddy2023-fast"
+    preset: Preset = "reddy2023-fast"
     """The config to start from."""
     config: Path | None = None
     """A TOML file to start from, instead of a preset."""
@@ -37,21 +36,17 @@ class Train:
 
     def execute(self) -> None:
         run = self.train()
-        summary = {
-            "run": str(run.path),
-            "status": run.status,
-            "steps": run.steps[-1],
-            "engine": run.environment["engine"],
-        }
-        print_result(summary, self.json, f"trained {run.steps[-1]} steps ({summary['engine']} engine): {run.path}")
+        engine = run.environment["engine"]
+        summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1], "engine": engine}
+        print_result(summary, self.json, f"trained {run.steps[-1]} steps ({engine} engine): {run.path}")
 
     def train(self):
-        from mechinterp.training import train
+        from mechinterp.run import train
 
         return train(self.settings, self.run_path(), device=self.device, overwrite=self.overwrite)
 
     def run_path(self) -> Path:
-        """Where the run file goes."""
+        """The path of the run file."""
         name = self.config.stem if self.config else self.preset
         return self.out or Path("checkpoints") / f"{name}-seed{self.settings.seed}.h5"
 
@@ -68,8 +63,9 @@ class Run(Train):
         from mechinterp.measures import columns_for, measure
         from mechinterp.report import write_report
         from mechinterp.store.writer import require_writable
+        from mechinterp.tasks import build_task
 
-        columns_for(self.settings.build_task(), self.settings.model.n_layers, [self.measure])
+        columns_for(build_task(self.settings), self.settings.model.n_layers, [self.measure])
         out = self.run_path()
         csv, report = out.with_suffix(".csv"), out.with_suffix(".html")
         for path in (csv, report):
@@ -78,11 +74,12 @@ class Run(Train):
             require_writable(path, self.overwrite)
         run = self.train()
         table = measure(run, progress=True)
-        found = locate_or_say_why(table[self.measure])
+        emergence = locate_or_say_why(table[self.measure])
         write_report(run, table, report, measure=self.measure, progress=True)
         table.to_csv(csv)
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
-        print_result(result | found.to_dict(), self.json, f"{sentence(self.measure, found)}\nreport: {report}")
+        text = f"{sentence(self.measure, emergence)}\nreport: {report}"
+        print_result(result | emergence.to_dict(), self.json, text)
 
 
 @dataclass
@@ -95,7 +92,7 @@ class Resume:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.training import resume
+        from mechinterp.run import resume
 
         run = resume(self.run, until=self.until)
         summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1]}
@@ -116,7 +113,7 @@ class Replay:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.store import open_run
+        from mechinterp.run import open_run
 
         run = open_run(self.run)
         proof = run.densify(start=self.start, stop=self.stop, every=self.every, progress=True)
@@ -142,11 +139,11 @@ class Verify:
     json: Json = False
 
     def execute(self) -> int:
-        from mechinterp.store.verify import verify
+        from mechinterp.verify import verify
 
-        found = verify(self.run, interval=self.interval)
-        print_result(found.to_dict(), self.json, str(found))
-        return 0 if found.sound else 1
+        verdict = verify(self.run, interval=self.interval)
+        print_result(verdict.to_dict(), self.json, str(verdict))
+        return 0 if verdict.sound else 1
 
 
 @dataclass
@@ -157,7 +154,7 @@ class Info:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.store import open_run
+        from mechinterp.run import open_run
 
         run = open_run(self.run)
         steps = run.steps

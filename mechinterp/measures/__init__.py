@@ -1,7 +1,15 @@
-"""What is watched over training: one progress measure per file, one signature, one registry."""
+"""Progress measures over training: one file per measure, and a registry.
 
-from mechinterp.measures import accuracy, cla, ila1, loss, tca, tila2, tla2  # noqa: F401  (each registers its measures)
-from mechinterp.measures.base import MEASURES, Measure, Observation, register
+Importing this package imports all its modules, which register their measures.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from mechinterp.measures.base import MEASURES, Measure, Observation, Requirement, register
 from mechinterp.measures.table import columns_for, columns_of, measure
 
-__all__ = ["MEASURES", "Measure", "Observation", "columns_for", "columns_of", "measure", "register"]
+__all__ = ["MEASURES", "Measure", "Observation", "Requirement", "columns_for", "columns_of", "measure", "register"]
+
+for _module in sorted(module.name for module in iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")

@@ -1,4 +1,4 @@
-"""What a progress measure is, and the registry of them.
+"""Progress measures: the observations that they take, and their registry.
 
 A measure is a function from an `Observation` (a model seen on one evaluation set) to a number. To add one:
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, NamedEnum
 from mechinterp.tasks.base import Batch
 
 
@@ -26,7 +26,7 @@ class Observation:
     batch: Batch
     """The sequences, their labels and roles."""
     logits: Float[Tensor, "batch n_labels"]
-    """What the model answered."""
+    """The model's answers."""
     cache: Mapping[str, Tensor]
     """The activations at the hooks that the measure asked for."""
 
@@ -34,21 +34,42 @@ class Observation:
         """The attention pattern of a layer, counted from 0: rows sum to 1."""
         return self.cache[f"blocks.{layer}.attn.hook_pattern"]
 
+    def target_attention(self, layer: int, role: str) -> Float[Tensor, ""]:
+        """Attention from the target to the positions of a role, mean over sequences; the largest of a layer's heads."""
+        from_target = self.pattern(layer)[:, :, -1]
+        return (from_target * self.role(role)[:, None]).sum(dim=-1).mean(dim=0).max()
+
     def role(self, name: str) -> Bool[Tensor, "batch pos"]:
-        """Which positions play a role."""
+        """The positions of a role, as a mask."""
         return self.batch.roles[name]
+
+
+class Requirement(NamedEnum):
+    """A property of a task's sequences without which a measure is meaningless."""
+
+    separate_label_tokens = (
+        "whose labels are separate tokens; on this one, whose tokens show an item with its label, take tca1"
+    )
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether the sequences of a batch have the property."""
+        return batch.has_separate_label_tokens
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A registered measure and what it needs."""
+    """A registered measure, with its requirements."""
 
     name: str
     compute: Callable[[Observation], Tensor | float]
     hooks: tuple[str, ...]
     roles: tuple[str, ...]
-    without: tuple[str, ...]
+    requires: tuple[Requirement, ...]
     each_evaluation: bool
+
+    def unmet(self, batch: Batch) -> Requirement | None:
+        """The first requirement that a task's sequences do not meet."""
+        return next((requirement for requirement in self.requires if not requirement.holds(batch)), None)
 
 
 MEASURES: dict[str, Measure] = {}
@@ -59,21 +80,21 @@ def register(
     *,
     hooks: Sequence[str] = (),
     roles: Sequence[str] = (),
-    without: Sequence[str] = (),
+    requires: Sequence[Requirement] = (),
     each_evaluation: bool = False,
 ) -> Callable[[Callable[[Observation], Tensor | float]], Callable[[Observation], Tensor | float]]:
-    """Add the decorated function to the measures, under its own name.
+    """A decorator that adds a function to the measures, under the function's name.
 
-    `hooks` are the activations it reads, `roles` the positions it asks for; a model or task without them is not
-    measured by it, nor a task with one of the roles `without`, where it would say nothing. It is taken on the task's
-    first evaluation set, or with `each_evaluation` on every one; its columns are then called ``{evaluation}_{name}``.
+    `hooks` are the activations and `roles` the positions that it reads, `requires` further properties of the task;
+    where one is missing, the measure has no column. It is taken on the task's first evaluation set, or with
+    `each_evaluation` on all of them; its columns are then called ``{evaluation}_{name}``.
     """
 
     def add(compute: Callable[[Observation], Tensor | float]) -> Callable[[Observation], Tensor | float]:
         name = compute.__name__
         if name in MEASURES and MEASURES[name].compute.__module__ != compute.__module__:
             raise MechinterpError(f"a measure named {name!r} exists already; choose another name")
-        MEASURES[name] = Measure(name, compute, tuple(hooks), tuple(roles), tuple(without), each_evaluation)
+        MEASURES[name] = Measure(name, compute, tuple(hooks), tuple(roles), tuple(requires), each_evaluation)
         return compute
 
     return add

@@ -1,23 +1,22 @@
-"""All measures over all checkpoints of a run, as one table."""
+"""The table of all measures at all checkpoints of a run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.measures.base import MEASURES, Measure, Observation
-from mechinterp.models.conventions import folded, plain
-from mechinterp.models.functional import forward
-from mechinterp.store import Run
+from mechinterp.models.forward import Activations, run_with_cache
+from mechinterp.models.network import Network
+from mechinterp.run import Run
 from mechinterp.tasks.base import Batch, Task
-from mechinterp.training.interventions import Interventions, Under, acts_on_activations
 
 _PART = 250
-"""Sequences in one forward pass: their activations stay in cache, which halves the time of a thousand at once."""
+"""Sequences in one forward pass: their activations stay in cache, which takes half the time of a thousand at once."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +29,21 @@ class Column:
 
 
 def columns_of(run: Run, names: Sequence[str] | None = None) -> list[Column]:
-    """The columns that this run's task and model admit; with `names` just those, and an error for any other."""
+    """The columns that a run's task and model admit, or those of `names`; a name that they do not admit raises."""
     return columns_for(run.task, run.config.model.n_layers, names)
 
 
 def columns_for(task: Task, n_layers: int, names: Sequence[str] | None = None) -> list[Column]:
-    """The same before there is a run: what networks of `n_layers` layers on `task` can be measured by."""
+    """The columns for networks of `n_layers` layers on a task, or those of `names`; see `columns_of`."""
     possible = {column.name: column for column in _possible(task, n_layers)}
     if names is None:
         return list(possible.values())
     for name in names:
         if name in MEASURES and name not in possible:
-            own = MEASURES[name]
-            if any(role in task.sample(task.evaluations[0], 1).roles for role in own.without):
-                raise MechinterpError(
-                    f"{name} cannot be measured here: it is of tasks whose labels are tokens of their own; on this one,"
-                    " whose tokens show an item with its label, take tca1"
-                )
-            needs = ", ".join([*own.roles, *own.hooks])
+            measure = MEASURES[name]
+            if unmet := measure.unmet(task.sample(task.evaluations[0], 1)):
+                raise MechinterpError(f"{name} cannot be measured here: it is of tasks {unmet.value}")
+            needs = ", ".join([*measure.roles, *measure.hooks])
             raise MechinterpError(f"{name} cannot be measured here: it needs {needs}")
         if name not in possible:
             raise unknown_name("measure", name, possible)
@@ -65,16 +61,16 @@ def measure(
 ) -> pd.DataFrame:
     """Progress measures of a run: one row per checkpoint (index ``step``), one column per measure.
 
-    Each is the mean over `n_sequences` sequences of an evaluation set, the same ones at every step (`seed` chooses
+    A measure is the mean over `n_sequences` sequences of an evaluation set, the same ones at every step (`seed` chooses
     others). By default all measures that apply and all saved steps; an unknown name or step raises.
     `progress` shows a bar on a terminal.
 
-    These are measures of the weights alone, released from whatever interventions the run was trained under. Where some
-    act on activations, ``clamped_{measure}`` is the same under those of the step, as in training.
+    Measures are of the weights, without the interventions of training. Where interventions act on activations,
+    ``clamped_{measure}`` is the measure under those of the step, as in training.
     """
     if n_sequences < 1:
         raise MechinterpError(f"n_sequences is {n_sequences}; at least one sequence is needed")
-    if names and not acts_on_activations(run.config):
+    if names and not forward_interventions(run.config):
         for name in names:
             if name.startswith("clamped_"):
                 raise MechinterpError(
@@ -82,75 +78,57 @@ def measure(
                 )
     columns = columns_of(run, names and list(dict.fromkeys(name.removeprefix("clamped_") for name in names)))
     wanted = run.steps if steps is None else list(steps)
-    batches = {each: run.task.sample(each, n_sequences, seed) for each in dict.fromkeys(c.evaluation for c in columns)}
+    evaluations = dict.fromkeys(column.evaluation for column in columns)
+    batches = {evaluation: run.task.sample(evaluation, n_sequences, seed) for evaluation in evaluations}
     rows = [
         _row(run, step, columns, batches)
         for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)
     ]
-    found = [column.name for column in columns]
-    if rows and acts_on_activations(run.config):
-        found += [name for name in (f"clamped_{each}" for each in found) if name in rows[0]]
-    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=found)
+    released = [column.name for column in columns]
+    clamped = [f"clamped_{name}" for name in released if rows and f"clamped_{name}" in rows[0]]
+    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=released + clamped)
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
-    """All columns at one step: each evaluation set is run once, caching what its measures ask for."""
-    weights, row, clamped = folded(run.config, run.weights(step)), {}, {}
-    interventions = Interventions(run.config)
+    """All columns at one step, by name; one forward pass per evaluation set."""
+    network, released, clamped = Network(run.config, run.weights(step)), {}, {}  # a step that is saved
     for evaluation, batch in batches.items():
-        here = [column for column in columns if column.evaluation == evaluation]
+        selected = [column for column in columns if column.evaluation == evaluation]
+        hooks = {hook for column in selected for hook in column.measure.hooks}
         with torch.no_grad():
-            hooks = {hook for column in here for hook in column.measure.hooks}
-            seen = _observe(run, weights, batch, hooks)
-            row |= {column.name: float(column.measure.compute(seen)) for column in here}
-            if acts_on_activations(run.config):
-                if interventions.at(step, batch):
-                    seen = _forward(weights, batch, bool(hooks), lambda part: interventions.at(step, part))
-                clamped |= {
-                    f"clamped_{column.name}": float(column.measure.compute(seen))
-                    for column in here
-                    if all(hook in seen.cache for hook in column.measure.hooks)
-                }
-    return row | clamped
+            seen = observe(network, batch, hooks)
+            released |= {column.name: float(column.measure.compute(seen)) for column in selected}
+            if forward_interventions(run.config):
+                seen = observe(network, batch, hooks, run, step)
+                clamped |= {f"clamped_{column.name}": float(column.measure.compute(seen)) for column in selected}
+    return released | clamped
 
 
-def _observe(run: Run, weights: dict[str, Tensor], batch: Batch, hooks: set[str]) -> Observation:
-    """The model seen on a batch. Attention patterns come from the plain forward pass, any other hook from hooks."""
-    if all(hook.endswith("attn.hook_pattern") for hook in hooks):
-        return _forward(weights, batch, bool(hooks), lambda part: None)
-    from mechinterp.models.transformer import build_model  # imports TransformerLens, which takes seconds
+def observe(network: Network, batch: Batch, hooks: Iterable[str], run: Run | None = None, step: int = 0) -> Observation:
+    """A network's logits and activations on a batch, with the interventions of a step if a run is given.
 
-    logits, cache = build_model(plain(run.config), weights).run_with_cache(batch.inputs, names_filter=list(hooks))
-    return Observation(batch, logits, cache.cache_dict)
-
-
-def _forward(
-    weights: dict[str, Tensor], batch: Batch, patterns_too: bool, under: Callable[[Batch], Under | None]
-) -> Observation:
-    """Logits and attention patterns, by the plain forward pass, under interventions on each part of the batch.
-
-    Where nobody asks for patterns, the last layer's queries are the target's alone, which saves a third.
+    Without hooks, the last layer's queries are the target's alone, which saves a third of the time.
     """
-    seen = []
+    hooks, parts = list(hooks), list[Activations]()
     for part in batch.split(_PART):
-        acting = under(part)
-        seen.append(forward(weights, part.inputs, acting.hooks() if acting else None, target_only=not patterns_too))
-    logits, patterns = zip(*seen, strict=True)
-    return Observation(
-        batch, torch.cat(logits), {name: torch.cat([each[name] for each in patterns]) for name in patterns[0]}
-    )
+        acting = ForwardInterventions.at(run.config, step, part) if run else None
+        parts.append(
+            run_with_cache(network, part.inputs, hooks, acting.hooks() if acting else None, target_only=not hooks)
+        )
+    logits = torch.cat([part.logits for part in parts])
+    return Observation(batch, logits, {hook: torch.cat([part[hook] for part in parts]) for hook in hooks})
 
 
 def _possible(task: Task, n_layers: int) -> Iterable[Column]:
-    """Every column whose roles the task has (and none it must not have) and whose hooks the model has."""
-    roles = task.sample(task.evaluations[0], 1).roles
-    for each in MEASURES.values():
-        layers = [int(hook.split(".")[1]) for hook in each.hooks if hook.startswith("blocks.")]
-        lacking = any(role not in roles for role in each.roles) or any(role in roles for role in each.without)
+    """Every column whose roles and requirements the task has, and whose hooks the model has."""
+    sample = task.sample(task.evaluations[0], 1)
+    for measure in MEASURES.values():
+        layers = [int(hook.split(".")[1]) for hook in measure.hooks if hook.startswith("blocks.")]
+        lacking = any(role not in sample.roles for role in measure.roles) or measure.unmet(sample)
         if lacking or any(layer >= n_layers for layer in layers):
             continue
-        if each.each_evaluation:
+        if measure.each_evaluation:
             for evaluation in task.evaluations:
-                yield Column(f"{evaluation}_{each.name}", each, evaluation)
+                yield Column(f"{evaluation}_{measure.name}", measure, evaluation)
         else:
-            yield Column(each.name, each, task.evaluations[0])
+            yield Column(measure.name, measure, task.evaluations[0])

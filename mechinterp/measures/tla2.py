@@ -1,17 +1,16 @@
 """TLA2, target–labels association in layer 2: total attention that the target pays to the N labels of the context.
 
 TLA2 = ⟨ Σ_{j ∈ labels} p²_{T, j} ⟩ over sequences; in [0, 1]. Uniform attention gives N/T (0.47 at N = 8).
-Source: Reddy 2023, section 3. With several heads, that of the head which does it most.
+Source: Reddy 2023, section 3. With several heads, that of the head with the largest value.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
-from mechinterp.measures.base import Observation, register
+from mechinterp.measures.base import Observation, Requirement, register
 
 
-@register(hooks=["blocks.1.attn.hook_pattern"], roles=["label"], without=["copy"])
+@register(hooks=["blocks.1.attn.hook_pattern"], roles=["label"], requires=[Requirement.separate_label_tokens])
 def tla2(seen: Observation) -> Float[Tensor, ""]:
     """Attention from the target to all labels, layer 2; in [0, 1]."""
-    from_target = seen.pattern(1)[:, :, -1]
-    return (from_target * seen.role("label")[:, None]).sum(dim=-1).mean(dim=0).max()
+    return seen.target_attention(1, "label")

@@ -1,5 +1,4 @@
-"""What is trained: parameters by name, and the hooked model that holds them.
+"""The networks: one file per architecture, the canonical network that all reduce to, and its forward pass.
 
-`parameters` knows names, shapes and initial values and needs only torch; `transformer` imports TransformerLens,
-which takes seconds, so it is imported where a hooked model is needed.
+`network` and `forward` need only torch; `hooked` imports TransformerLens, which takes seconds.
 """

@@ -1,4 +1,4 @@
-"""The minimal induction head of Reddy 2023 (eqs 4 to 6): what an induction head does, in three parameters.
+"""The minimal induction head of Reddy 2023 (eqs 4 to 6), with three parameters of attention.
 
 A token's content is c_i; its buffer is empty at first. With Δ_ij = 1 iff i − j is odd:
 
@@ -6,90 +6,174 @@ A token's content is c_i; its buffer is empty at first. With Δ_ij = 1 iff i −
     layer 2      w_i = Σ_{j≤i} p²_ij c_j,  p²_ij ∝ exp(α b_j·c_i + β₂ Δ_ij)
     classifier   logits of c_T ⊕ w_T at the target T, by the same ReLU layers as in the full network
 
-α here is the strength of the match; the paper also calls the exponent of the rank–frequency law so. The hooked model
-has TransformerLens' hook names where the quantity is the same (``blocks.0.attn.hook_pattern``, ``…hook_attn_scores``,
-``…hook_z``: what a layer writes into the buffer), so measures run unchanged. `compiled` is the same network as a
-`VectorTransformer`, on which every circuit analysis runs.
+α is the strength of the match, not the exponent of the rank–frequency law, which the paper also calls α. The canonical
+network has a residual stream of position ⊕ content ⊕ buffer ⊕ output, P + 3D wide (`write_induction_head`).
+
+Gradient by hand. Layer 2 depends on contents through m_k = c_k·c_T alone, the match of a token with the target T, which
+is constant in training. With A the pattern of layer 1 and Δ_j = 1 iff T − j is odd:
+
+    A_jk = e^{β₁ δ_{j−1,k}} / Σ_{l≤j} e^{β₁ δ_{j−1,l}},   r_j = Σ_k A_jk m_k      match of the buffers
+    s_j  = α r_j + β₂ Δ_j,  a = softmax(s),  w = Σ_j a_j c_j                       read by the classifier, with c_T
+
+    ∂ℒ/∂a_j = c_j·∂ℒ/∂w,  ∂ℒ/∂s_j = a_j (∂ℒ/∂a_j − Σ_k a_k ∂ℒ/∂a_k)
+    ∂ℒ/∂α = Σ_j ∂ℒ/∂s_j r_j,  ∂ℒ/∂β₂ = Σ_j ∂ℒ/∂s_j Δ_j
+    ∂ℒ/∂β₁ = Σ_j ∂ℒ/∂s_j α A_{j,j−1} (m_{j−1} − r_j)                                the softmax of layer 1
+
+summed over sequences, ℒ being their mean.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
-from mechinterp.config import RunConfig, TransformerConfig
-from mechinterp.models.functional import forward
-from mechinterp.models.hooks import CheckedHooks, HookPoint
-from mechinterp.models.parameters import INDUCTION_HEAD, content_dim, parameter_shapes
-from mechinterp.models.planted import induction_head
-from mechinterp.models.transformer import Classifier, VectorTransformer, set_parameters
+from mechinterp.config import ItemLabelConfig, RunConfig
+from mechinterp.models.base import Architecture, Canonical, Gradients, Parameters, Shapes, canonical_config, diagonal
+from mechinterp.models.classifier import classifier_gradients, require_labels
+from mechinterp.tasks.base import Batch
 
-
-class _Attention(nn.Module):
-    def __init__(self, names: list[str], dtype: torch.dtype):
-        super().__init__()
-        for name in names:
-            self.register_parameter(name, nn.Parameter(torch.zeros(1, dtype=dtype)))
-        self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
+STRENGTHS = {"blocks.0.attn.beta1": "beta1", "blocks.1.attn.alpha": "alpha", "blocks.1.attn.beta2": "beta2"}
+"""The parameters besides those of the classifier, with the config's field of their initial value."""
 
 
-class _Block(nn.Module):
-    def __init__(self, names: list[str], dtype: torch.dtype):
-        super().__init__()
-        self.attn = _Attention(names, dtype)
+@dataclass(frozen=True)
+class Layout:
+    """The coordinates of the residual stream's parts: position ⊕ content ⊕ buffer ⊕ output."""
+
+    position_dim: int
+    content_dim: int
+
+    @property
+    def d_model(self) -> int:
+        """P + 3D."""
+        return self.position_dim + 3 * self.content_dim
+
+    def content_sized(self, index: int) -> slice:
+        """The index-th of the three parts of D dimensions."""
+        start = self.position_dim + index * self.content_dim
+        return slice(start, start + self.content_dim)
+
+    @property
+    def position(self) -> slice:
+        """The one-hot position, P dimensions."""
+        return slice(0, self.position_dim)
+
+    @property
+    def content(self) -> slice:
+        """A token's content, D dimensions."""
+        return self.content_sized(0)
+
+    @property
+    def buffer(self) -> slice:
+        """What layer 1 writes."""
+        return self.content_sized(1)
+
+    @property
+    def output(self) -> slice:
+        """What layer 2 writes."""
+        return self.content_sized(2)
 
 
-class InductionHead(CheckedHooks):
-    """The minimal induction head, hooked: from vectors [batch, pos, d_model] to logits [batch, n_labels]."""
+def write_induction_head(layout: Layout, beta1: Tensor, alpha: Tensor, beta2: Tensor) -> dict[str, Tensor]:
+    """Attention matrices of the canonical network, all [1, d_model, d_model]; differentiable in the strengths.
 
-    def __init__(self, config: RunConfig, parameters: Mapping[str, Tensor]):
-        super().__init__()
-        self._config, model, dtype = config, config.model, parameters["blocks.0.attn.beta1"].dtype
-        self.blocks = nn.ModuleList(_Block(names, dtype) for names in (["beta1"], ["alpha", "beta2"]))
-        self.classifier = Classifier(
-            2 * content_dim(config), model.classifier_width, model.classifier_depth, config.task.n_labels, dtype
-        )
-        self.trained = tuple(parameter_shapes(config))
-        """Names of the trained parameters: all there are."""
-        set_parameters(self, parameters)
-        self.setup()
+    With e_p the one-hot positions and π = (−1)^position:
 
-    def forward(self, input: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch n_labels"]:
-        """Logits at the last token."""
-        parameters = self._parameters_in_order()
-        logits, _ = forward(parameters, input.to(parameters["blocks.0.attn.beta1"].dtype), self.hook_dict)
-        return logits
+        W_Q¹ W_K¹ᵀ = β₁ Σ_p e_p ⊗ e_{p−1}                            W_V¹: content → buffer
+        W_Q² W_K²ᵀ = α (content → buffer) + β₂ (1 − π_i π_j)/2        W_V²: content → output
 
-    def compiled(self) -> VectorTransformer:
-        """The same network as a HookedTransformer, see `compiled`."""
-        return compiled(self._config, {name: value.detach() for name, value in self._parameters_in_order().items()})
-
-    def _parameters_in_order(self) -> dict[str, Tensor]:
-        own = dict(self.named_parameters())
-        return {name: own[name] for name in self.trained}
-
-
-def as_transformer(config: RunConfig) -> RunConfig:
-    """The config of the transformer that a minimal induction head compiles into."""
-    depth, width = config.model.classifier_depth, config.model.classifier_width
-    return config.model_copy(update={"model": TransformerConfig(classifier_depth=depth, classifier_width=width)})
-
-
-def compiled(config: RunConfig, parameters: Mapping[str, Tensor]) -> VectorTransformer:
-    """The minimal induction head with these parameters as a HookedTransformer that gives the same logits.
-
-    Its residual stream is position ⊕ content ⊕ buffer ⊕ output, P + 3D wide; the classifier reads content and output.
-    Weights of the softmaxes and sums are the same, so logits agree up to rounding (1e-5 in float32).
+    The second term is β₂ Δ_ij; it uses the first two dimensions of the head, which the match does not.
     """
-    reading = "classifier.layers.0.W" if config.model.classifier_depth else "classifier.readout.W"
-    strengths = {argument: parameters[name].item() for name, argument in INDUCTION_HEAD.items()}
-    planted = induction_head(as_transformer(config), **strengths, without="readout", dtype=parameters[reading].dtype)
-    own = dict(planted.named_parameters())
-    own = {name: own[name].detach() for name in planted.trained}
-    own |= {name: value for name, value in parameters.items() if name.startswith("classifier.") and name != reading}
-    D = content_dim(config)
-    P, from_content, from_output = config.task.d_model - D, *parameters[reading].split(D)
-    own[reading][P : P + D], own[reading][P + 2 * D :] = from_content, from_output
-    set_parameters(planted, own)
-    return planted
+    d, P = layout.d_model, layout.position_dim
+    zeros = beta1.new_zeros(d, d)
+
+    def identity(rows: slice, columns: slice) -> Tensor:
+        matrix = zeros.clone()
+        matrix[rows, columns] = torch.eye(rows.stop - rows.start, dtype=zeros.dtype, device=zeros.device)
+        return matrix
+
+    before, parity_Q, parity_K = zeros.clone(), zeros.clone(), zeros.clone()
+    before[torch.arange(1, P), torch.arange(P - 1)] = 1
+    parity = zeros.new_ones(P)
+    parity[1::2] = -1
+    parity_Q[:P, 0], parity_Q[:P, 1] = 0.5, -parity / 2
+    parity_K[:P, 0], parity_K[:P, 1] = 1, parity
+    matrices = {
+        "blocks.0.attn.W_Q": beta1 * before,
+        "blocks.0.attn.W_K": diagonal(d, layout.position, zeros),
+        "blocks.0.attn.W_V": identity(layout.content, layout.buffer),
+        "blocks.1.attn.W_Q": alpha * diagonal(d, layout.content, zeros) + beta2 * parity_Q,
+        "blocks.1.attn.W_K": identity(layout.buffer, layout.content) + parity_K,
+        "blocks.1.attn.W_V": identity(layout.content, layout.output),
+    }
+    return {name: matrix[None] for name, matrix in matrices.items()}
+
+
+class InductionHead(Architecture):
+    """α, β₁, β₂ and a classifier that reads the target's content and what layer 2 writes."""
+
+    def attention_shapes(self, config: RunConfig) -> Shapes:
+        """``blocks.0.attn.beta1``, ``blocks.1.attn.alpha`` and ``blocks.1.attn.beta2``, all [1]."""
+        return dict.fromkeys(STRENGTHS, (1,))
+
+    def classifier_input(self, config: RunConfig) -> int:
+        """2D: content and output."""
+        return 2 * _task(config).content_dim
+
+    def constant(self, config: RunConfig, name: str) -> float | None:
+        """The configured α, β₁ and β₂."""
+        return getattr(config.model, STRENGTHS[name]) if name in STRENGTHS else None
+
+    def canonical(self, config: RunConfig, parameters: Parameters) -> Canonical:
+        """The network of two layers and one head with the weights of `write_induction_head`."""
+        task = _task(config)
+        layout, P, D = Layout(task.position_dim, task.content_dim), task.position_dim, task.content_dim
+        strengths = {STRENGTHS[name]: parameters[name] for name in STRENGTHS}
+        canonical = write_induction_head(layout, **strengths)
+        canonical |= {name: value for name, value in parameters.items() if name.startswith("classifier.")}
+        first = "classifier.layers.0.W" if config.model.classifier_depth else "classifier.readout.W"
+        from_content, from_output = parameters[first].split(D)
+        canonical[first] = torch.cat([pad(from_content, (0, 0, P, D)), from_output])
+        both, all_columns = slice(0, P + D), slice(0, layout.d_model)
+        support = {
+            "blocks.0.attn.W_Q": (layout.position, layout.position),
+            "blocks.0.attn.W_K": (layout.position, layout.position),
+            "blocks.0.attn.W_V": (layout.content, layout.buffer),
+            "blocks.1.attn.W_Q": (both, all_columns),
+            "blocks.1.attn.W_K": (slice(0, P + 2 * D), all_columns),
+            "blocks.1.attn.W_V": (layout.content, layout.output),
+        }
+        return Canonical(canonical_config(config, 2, 1, config.model.classifier_width), canonical, support)
+
+    def has_gradients(self, config: RunConfig) -> bool:
+        """Always."""
+        return True
+
+    def gradients(self, config: RunConfig, parameters: Parameters, batch: Batch, into: Parameters) -> Gradients:
+        """The gradient above."""
+        labels, D, T = require_labels(batch, config.task.n_labels), _task(config).content_dim, config.task.n_pos
+        beta1, alpha, beta2 = (parameters[name] for name in STRENGTHS)
+        content = (batch.inputs if batch.table is None else batch.table.contents())[..., -D:].to(beta1.dtype)
+        causal, previous = beta1.new_full((T, T), -torch.inf).triu(1), beta1.new_ones(T - 1).diag(-1)
+        odd, target = ((T - 1 - torch.arange(T)) % 2).to(beta1.dtype), content[:, -1]
+
+        A = torch.softmax(causal + beta1 * previous, dim=-1)
+        to_previous = A.diagonal(-1)
+        match = torch.bmm(content, target[:, :, None])[:, :, 0]
+        r = match @ A.T
+        a = torch.softmax(alpha * r + beta2 * odd, dim=-1)
+        w = torch.bmm(a[:, None], content)[:, 0]
+
+        loss, correct, dx = classifier_gradients(parameters, into, torch.cat([target, w], dim=1), labels)
+        da = torch.bmm(content, dx[:, D:][:, :, None])[:, :, 0]
+        ds = a * (da - (a * da).sum(dim=1, keepdim=True))
+        into["blocks.1.attn.alpha"][0] = (ds * r).sum()
+        into["blocks.1.attn.beta2"][0] = (ds @ odd).sum()
+        into["blocks.0.attn.beta1"][0] = (alpha * ds[:, 1:] * to_previous * (match[:, :-1] - r[:, 1:])).sum()
+        return Gradients(loss, correct)
+
+
+def _task(config: RunConfig) -> ItemLabelConfig:
+    assert isinstance(config.task, ItemLabelConfig)
+    return config.task

@@ -1,177 +1,122 @@
-"""The network of Reddy 2023 as a HookedTransformer that reads vectors.
+"""The attention-only network of Reddy 2023 (eqs 2 and 3), and of Nguyen & Reddy 2024 with one layer.
 
 Layer μ adds V_μ Σ_{j≤i} p^μ_ij u_j to token i, with p^μ_ij = softmax_{j≤i}((K_μ u_j)·(Q_μ u_i)): causal, the token
-itself included, **no** 1/√d, no LayerNorm, no biases, and a full value matrix (W_O is the identity). A ReLU
-classifier reads the last token, the target.
+itself included, a full value matrix, no LayerNorm and no biases. A ReLU classifier reads the last token, the target.
 
-Every standard hook name works (``blocks.0.attn.hook_pattern``, ``blocks.1.hook_resid_post``, …), those that
-TransformerLens fires on request only (``hook_result``) after its ``set_use_…``. Of a language model's outer parts only
-``hook_embed`` is left: it holds the input vectors. The classifier adds, all at the target:
+The papers leave some conventions open. Under another convention a network has other parameters and gradients, and
+computes the same as the canonical network with
 
-======================================  ==================
-``classifier.hook_in``                  [batch, d_model]
-``classifier.layers.{i}.hook_pre``      [batch, width]
-``classifier.layers.{i}.hook_post``     [batch, width]
-``classifier.hook_logits``              [batch, n_labels]
-======================================  ==================
+    W_Q ← W_Q / √d_head    use_attn_scale,
+    W_V ← W_V W_O          output_matrix = "trained",
+    b   ← b·1              classifier_bias = "shared",
+    W   ← (W/2, −W/2)      readout = "difference", of the classifier's readout.
+
+For one layer and one head the gradient is computed by hand. Only the target's output is read, so there is one query
+per sequence. With tokens x_j, the target t = x_T and A = W_Q W_Kᵀ,
+
+    q = Aᵀ t,  s_j = q·x_j,  p = softmax(s),  r = Σ_j p_j x_j,  u = t + W_Vᵀ r          read by the classifier
+
+    ∂ℒ/∂W_V = r ⊗ ∂ℒ/∂u,  ∂ℒ/∂r = W_V ∂ℒ/∂u,  ∂ℒ/∂p_j = x_j·∂ℒ/∂r
+    ∂ℒ/∂s_j = p_j (∂ℒ/∂p_j − Σ_k p_k ∂ℒ/∂p_k),  ∂ℒ/∂q = Σ_j ∂ℒ/∂s_j x_j
+    ∂ℒ/∂A = t ⊗ ∂ℒ/∂q,  ∂ℒ/∂W_Q = ∂ℒ/∂A W_K,  ∂ℒ/∂W_K = ∂ℒ/∂Aᵀ W_Q
+
+summed over sequences, ℒ being their mean.
 """
 
-import warnings
-from collections.abc import Mapping
-
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
 
-from mechinterp.config import RunConfig
-from mechinterp.errors import MechinterpError
-from mechinterp.models.conventions import folded, plain
-from mechinterp.models.hooks import CheckedHooks, HookedTransformer, HookedTransformerConfig, HookPoint
-from mechinterp.models.parameters import initial_parameters, parameter_shapes
+from mechinterp.config import RunConfig, TransformerConfig
+from mechinterp.models.base import Architecture, Canonical, Gradients, Parameters, Shapes
+from mechinterp.models.classifier import classifier_gradients, require_labels
+from mechinterp.tasks.base import Batch
 
-
-class ClassifierLayer(nn.Module):
-    """h = ReLU(x W + b), with x [batch, in] and W [in, width]."""
-
-    def __init__(self, fan_in: int, width: int, dtype: torch.dtype):
-        super().__init__()
-        self.W = nn.Parameter(torch.zeros(fan_in, width, dtype=dtype))
-        self.b = nn.Parameter(torch.zeros(width, dtype=dtype))
-        self.hook_pre = HookPoint()
-        self.hook_post = HookPoint()
-
-    def forward(self, x: Float[Tensor, "batch fan_in"]) -> Float[Tensor, "batch width"]:
-        pre = self.hook_pre(x @ self.W + self.b)
-        return self.hook_post(torch.relu(pre))
+CANONICAL = {
+    "use_attn_scale": False,
+    "output_matrix": "identity",
+    "classifier_bias": "vector",
+    "readout": "per_label",
+}
+"""The conventions of the canonical network."""
 
 
-class Readout(nn.Module):
-    """logits = x W, with W [width, n_labels]; no bias."""
+class Transformer(Architecture):
+    """Attention layers of vectors, and a classifier on the target."""
 
-    def __init__(self, fan_in: int, n_labels: int, dtype: torch.dtype):
-        super().__init__()
-        self.W = nn.Parameter(torch.zeros(fan_in, n_labels, dtype=dtype))
+    def attention_shapes(self, config: RunConfig) -> Shapes:
+        """``blocks.{layer}.attn.W_{Q,K,V}`` [head, d_model, d_head], and ``W_O`` [head, d_head, d_model] if trained."""
+        model, d_model = _model(config), config.task.d_model
+        matrices = ("W_Q", "W_K", "W_V", *(["W_O"] if model.output_matrix == "trained" else []))
+        return {
+            f"blocks.{layer}.attn.{matrix}": (model.n_heads, d_model, d_model)
+            for layer in range(model.n_layers)
+            for matrix in matrices
+        }
 
-    def forward(self, x: Float[Tensor, "batch fan_in"]) -> Float[Tensor, "batch n_labels"]:
-        return x @ self.W
+    def classifier_input(self, config: RunConfig) -> int:
+        """d_model: the target's residual stream."""
+        return config.task.d_model
 
+    def n_logits(self, config: RunConfig) -> int:
+        """One if the readout is a difference, else one per label."""
+        return 1 if _model(config).readout == "difference" else config.task.n_labels
 
-class Classifier(nn.Module):
-    """ReLU layers and a linear readout, from the target's residual stream to logits."""
+    def n_biases(self, config: RunConfig) -> int:
+        """One if it is shared, else one per unit."""
+        return 1 if _model(config).classifier_bias == "shared" else config.model.classifier_width
 
-    def __init__(self, d_model: int, width: int, depth: int, n_labels: int, dtype: torch.dtype):
-        super().__init__()
-        fans = [d_model] + [width] * depth
-        self.hook_in = HookPoint()
-        self.layers = nn.ModuleList(ClassifierLayer(fan_in, width, dtype) for fan_in in fans[:-1])
-        self.readout = Readout(fans[-1], n_labels, dtype)
-        self.hook_logits = HookPoint()
+    def attention_std(self, config: RunConfig, name: str, shape: tuple[int, ...]) -> float:
+        """1/√d_head for W_O; for the others as configured."""
+        return shape[-1] ** -0.5 if name.endswith("W_O") else config.attention_init_std
 
-    def forward(self, residual: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_labels"]:
-        x = self.hook_in(residual)
-        for layer in self.layers:
-            x = layer(x)
-        return self.hook_logits(self.readout(x))
+    def canonical(self, config: RunConfig, parameters: Parameters) -> Canonical:
+        """The network with the scale, W_O, the shared bias and the difference multiplied out."""
+        model, canonical = _model(config), dict(parameters)
+        for layer in range(model.n_layers):
+            attn = f"blocks.{layer}.attn"
+            if model.use_attn_scale:
+                canonical[f"{attn}.W_Q"] = canonical[f"{attn}.W_Q"] * canonical[f"{attn}.W_Q"].shape[-1] ** -0.5
+            if model.output_matrix == "trained":
+                canonical[f"{attn}.W_V"] = canonical[f"{attn}.W_V"] @ canonical.pop(f"{attn}.W_O")
+        if model.classifier_bias == "shared":
+            for i in range(model.classifier_depth):
+                bias = f"classifier.layers.{i}.b"
+                canonical[bias] = canonical[bias].expand(model.classifier_width)
+        if model.readout == "difference":
+            half = canonical["classifier.readout.W"] / 2
+            canonical["classifier.readout.W"] = torch.cat([half, -half], dim=1)
+        if model != (conventional := model.model_copy(update=CANONICAL)):
+            config = config.model_copy(update={"model": conventional})
+        return Canonical(config, canonical, {})
 
+    def has_gradients(self, config: RunConfig) -> bool:
+        """Whether it has one layer and one head, under the canonical conventions."""
+        return self.canonical_has_gradients(config) and _model(config) == _model(config).model_copy(update=CANONICAL)
 
-class VectorTransformer(CheckedHooks, HookedTransformer):
-    """A HookedTransformer from vectors [batch, pos, d_model] to logits [batch, n_labels] at the last token.
+    def canonical_has_gradients(self, config: RunConfig) -> bool:
+        """Whether it has one layer and one head."""
+        return config.model.n_layers == 1 and config.model.n_heads == 1
 
-    `run_with_cache`, `run_with_hooks` and `hooks` behave as in TransformerLens, except that a hook name that does
-    not exist, and in `run_with_hooks` and `run_with_cache` a hook that does not fire, is an error and no silent no-op.
-    """
+    def gradients(self, config: RunConfig, parameters: Parameters, batch: Batch, into: Parameters) -> Gradients:
+        """The gradient above."""
+        labels = require_labels(batch, config.task.n_labels)
+        W_Q, W_K, W_V = (parameters[f"blocks.0.attn.W_{matrix}"][0] for matrix in "QKV")
+        x = batch.inputs.to(W_Q.dtype)
+        t = x[:, -1]
 
-    def __init__(self, config: RunConfig, dtype: torch.dtype = torch.float32, d_model: int | None = None):
-        """With a `d_model` above the tokens' width, inputs are padded with zeros (the planted circuits need room)."""
-        d_model, n_labels = d_model or config.task.d_model, config.task.n_labels
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # HookedTransformer leaves with TransformerLens 4
-            super().__init__(
-                HookedTransformerConfig(
-                    n_layers=config.model.n_layers,
-                    n_heads=config.model.n_heads,
-                    d_model=d_model,
-                    d_head=d_model,
-                    n_ctx=config.task.n_pos,
-                    d_vocab=n_labels,
-                    attn_only=True,
-                    normalization_type=None,
-                    use_attn_scale=False,
-                    init_weights=False,
-                    device="cpu",
-                    dtype=dtype,
-                )
-            )
-        for part in ("embed", "pos_embed", "hook_pos_embed", "unembed"):
-            delattr(self, part)
-        self.classifier = Classifier(
-            d_model, config.model.classifier_width, config.model.classifier_depth, n_labels, dtype
-        )
-        self.trained = tuple(parameter_shapes(config))
-        """Names of the trained parameters; everything else is frozen."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(name in self.trained)
-                parameter.zero_()
-                if name.endswith("attn.W_O"):
-                    parameter.copy_(torch.eye(d_model, dtype=dtype).expand_as(parameter))
-        self.setup()  # names the classifier's hook points
-
-    def forward(  # type: ignore[override]
-        self,
-        input: Float[Tensor, "batch pos d_model"],
-        return_type: str | None = "logits",
-        stop_at_layer: int | None = None,
-        start_at_layer: int = 0,
-    ) -> Tensor | None:
-        """Logits at the last token; with `stop_at_layer` the residual stream before that layer, as TransformerLens.
-
-        With `start_at_layer` the input is the residual stream before that layer.
-        """
-        if return_type not in ("logits", None):
-            raise MechinterpError(f"return_type {return_type!r}: this model returns 'logits' or None")
-        layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
-        if start_at_layer == 0:
-            padded = functional.pad(input.to(self.cfg.dtype), (0, self.cfg.d_model - input.shape[-1]))
-            residual = self.hook_embed(padded)
-        else:
-            residual = input
-        for layer in layers:
-            residual = self.blocks[layer](residual)
-        if stop_at_layer is not None:
-            return residual
-        logits = self.classifier(residual[:, -1])
-        return logits if return_type else None
+        q = (t @ W_Q) @ W_K.T
+        p = torch.softmax(torch.bmm(x, q[:, :, None])[:, :, 0], dim=-1)
+        r = torch.bmm(p[:, None], x)[:, 0]
+        u = torch.addmm(t, r, W_V)
+        loss, correct, du = classifier_gradients(parameters, into, u, labels)
+        torch.mm(r.T, du, out=into["blocks.0.attn.W_V"][0])
+        dp = torch.bmm(x, (du @ W_V.T)[:, :, None])[:, :, 0]
+        ds = p * (dp - (p * dp).sum(dim=1, keepdim=True))
+        dA = t.T @ torch.bmm(ds[:, None], x)[:, 0]
+        torch.mm(dA, W_K, out=into["blocks.0.attn.W_Q"][0])
+        torch.mm(dA.T, W_Q, out=into["blocks.0.attn.W_K"][0])
+        return Gradients(loss, correct)
 
 
-def build_model(config: RunConfig, parameters: Mapping[str, Tensor] | None = None) -> VectorTransformer:
-    """The hooked model of a config, with the given parameters (and their dtype) or the initial ones.
-
-    A minimal induction head comes as the HookedTransformer that it compiles into (`models.induction_head`), a network
-    of another convention as the plain one that computes the same (`models.conventions`).
-    """
-    if parameters is None:
-        parameters = initial_parameters(config)
-    if config.model.kind == "induction_head":
-        from mechinterp.models.induction_head import compiled  # builds on this module
-
-        return compiled(config, parameters)
-    config, parameters = plain(config), folded(config, parameters)
-    first = next(iter(parameters.values()))  # W_Q [head, d_model, d_head]; circuits that are compiled may be wider
-    model = VectorTransformer(config, first.dtype, first.shape[1])
-    set_parameters(model, parameters)
-    return model
-
-
-def set_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Copy all trained parameters into a hooked model; a missing or extra name, or another shape, is an error."""
-    if odd := sorted(set(parameters) ^ set(model.trained)):
-        raise MechinterpError(f"parameters do not fit the model: missing or unexpected {', '.join(odd)}")
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in parameters.items():
-            if own[name].shape != value.shape:
-                shapes = f"{tuple(value.shape)}, expected {tuple(own[name].shape)}"
-                raise MechinterpError(f"parameter {name} has shape {shapes}")
-            own[name].copy_(value)
+def _model(config: RunConfig) -> TransformerConfig:
+    assert isinstance(config.model, TransformerConfig)
+    return config.model

@@ -1,4 +1,4 @@
-"""One offline HTML page per run, and the figures it is made of."""
+"""Offline HTML pages of runs and studies, and their figures."""
 
 from mechinterp.report.page import write_report
 

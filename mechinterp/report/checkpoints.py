@@ -1,7 +1,6 @@
-"""What a network looked like at every checkpoint: the figures that the report's slider moves.
+"""Figures of a network at every checkpoint, which follow the report's slider.
 
-Each takes a run and the steps, analyses every one of them (once: results are kept beside the run), and gives a part of
-the page, with its caption.
+Every function returns a part of the page with its caption. Analyses of checkpoints are cached beside the run.
 """
 
 from collections.abc import Sequence
@@ -11,27 +10,27 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechinterp.models.conventions import folded
-from mechinterp.models.functional import forward
+from mechinterp.analysis.checkpoints import analyse
+from mechinterp.models.forward import run_with_cache
 from mechinterp.report import figures, html
 from mechinterp.report.html import Drawing
-from mechinterp.store import Run
+from mechinterp.run import Run
 
 
 def attention(run: Run, steps: Sequence[int]) -> str:
     """Every head's attention on one sequence of the first evaluation set, query × key."""
     evaluation = run.task.evaluations[0]
     batch = run.task.sample(evaluation, 1)
-    seen = [forward(folded(run.config, run.weights(step)), batch.inputs)[1] for step in steps]
+    hooks = [f"blocks.{layer}.attn.hook_pattern" for layer in range(run.config.model.n_layers)]
+    caches = [run_with_cache(run.network(step), batch.inputs, hooks) for step in steps]
     names = figures.token_names(batch.inputs.shape[1], {role: mask[0].numpy() for role, mask in batch.roles.items()})
     drawings = []
     for layer, head in product(range(run.config.model.n_layers), range(run.config.model.n_heads)):
-        patterns = np.stack([each[f"blocks.{layer}.attn.hook_pattern"][0, head].numpy() for each in seen])
+        patterns = np.stack([cache[hooks[layer]][0, head].numpy() for cache in caches])
         title = figures.head_name(layer, head, run.config.model.n_heads)
-        drawing = figures.attention_map(patterns[-1], names, title)
-        known = np.tri(len(names), dtype=bool) & np.isfinite(patterns)
-        frames = np.where(known, np.rint(254 * np.nan_to_num(patterns)), 255).astype(np.uint8)
-        drawings.append(Drawing(drawing, frames=frames, scale=1 / 254))
+        visible = np.tri(len(names), dtype=bool) & np.isfinite(patterns)
+        frames = np.where(visible, np.rint(254 * np.nan_to_num(patterns)), 255).astype(np.uint8)
+        drawings.append(Drawing(figures.attention_map(patterns[-1], names, title), frames=frames, scale=1 / 254))
     marks = " x are items, ℓ their labels; ★ marks the label that answers the target." if "item" in batch.roles else ""
     return html.figure(
         drawings,
@@ -48,9 +47,8 @@ _SYMBOLS = {"beta1": "β₁", "alpha": "α", "beta2": "β₂", "xi": "ξ", "beta
 
 def circuit(run: Run, steps: Sequence[int], n_pairs: int, *, progress: bool = False) -> str:
     """The circuit diagram, every edge measured."""
-    from mechinterp.circuits.diagram import graph_of  # these import TransformerLens, which takes seconds
+    from mechinterp.circuits.diagram import graph_of
     from mechinterp.circuits.svg import panels
-    from mechinterp.circuits.trajectory import analyse
 
     table = analyse(run, "circuit", steps=steps, n_pairs=n_pairs, progress=progress)
     frame, markup = panels({step: graph_of(table[table["step"] == step]) for step in steps})
@@ -68,16 +66,15 @@ def circuit(run: Run, steps: Sequence[int], n_pairs: int, *, progress: bool = Fa
 def blocks(table: pd.DataFrame, n_sequences: int, n_heads: int) -> str:
     """QK and OV circuits of every head, in blocks of position, content and buffer, from the table of ``qkov``."""
     drawings = []
-    table = table.loc[table["quantity"].str.match(r"(qk|ov) ")]
-    for quantity, rows in table.groupby("quantity", sort=False):
-        kind, place = str(quantity).split()
-        layer, head = map(int, place.split("."))
-        first, second = (list(dict.fromkeys(each)) for each in zip(*rows["part"].str.split("[–→]"), strict=True))
+    table = table.loc[table["quantity"].isin(["qk", "ov"])]
+    for key, rows in table.groupby(["quantity", "layer", "head"], sort=False):
+        quantity, layer, head = tuple(key)  # pyright: ignore[reportArgumentType]
+        first, second = rows["part"].drop_duplicates().tolist(), rows["other"].drop_duplicates().tolist()
         steps = rows["step"].drop_duplicates()
         values = rows["value"].to_numpy(dtype=np.float32).reshape(len(steps), len(first), len(second))
-        top = float(table.loc[table["quantity"].str.startswith(kind), "value"].max())
-        name = f"{kind.upper()}, {figures.head_name(layer, head, n_heads)}"
-        drawing = figures.block_map(values[-1], first, second, name, top, reads=kind == "qk")
+        top = float(table.loc[table["quantity"] == quantity, "value"].max())
+        name = f"{quantity.upper()}, {figures.head_name(layer, head, n_heads)}"
+        drawing = figures.block_map(values[-1], first, second, name, top, reads=quantity == "qk")
         drawings.append(Drawing(drawing, frames=values))
     return html.figure(
         drawings,
@@ -91,14 +88,18 @@ def blocks(table: pd.DataFrame, n_sequences: int, n_heads: int) -> str:
 
 
 def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
-    """The theory's coordinates: their path in a plane, and each over training.
+    """The order parameters of the theory: their path in a plane, and their values over training.
 
-    On item–label sequences β₁, α, β₂ and ξ of the minimal induction head, on paired items β, w and c₁ of the race.
+    On item–label sequences β₁, α, β₂ and ξ of the minimal induction head, on paired items β, w and c₁ of the additive
+    model.
     """
     wide = table.pivot(index="step", columns="parameter", values="value")
     if "beta1" in wide:
         x, y, left, right = ("beta1", "β₁ (previous token)"), ("alpha", "α (match)"), ("beta1", "alpha", "beta2"), "xi"
-        named, of = {"β₁": "beta1_explained", "α and β₂": "layer2_explained", "ξ": "xi_explained"}, "scores and logits"
+        explained, of = (
+            {"β₁": "beta1_explained", "α and β₂": "layer2_explained", "ξ": "xi_explained"},
+            "scores and logits",
+        )
         caption = (
             "The network in the coordinates of the minimal induction head (Reddy 2023, eqs 4 to 8): β₁, how much layer"
             " 1 prefers the previous token; α, how much layer 2 prefers matching content; β₂, how much it prefers"
@@ -107,7 +108,7 @@ def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
         )
     else:
         x, y, left, right = ("beta", "β (match)"), ("w", "w (labels)"), ("beta", "c1"), "w"
-        named = {"β": "beta_explained", "w": "w_explained"}
+        explained = {"β": "beta_explained", "w": "w_explained"}
         of = "the attention to items and of the labels' effect"
         caption = (
             "The network in the coordinates of the race (Nguyen & Reddy 2024): β, how much the target prefers its own"
@@ -119,7 +120,7 @@ def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
     over = Drawing(
         figures.order_parameters(wide, {name: _SYMBOLS[name] for name in left}, (right, _SYMBOLS[right])), cursor=0.0
     )
-    shares = ", ".join(f"{name} {wide[column].iloc[-1] * 100:.0f} %" for name, column in named.items())
+    shares = ", ".join(f"{name} {wide[column].iloc[-1] * 100:.0f} %" for name, column in explained.items())
     return html.figure(
         [plane, over],
         f"{caption}; at the end they explain {shares} of {of}.",
@@ -129,5 +130,5 @@ def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
 
 
 def over_training(drawing: go.Figure, caption: str, *, origin: float = 0.0) -> str:
-    """Curves over training, in which the current step is marked; `origin` is the step where their x axis has its 0."""
+    """Curves over training with the slider's step marked; `origin` is the step at which the x axis has its zero."""
     return html.figure(Drawing(drawing, cursor=origin), caption)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechinterp.emergence import crossing, emergence_table
+from mechinterp.analysis.checkpoints import analyse
+from mechinterp.emergence import emergence_table, level_crossing
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.files import require_place
 from mechinterp.report import checkpoints, figures, html
-from mechinterp.store import Run
+from mechinterp.run import Run
 
 _SIZES: dict[str, dict[str, int]] = {
     "circuit": {"n_pairs": 128},
@@ -21,7 +22,7 @@ _SIZES: dict[str, dict[str, int]] = {
     "order_parameters": {"n_sequences": 200},
     "ablate": {"n_sequences": 100},
 }
-"""What the analyses of every checkpoint are measured on: less than for a single one: there are many."""
+"""Sequences on which analyses of all checkpoints are measured; fewer than for a single checkpoint."""
 _PROGRESS = ["icl_accuracy", "ila1", "tila2", "cla", "tla2", "tca1", "tca2"]
 _MEANS = {
     "icl_accuracy": "right answers on novel classes, which only the context can give",
@@ -33,7 +34,7 @@ _MEANS = {
     "tca2": "attention of the target to its copy, in layer 2",
 }
 _VARIANTS = ("ila1_all", "cla_mass")
-"""Measures that differ little from another one; the emergence table has them."""
+"""Measures that differ little from another one: in the emergence table only."""
 _SETS = (
     "The sets: train, as trained; icl, what was never seen; iwl, contexts that do not help; swap, what is known"
     " with other labels, where the context is right."
@@ -49,16 +50,15 @@ def write_report(
     others: Mapping[str, pd.DataFrame] | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write the page of a run, from its table of measures, and return its path.
+    """The path of a run's page, written from its table of measures.
 
     `measure` is the column whose transition is the headline, by default the first. `others` are the tables of other
-    runs, by name, that are laid over this one, aligned where that measure crosses 50 %. With `progress`, bars show how
-    far the analyses are.
+    runs, by name, which are drawn over this run, aligned where that measure crosses 50 %. With `progress`, bars show
+    the progress of the analyses.
 
-    A slider over the checkpoints that the table has moves attention, the circuit, the QK and OV circuits and the order
-    parameters, and marks its place on all curves; then come the emergence table and what was run. What this run's
-    task or network does not admit is left out, and the page says why. An existing page is replaced; a run file never
-    is.
+    A slider over the table's checkpoints moves attention, the circuit, the QK and OV circuits and the order parameters,
+    and marks its step on all curves. The emergence table and the config follow. Parts that do not apply to the run's
+    task or network are left out, and the page says why. An existing page is replaced; a run file never is.
     """
     require_place(Path(path))
     if table.empty:
@@ -69,8 +69,9 @@ def write_report(
     if run.path.stem in (others or {}):
         raise MechinterpError(f"{run.path.stem} names two runs; give the other one another name")
     page = _RunPage(run, table, emergence_table(table), headline, others or {}, progress)
-    seen, omitted = _admitted(page.at_a_step())
-    curves, also_omitted = _admitted(page.over_training())
+    views, views_omitted = _applicable(page.at_a_step())
+    curves, curves_omitted = _applicable(page.over_training())
+    omitted = " ".join([*views_omitted, *curves_omitted])
     parts = [
         html.lead(verdict(page.emergence, headline)),
         html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
@@ -79,10 +80,10 @@ def write_report(
             "Drag the slider, or press the arrow keys (with shift, ten at a time), Home, End, or space to play. The"
             " band on it is the 95 % interval of the located transition.",
         ),
-        html.grid(seen, uneven=True),
+        html.grid(views, uneven=True),
         html.section("Over training", "The vertical line is the step that the slider shows; a click goes to another."),
         html.grid(curves),
-        *([html.section("Not shown", " ".join([*omitted, *also_omitted]))] if omitted or also_omitted else []),
+        *([html.section("Not shown", omitted)] if omitted else []),
         html.section(
             "Emergence",
             "A four-parameter logistic in the step, against a constant and a line; 95 % interval by a moving-block"
@@ -98,27 +99,27 @@ def write_report(
 
 def verdict(emergence: pd.DataFrame, name: str) -> str:
     """The main result in a sentence: the transition of a measure."""
-    found = emergence.loc[name]
-    if not found["transition"]:
-        return f"{name}: no transition ({found['reason']})."
+    row = emergence.loc[name]
+    if not row["transition"]:
+        return f"{name}: no transition ({row['reason']})."
     return (
-        f"{name} makes its transition at step {found['step']:.0f} (95 % interval {found['low']:.0f} to"
-        f" {found['high']:.0f}, 10–90 % width {found['width']:.0f} steps)."
+        f"{name} makes its transition at step {row['step']:.0f} (95 % interval {row['low']:.0f} to {row['high']:.0f},"
+        f" 10–90 % width {row['width']:.0f} steps)."
     )
 
 
 Part = Callable[[], str]
 
 
-def _admitted(parts: Mapping[str, Part]) -> tuple[list[str], list[str]]:
-    """The parts that a run admits, and, of the others, why not."""
-    made, omitted = [], []
+def _applicable(parts: Mapping[str, Part]) -> tuple[list[str], list[str]]:
+    """The parts that apply to a run, and the reasons for which the others do not."""
+    drawn, reasons = [], []
     for name, part in parts.items():
         try:
-            made.append(part())
+            drawn.append(part())
         except MechinterpError as error:
-            omitted.append(f"{name}: {error}.")
-    return made, omitted
+            reasons.append(f"{name}: {error}.")
+    return drawn, reasons
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,11 @@ class _RunPage:
         return list(self.table.index)
 
     def readout(self) -> list[str]:
-        """The measures whose values stand beside the slider."""
-        return self._held([self.headline, *_PROGRESS, "iwl_accuracy", "train_loss"])
+        """The measures whose values are displayed beside the slider."""
+        return self._measured([self.headline, *_PROGRESS, "iwl_accuracy", "train_loss"])
 
     def at_a_step(self) -> dict[str, Part]:
-        """What the slider moves."""
+        """The figures that the slider moves."""
         run, steps = self.run, self.steps
         return {
             "Circuit": lambda: checkpoints.circuit(run, steps, _SIZES["circuit"]["n_pairs"], progress=self.progress),
@@ -155,7 +156,7 @@ class _RunPage:
         }
 
     def over_training(self) -> dict[str, Part]:
-        """Curves, with the slider's step on them."""
+        """The curves on which the slider's step is marked."""
         parts: dict[str, Part] = {
             "Progress measures": self._progress_measures,
             "Accuracy": lambda: self._evaluations("accuracy", "Share of right answers on each evaluation set."),
@@ -170,7 +171,7 @@ class _RunPage:
 
     def _progress_measures(self) -> str:
         rest = [name for name in self.table if not re.search("_accuracy$|_loss$|^clamped_", name)]
-        names = self._held([self.headline, *_PROGRESS, *(each for each in rest if each not in _VARIANTS)])
+        names = self._measured([self.headline, *_PROGRESS, *(name for name in rest if name not in _VARIANTS)])
         means = "; ".join(f"{name}: {_MEANS[name]}" for name in names if name in _MEANS)
         return checkpoints.over_training(
             figures.curves(self.table, names, "Progress measures", self.emergence),
@@ -180,7 +181,7 @@ class _RunPage:
         )
 
     def _clamped(self) -> str:
-        names = self._held([f"clamped_{name}" for name in _PROGRESS])
+        names = self._measured([f"clamped_{name}" for name in _PROGRESS])
         return checkpoints.over_training(
             figures.curves(self.table, names, "Under the interventions", self.emergence),
             "The same measures under the interventions of the step, as in training; those above are of the weights"
@@ -196,14 +197,15 @@ class _RunPage:
         return checkpoints.over_training(figures.curves(self.table, names, what.title(), y=what), caption)
 
     def _interactions(self) -> str:
-        from mechinterp.circuits.trajectory import null_bands
+        from mechinterp.analysis.tables import null_bands
 
         rows, untrained = self._analysed("qkov"), null_bands(self.run, **_SIZES["qkov"])
-        names = _joined(untrained, "quantity", "part")
+        rows, untrained = (_with_names(table) for table in (rows, untrained))
+        names = _joined(untrained, "head", "block")
         bands = dict(zip(names, zip(untrained["low"], untrained["high"], strict=True), strict=True))
         return self._strongest(
-            rows[rows["quantity"].str.startswith("qk ")],
-            ("quantity", "part"),
+            rows[rows["quantity"] == "qk"],
+            ("head", "block"),
             "value",
             "Query–key interactions",
             "How strongly each interaction (query part–key part) of each head (layer.head, from 0) moves attention, in"
@@ -213,9 +215,9 @@ class _RunPage:
         )
 
     def _paths(self) -> str:
-        from mechinterp.circuits.patching import resolved
+        from mechinterp.circuits.patching import mask_unresolved
 
-        rows = resolved(self._analysed("paths"))
+        rows = mask_unresolved(self._analysed("paths"))
         if bool(pd.Series(rows["effect"]).isna().all()):
             raise MechinterpError("at no step is there an answer to restore, beyond two standard errors")
         return self._strongest(
@@ -251,8 +253,6 @@ class _RunPage:
         )
 
     def _analysed(self, analysis: str) -> pd.DataFrame:
-        from mechinterp.circuits.trajectory import analyse  # imports TransformerLens, which takes seconds
-
         return analyse(self.run, analysis, steps=self.steps, progress=self.progress, **_SIZES[analysis])
 
     def _strongest(
@@ -264,30 +264,31 @@ class _RunPage:
         caption: str,
         bands: dict[str, tuple[float, float]] | None = None,
     ) -> str:
-        """A line for each of the eight labels whose value is largest at the end."""
+        """A figure with a line for every one of the eight labels whose value is largest at the end."""
         rows = rows.assign(label=_joined(rows, *labels))
-        known = rows.dropna(subset=[value])
-        end = known[known["step"] == known["step"].max()]
-        shown = list(end.assign(size=pd.Series(end[value]).abs()).nlargest(8, "size")["label"])
-        drawing = figures.trajectories({self.run.path.stem: rows}, "label", value, shown, title, bands)
+        finite = rows.dropna(subset=[value])
+        end = finite[finite["step"] == finite["step"].max()]
+        names = list(end.assign(size=pd.Series(end[value]).abs()).nlargest(8, "size")["label"])
+        drawing = figures.trajectories({self.run.path.stem: rows}, "label", value, names, title, bands)
         return checkpoints.over_training(drawing, caption)
 
-    def _held(self, names: list[str]) -> list[str]:
+    def _measured(self, names: list[str]) -> list[str]:
+        """Those of `names` that the table has, without repetition."""
         return [name for name in dict.fromkeys(names) if name in self.table]
 
 
 def aligned(
     tables: Mapping[str, pd.DataFrame], headline: str, title: str = "Runs, aligned"
 ) -> tuple[go.Figure, str, dict[str, float]]:
-    """All runs' progress measures, laid over each other where the headline crosses 50 %; the caption; and those steps.
+    """The progress measures of all runs, aligned where the headline crosses 50 %; the caption; the steps of crossing.
 
-    Runs in which it never does are left out, and the caption says so.
+    Runs in which it does not cross 50 % are left out, and the caption says so.
     """
     if headline.endswith("_loss"):
         raise MechinterpError(f"{headline} is no share, of which half could be crossed; choose another --measure")
-    if missing := [name for name, each in tables.items() if headline not in each]:
+    if missing := [name for name, table in tables.items() if headline not in table]:
         raise MechinterpError(f"{', '.join(missing)} cannot be measured by {headline}")
-    crossed = {name: crossing(pd.Series(each[headline])) for name, each in tables.items()}
+    crossed = {name: level_crossing(pd.Series(table[headline])) for name, table in tables.items()}
     origins = {name: origin for name, origin in crossed.items() if origin is not None}
     if not origins:
         raise MechinterpError(f"{headline} crosses 50 % in none of the runs")
@@ -304,6 +305,13 @@ def aligned(
 
 def _joined(rows: pd.DataFrame, first: str, second: str) -> pd.Series:
     return rows[first].str.cat(rows[second], sep=" ")
+
+
+def _with_names(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``qkov`` with columns ``head`` (as in ``qk 0.0``) and ``block`` (as in ``content–buffer``)."""
+    records = rows.to_dict("records")
+    heads = [f"{row['quantity']} {row['layer']}.{row['head']}" for row in records]
+    return rows.assign(head=heads, block=[f"{row['part']}–{row['other']}" for row in records])
 
 
 def _facts(run: Run) -> pd.DataFrame:

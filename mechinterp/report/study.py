@@ -1,4 +1,4 @@
-"""The page of a study: its variants compared, the curves of all runs, and where their transitions are."""
+"""The page of a study: comparison of its variants, curves of all runs, and the steps of their transitions."""
 
 from collections.abc import Iterator
 from html import escape
@@ -10,24 +10,24 @@ import plotly.graph_objects as go
 from mechinterp.errors import MechinterpError
 from mechinterp.report import figures, html
 from mechinterp.report.page import aligned
-from mechinterp.studies.conduct import compare, measured
+from mechinterp.studies.runner import compare, measured
 from mechinterp.studies.study import Study
 
 
 def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Path) -> Path:
-    """Write the page of a study from its table and the measures of its runs in `folder`; returns its path."""
+    """The path of a study's page, written from the study's table and the measures of its runs in `folder`."""
     compared, tables = compare(table), measured(study, folder)
-    done, wanted = int((table["status"] == "done").sum()), len(table)
+    n_done = int((table["status"] == "done").sum())
     curves = []
     for name in (study.measures[0], f"clamped_{study.measures[0]}"):
-        if any(name in each for each in tables.values()):
+        if any(name in measures for measures in tables.values()):
             caption = f"{name} over training, a line for each seed, a colour for each variant."
             curves.append(html.figure(variant_curves(study, tables, name), caption))
     if tables:
         caption = "Where each run makes its transition; runs that make none are left out."
         curves.append(html.figure(transition_steps(table), caption))
     parts = [
-        html.lead(f"{done} of {wanted} runs done: {len(study.variants)} variants, {len(study.seeds)} seeds."),
+        html.lead(f"{n_done} of {len(table)} runs done: {len(study.variants)} variants, {len(study.seeds)} seeds."),
         html.grid(curves),
         html.section("Variants"),
         html.table(compared),
@@ -43,20 +43,20 @@ def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Pa
 
 
 def _aligned(study: Study, tables: dict[tuple[str, int], pd.DataFrame]) -> Iterator[str]:
-    """For each variant, its runs laid over each other; or why there is nothing to lay."""
+    """For every variant, the figure of its runs, aligned; or the reason for which there is none."""
     for variant in study.variants:
-        own = {f"seed {seed}": table for (name, seed), table in tables.items() if name == variant}
+        by_seed = {f"seed {seed}": table for (name, seed), table in tables.items() if name == variant}
         try:
-            drawing, caption, _ = aligned(own, study.measures[0], variant)
+            drawing, caption, _ = aligned(by_seed, study.measures[0], variant)
             yield html.figure(drawing, caption)
         except MechinterpError as error:
             yield f"<div>{html.section(variant, f'{error}.')}</div>"
 
 
 def variant_curves(study: Study, tables: dict[tuple[str, int], pd.DataFrame], measure: str) -> go.Figure:
-    """A measure over training: a colour for each variant, a line for each seed.
+    """A measure over training: a colour for every variant, a line for every seed.
 
-    Where nothing is clamped, a clamped measure is the released one.
+    Without interventions, a clamped measure equals the unclamped one.
     """
     by_seed = {f"seed {seed}": [pd.DataFrame(columns=["step", "variant", measure])] for seed in study.seeds}
     for (variant, seed), table in tables.items():
@@ -68,19 +68,19 @@ def variant_curves(study: Study, tables: dict[tuple[str, int], pd.DataFrame], me
 
 def transition_steps(table: pd.DataFrame) -> go.Figure:
     """The main measure's transition of every run, with its interval; variants in rows."""
-    found = table.loc[table["transition"].eq(True)]
+    located = table.loc[table["transition"].eq(True)]
     figure = go.Figure()
     figure.add_scatter(
-        x=found["step"].astype(float).to_numpy(),
-        y=found["variant"].to_numpy(),
+        x=located["step"].astype(float).to_numpy(),
+        y=located["variant"].to_numpy(),
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": (found["high"] - found["step"]).astype(float).to_numpy(),
-            "arrayminus": (found["step"] - found["low"]).astype(float).to_numpy(),
+            "array": (located["high"] - located["step"]).astype(float).to_numpy(),
+            "arrayminus": (located["step"] - located["low"]).astype(float).to_numpy(),
         },
         mode="markers",
-        text=[f"seed {seed}" for seed in found["seed"]],
+        text=[f"seed {seed}" for seed in located["seed"]],
         marker={"size": 8, "color": "#D55E00", "opacity": 0.7},
     )
     figure.update_yaxes(categoryorder="array", categoryarray=list(dict.fromkeys(table["variant"]))[::-1])

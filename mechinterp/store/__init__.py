@@ -1,7 +1,7 @@
-"""Where the trajectory lives: one HDF5 file per run. The schema is in checkpoints/README.md."""
+"""The trajectory of a run: one HDF5 file, whose schema is in checkpoints/README.md."""
 
 from mechinterp.store.file import RunFile
-from mechinterp.store.run import ApproximateReplayWarning, Run, open_run, open_runs
+from mechinterp.store.trajectory import Trajectory
 from mechinterp.store.writer import RunWriter
 
-__all__ = ["ApproximateReplayWarning", "Run", "RunFile", "RunWriter", "open_run", "open_runs"]
+__all__ = ["RunFile", "RunWriter", "Trajectory"]

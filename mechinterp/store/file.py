@@ -1,7 +1,7 @@
-"""Reading one run file, strictly: it may come from anywhere, and it may be growing.
+"""Reading of a run file, which may come from an untrusted source and may still be growing.
 
-The file is opened read-only and checked against the layout that its own config implies: hard links only, exact names,
-types and shapes, no external or virtual storage, known filters. Every read opens the file anew and trusts only the rows
+The file is opened read-only and checked against the layout that its config implies: hard links only, exact names,
+types and shapes, no external or virtual storage, known filters. Every read opens the file anew and uses only the rows
 that /step covers.
 """
 
@@ -22,15 +22,15 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError
-from mechinterp.models.parameters import parameter_shapes
+from mechinterp.models.registry import parameter_shapes
 from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
 
 _PATIENCE = 0.25
 """Seconds for which a read that fails is repeated while the file has a writer."""
 _METADATA_ATTEMPTS = 28
-"""HDF5's own repetitions; its pauses, from 1 ns on, double each time, and add up to a quarter of a second."""
+"""Reads of metadata that HDF5 repeats; its pauses, from 1 ns on, double, and add up to a quarter of a second."""
 _MAX_TEXT = 1 << 20
-"""Bytes of the longest text that a run file may carry."""
+"""Bytes of the longest text attribute of a run file."""
 
 
 class RunFile:
@@ -44,11 +44,11 @@ class RunFile:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the run was last trained in: versions, CPU capability, threads, engine."""
+        """The environment of the latest updates: versions, CPU capability, threads, engine."""
         return self.environment_at(max(map(int, self.environments)))
 
     def environment_at(self, step: int) -> dict[str, str]:
-        """What the updates from `step` on were made in; a run may have been resumed elsewhere."""
+        """The environment of the update from `step` on; it changes where a run was resumed elsewhere."""
         return self.environments[str(max(start for start in map(int, self.environments) if start <= step))]
 
     @contextmanager
@@ -108,23 +108,23 @@ class RunFile:
 
 
 def _open_read_only(path: Path) -> h5py.File:
-    """The file, in SWMR mode if it has a writer, or had one that was killed; HDF5 refuses it otherwise.
+    """The opened file, in SWMR mode if it has a writer or its writer was killed, as HDF5 then allows no other mode.
 
-    In that mode HDF5 repeats a read of metadata whose checksum fails, as a writer may be changing it; by default 100
-    times with pauses of 1, 2, 4, … ns, which in a damaged file is forever.
+    In SWMR mode HDF5 repeats a read of metadata whose checksum fails, because a writer may be changing them: by default
+    100 times with pauses of 1, 2, 4, … ns, which does not end in a damaged file. The number is therefore lowered.
     """
     flags, access = h5py.h5f.ACC_RDONLY, h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     if _has_writer(path):
         flags |= h5py.h5f.ACC_SWMR_READ
-        with suppress(AttributeError):  # h5py does not offer it; where its library hides it, only patience helps
+        with suppress(AttributeError):  # h5py has no such call, and some builds hide that of the HDF5 library
             set_attempts = ctypes.CDLL(h5py.h5p.__file__).H5Pset_metadata_read_attempts
             set_attempts(ctypes.c_int64(access.id), ctypes.c_uint(_METADATA_ATTEMPTS))
     return h5py.File(h5py.h5f.open(os.fsencode(path), flags, fapl=access))
 
 
 def _has_writer(path: Path) -> bool:
-    """Whether the superblock says that a writer has the file open in SWMR mode (or was killed there)."""
+    """Whether, by the superblock, a writer has the file open in SWMR mode or was killed while it had."""
     with path.open("rb") as file:
         superblock = file.read(12)
     return superblock[:8] == b"\x89HDF\r\n\x1a\n" and len(superblock) == 12 and bool(superblock[11] & 0x04)
@@ -134,9 +134,9 @@ def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, dict[str, str]], 
     """Config, environments by the step they start from, and date, from the file's attributes."""
     if _text(file, "format") != FORMAT:
         raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
-    found = _text(file, "schema_version")
-    if found != str(SCHEMA_VERSION):
-        raise RunFileError(f"has schema version {found}, this package reads {SCHEMA_VERSION}; use a matching package")
+    schema = _text(file, "schema_version")
+    if schema != str(SCHEMA_VERSION):
+        raise RunFileError(f"has schema version {schema}, this package reads {SCHEMA_VERSION}; use a matching package")
     try:
         config = RunConfig.from_dict(json.loads(_text(file, "config")), source="its config")
         environments = json.loads(_text(file, "environments"))
@@ -150,11 +150,12 @@ def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, dict[str, str]], 
 
 
 def _are_environments(value: object) -> bool:
+    """Whether a value maps steps, 0 among them, to tables of text."""
     return (
         isinstance(value, dict)
         and "0" in value
         and all(step.isdecimal() and len(step) < 20 for step in value)
-        and all(isinstance(each, dict) and all(isinstance(v, str) for v in each.values()) for each in value.values())
+        and all(isinstance(row, dict) and all(isinstance(v, str) for v in row.values()) for row in value.values())
     )
 
 
@@ -171,7 +172,7 @@ def _text(file: h5py.File, name: str) -> str:
 
 
 def _check_datasets(file: h5py.File, config: RunConfig) -> None:
-    """Exactly the datasets of the config's layout, each as the layout says."""
+    """Raise RunFileError unless the datasets are exactly those of the config's layout, with their types and shapes."""
     expected = {**layout(config), "status": Dataset("status", (), np.dtype("<i8"), 1)}
     present = {
         f"{group}/{name}" if group else name for group in ("", "weights", "metrics") for name in _names(file, group)
@@ -181,16 +182,16 @@ def _check_datasets(file: h5py.File, config: RunConfig) -> None:
         raise RunFileError(f"the dataset /{name} is missing; the file is damaged or from another version")
     for name in sorted(present - expected.keys()):
         raise RunFileError(f"the dataset /{name} does not belong in a run file; it is not opened")
-    committed = len(_checked(file, expected["step"]))
+    committed = len(_checked_dataset(file, expected["step"]))
     for spec in expected.values():
-        rows = len(_checked(file, spec))
+        rows = len(_checked_dataset(file, spec))
         if rows < (1 if spec.name == "status" else committed):
             raise RunFileError(f"/{spec.name} has {rows} rows, expected at least {committed}; the file is damaged")
     _committed(file)
 
 
 def _names(file: h5py.File, group: str) -> list[str]:
-    """Names of a group's members; a link to another place or file is refused without following it."""
+    """Names of a group's members; a link to another place or file is refused and not followed."""
     link = file.get(group, getlink=True) if group else h5py.HardLink()
     if not isinstance(link, h5py.HardLink):
         raise RunFileError(f"/{group} is missing or no hard link; the file is not opened")
@@ -203,7 +204,8 @@ def _names(file: h5py.File, group: str) -> list[str]:
     return list(members)
 
 
-def _checked(file: h5py.File, spec: Dataset) -> h5py.Dataset:
+def _checked_dataset(file: h5py.File, spec: Dataset) -> h5py.Dataset:
+    """The dataset, if it is what the layout says; RunFileError otherwise."""
     dataset = file[spec.name]
     if not isinstance(dataset, h5py.Dataset):
         raise RunFileError(f"/{spec.name} is no dataset; the file is damaged")
@@ -231,8 +233,8 @@ def _checked(file: h5py.File, spec: Dataset) -> h5py.Dataset:
 def _read(file: h5py.File, name: str, rows: int | slice = slice(None)) -> np.ndarray:
     """Rows of a dataset.
 
-    A writer may be rewriting the chunk that they lie in: its checksum then fails, and soon no longer. HDF5 repeats
-    that for metadata only, so it is repeated here, for a while, in files that have a writer.
+    While a writer rewrites the chunk of these rows, its checksum fails for a moment. HDF5 repeats reads of metadata
+    only; in files with a writer, reads of data are repeated here for `_PATIENCE` seconds.
     """
     end = time.monotonic() + _PATIENCE
     while True:
@@ -245,6 +247,7 @@ def _read(file: h5py.File, name: str, rows: int | slice = slice(None)) -> np.nda
 
 
 def _committed(file: h5py.File) -> list[int]:
+    """The committed steps, ascending; RunFileError if they do not ascend."""
     steps = _read(file, "step").tolist()
     if any(after <= before for before, after in zip([-1, *steps], steps, strict=False)):
         raise RunFileError("/step is not ascending; the file is damaged")

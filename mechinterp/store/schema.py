@@ -1,6 +1,6 @@
-"""The run file's layout, derived from the config: what must be there, in which shape, and nothing else.
+"""The layout of a run file: the datasets that its config implies, with types and shapes.
 
-Writer and reader both work from `layout`, so a file whose datasets disagree with its own config is refused.
+Writer and reader both use `layout`, so a file whose datasets disagree with its config is refused.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from llvmlite.binding import get_host_cpu_name
 from torch import Tensor
 
 from mechinterp.config import RunConfig
-from mechinterp.models.parameters import parameter_shapes
+from mechinterp.models.registry import parameter_shapes
 
 FORMAT = "mechinterp-run"
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "diverged", "failed")
-"""What /status numbers. `running` in a file that nobody writes means that its writer was killed."""
+"""The meaning of the number in /status; `running` in a file without a writer: its writer was killed."""
 METRICS = ("train_loss", "train_accuracy")
-"""Means over the training batches since the checkpoint before; not a number at step 0."""
+"""Means over the training batches since the previous checkpoint; not a number at step 0."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def layout(config: RunConfig) -> dict[str, Dataset]:
 
 
 def dense_path(path: Path) -> Path:
-    """Where the side file of rebuilt steps lies: fast.dense.h5 beside fast.h5."""
+    """The path of a run's side file of rebuilt steps: fast.dense.h5 beside fast.h5."""
     return path.with_suffix(f".dense{path.suffix}")
 
 
@@ -62,14 +62,11 @@ def digest(parameters: Mapping[str, Tensor]) -> bytes:
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
-    """What the bits of a run depend on: package versions, processor and number of threads."""
+    """The properties on which the bits of a run depend: package versions, processor and number of threads."""
     return {
         "mechinterp": version("mechinterp"),
         "torch": torch.__version__,
-        "numpy": np.__version__,
-        "numba": version("numba"),
-        "scipy": version("scipy"),
-        "h5py": version("h5py"),
+        **{package: version(package) for package in ("numpy", "numba", "scipy", "h5py")},
         "python": platform.python_version(),
         "libc": " ".join(platform.libc_ver()),
         "machine": platform.machine(),

@@ -1,8 +1,8 @@
-"""Writing a run: one checkpoint at a time, readable while it grows, never half a checkpoint.
+"""Writing of a run file: whole checkpoints, one at a time, in a file that can be read while it grows.
 
-A checkpoint's weights, metrics and digest are written first; then /step grows by one, which commits them. The file
-is in SWMR mode (single writer, many readers) from its first visible moment: it is made under a temporary name and
-moved to its own when the first checkpoint is in it.
+The weights, metrics and digest of a checkpoint are written first; then /step grows by one row, which commits them. The
+file is in SWMR mode (single writer, many readers) as soon as it is visible: it is made under a temporary name and
+renamed when it has its first checkpoint.
 """
 
 import contextlib
@@ -28,17 +28,15 @@ from mechinterp.store.file import RunFile
 from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, dense_path, digest, environment, layout
 
 _HEADROOM = 1 << 20
-"""Bytes that must stay free beyond a checkpoint's own: HDF5 crashes the interpreter on a full disk."""
+"""Bytes that must stay free beyond those of a checkpoint, because HDF5 crashes the interpreter on a full disk."""
 
 
 class RunWriter:
     """Appends checkpoints to a run file; a context manager that records how the run ended.
 
-    A new file, unless it `continues` another: then that file's committed checkpoints are copied first, and the new
-    file takes its place; its `last` step must still be the last one when this writer has claimed it, else BusyError.
-    With `only`, no other steps are copied.
-    `created` overrides the date, for a side file, which has its run's. A file that is not
-    `live` appears only when it is complete.
+    If it `continues` a run file, the committed checkpoints of that file are copied first, of these steps `only` if
+    given, and the new file replaces it. Its last step must be `last` when this writer has locked it, else BusyError.
+    `created` overrides the date: a side file has that of its run. A file that is not `live` appears once complete.
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class RunWriter:
         self._file.swmr_mode = True
 
     def _copy(self, source: RunFile, steps: Collection[int]) -> None:
-        """Take over committed checkpoints of a file, and its place."""
+        """Copy committed checkpoints of a file, and replace it."""
         metrics = source.metrics()
         for step in steps:
             weights = source.weights(step)
@@ -136,7 +134,7 @@ class RunWriter:
             self._publish()
 
     def _write(self, step: int, parameters: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
-        """Everything of a checkpoint, and then /step."""
+        """Write all of a checkpoint, and then /step."""
         for name, value in parameters.items():
             self._extend(f"weights/{name}", value.detach().cpu().numpy())
         for name in METRICS:
@@ -146,15 +144,15 @@ class RunWriter:
         self._extend("step", np.int64(step))
 
     def _publish(self) -> None:
-        """Hand everything to the disk (HDF5 itself never syncs) and put the file in its place."""
+        """Sync the file to disk, which HDF5 itself does not do, and give it its name."""
         self._sync()
         if self._temporary.exists():
             if self._fresh:
-                dense_path(self.path).unlink(missing_ok=True)  # rebuilt steps of the run that is replaced
+                dense_path(self.path).unlink(missing_ok=True)  # of the run that is replaced
             os.replace(self._temporary, self.path)
 
     def _extend(self, name: str, row: np.ndarray | np.generic) -> None:
-        """Add a row to a dataset; on the handle itself, as h5py's indexing costs more than the writing."""
+        """Add a row to a dataset, by its low-level handle: h5py's indexing takes longer than the writing."""
         dataset = self._handles[name]
         length, *shape = dataset.shape
         if np.shape(row) != tuple(shape):
@@ -185,8 +183,7 @@ class RunWriter:
         os.fsync(self._file.id.get_vfd_handle())
 
     def _require_space(self, where: Path, n_checkpoints: int) -> None:
-        needed = n_checkpoints * self._bytes + _HEADROOM
-        free = shutil.disk_usage(where).free
+        needed, free = n_checkpoints * self._bytes + _HEADROOM, shutil.disk_usage(where).free
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         if limit != resource.RLIM_INFINITY and where.is_file():
             free = min(free, limit - where.stat().st_size)
@@ -200,25 +197,27 @@ class RunWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the file and record that the run is complete, or how `error` ended it."""
         if error is None:
             self.finish("complete")
         elif isinstance(error, KeyboardInterrupt):
             self.finish("interrupted")
         else:
-            with contextlib.suppress(OSError, RuntimeError):  # the first error is the one to show
+            with contextlib.suppress(OSError, RuntimeError):  # the first error is the one to report
                 self.finish("diverged" if isinstance(error, DivergedError) else "failed")
 
 
 def keep_last(path: Path) -> None:
-    """Leave a complete run its last checkpoint only. A file that has no other is not touched."""
+    """Delete all checkpoints of a complete run but the last. A file with one checkpoint is not touched."""
     file = RunFile(path)
     if len(file.steps) > 1:
-        last = file.steps[-1]
-        environment = file.environment
-        with RunWriter(path, file.config, continues=file, last=last, only=[last], engine=environment.get("engine", "")):
-            pass  # copied is all that it is
+        last, engine = file.steps[-1], file.environment.get("engine", "")
+        RunWriter(path, file.config, continues=file, last=last, only=[last], engine=engine).close()
 
 
 def require_unwritten(path: Path) -> None:
@@ -226,21 +225,21 @@ def require_unwritten(path: Path) -> None:
     os.close(_claim(path, path))
 
 
-def _claim(path: Path, shown: Path) -> int:
-    """Open a file and lock it, before anything in it is touched; the descriptor that holds the lock."""
+def _claim(path: Path, named: Path) -> int:
+    """The descriptor of a file that is now locked for its writer; BusyError, which names `named`, if it is locked."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(descriptor)
     except OSError:
         os.close(descriptor)
-        raise BusyError(f"{shown}: is being written by another process; wait for it to end") from None
+        raise BusyError(f"{named}: is being written by another process; wait for it to end") from None
     return descriptor
 
 
 def _lock(descriptor: int) -> None:
-    """Lock an open file for its writer, where the system knows locks of open files; OSError if another holds it.
+    """Lock an open file, where the system has locks of open files (Linux); OSError if another process has locked it.
 
-    Independent of HDF5's own locks, which SWMR gives up. The lock ends with the writer, however it ends.
+    The lock does not depend on those of HDF5, which SWMR gives up. It ends with the process, also if that is killed.
     """
     if hasattr(fcntl, "F_OFD_SETLK"):
         request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

@@ -1,9 +1,9 @@
-"""Studies: one thing is varied, the rest kept, over several seeds, and the transitions are compared.
+"""Studies: variants of one config, trained over several seeds, and their transitions compared.
 
-`study` says what a study is, `conduct` carries it out on an executor, `processes` are this machine's workers, `worker`
-is what runs in them, `outcomes` is what is known of runs, `cost` what they take, and `cluster` gives executors of more
-than one machine.
+`study` defines studies and `jobs` their runs; `runner` executes them on an executor, through the worker `processes` of
+this machine, each of which runs `worker`; `results` records outcomes, `cost` estimates and counts time and disk space,
+and `cluster` makes executors of several machines.
 """
 
 WORKER_GONE = 70
-"""Exit code of a worker whose giver is gone."""
+"""Exit code of a worker whose standard input was closed: the process that started it has ended."""

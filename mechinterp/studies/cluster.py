@@ -1,6 +1,6 @@
-"""Executors of more than one machine, by Parsl (`pip install 'mechinterp[cluster]'`).
+"""Executors of several machines, by Parsl (`pip install 'mechinterp[cluster]'`).
 
-A TOML file says where workers run; what it says beside `provider` and `workers` goes to Parsl's provider of that name:
+A TOML file says where workers run; all its keys but `provider` and `workers` are passed to that provider of Parsl:
 
     provider = "slurm"            # "local", "slurm" or "kubernetes"
     workers = 8                   # processes on each node
@@ -26,7 +26,7 @@ from mechinterp.files import read_toml
 
 PROVIDERS = {"local": "LocalProvider", "slurm": "SlurmProvider", "kubernetes": "KubernetesProvider"}
 RETRIES = 3
-"""How often a run whose worker was lost is given to another, which resumes it."""
+"""How often a run whose worker was lost is given to another worker, which resumes it."""
 
 
 @contextmanager
@@ -51,30 +51,26 @@ def cluster(path: str | Path | None = None, **settings: Any) -> Iterator[Executo
     except ImportError as error:
         raise MechinterpError(f"studies on a cluster need Parsl: pip install 'mechinterp[cluster]' ({error})") from None
     try:
-        where = getattr(parsl.providers, PROVIDERS[provider])(**{**_defaults(provider), **settings})
-    except Exception as error:  # whatever Parsl has against its settings
+        defaults = {"init_blocks": 1, "max_blocks": 1} if provider == "local" else {}
+        blocks = getattr(parsl.providers, PROVIDERS[provider])(**{**defaults, **settings})
+    except Exception as error:  # Parsl documents no common error for bad settings
         raise ConfigError(f"{path or 'cluster'}: Parsl's {PROVIDERS[provider]}: {error}") from None
     with TemporaryDirectory(prefix="mechinterp-parsl-") as scratch:
         pool = HighThroughputExecutor(
             label="study",
-            provider=where,
+            provider=blocks,
             max_workers_per_node=workers,
             block_error_handler=windowed_error_handler,  # a lost block is replaced, up to three in a row
             **_network(provider),
         )
         config = Config(executors=[pool], retries=RETRIES, run_dir=scratch, initialize_logging=False)
-        with _programs_found(), ParslPoolExecutor(config) as executor:
+        with _interpreter_on_path(), ParslPoolExecutor(config) as executor:
             yield executor
 
 
-def _defaults(provider: str) -> dict[str, Any]:
-    """On this machine, one block of workers."""
-    return {"init_blocks": 1, "max_blocks": 1} if provider == "local" else {}
-
-
 @contextmanager
-def _programs_found() -> Iterator[None]:
-    """Parsl starts programs of its own by name: they are beside this interpreter, which may not be on the PATH."""
+def _interpreter_on_path() -> Iterator[None]:
+    """Puts this interpreter's folder on the PATH, where Parsl looks for the programs that it installed there."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
     try:
@@ -84,7 +80,7 @@ def _programs_found() -> Iterator[None]:
 
 
 def _network(provider: str) -> dict[str, Any]:
-    """How workers find their way back; on this machine, a lost one is noticed within seconds."""
+    """Parsl's network settings; on this machine, a lost worker is noticed within seconds."""
     if provider != "local":
         return {}
     return {"address": "127.0.0.1", "heartbeat_period": 2, "heartbeat_threshold": 10}

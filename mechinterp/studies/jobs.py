@@ -1,4 +1,4 @@
-"""What a worker is given to do: one run of a study."""
+"""Jobs: the runs of a study as JSON values, which workers read."""
 
 import json
 import os
@@ -11,62 +11,64 @@ from mechinterp.studies.study import Keep, Study, StudyRun
 
 
 class Job(TypedDict):
-    """What a worker is given."""
+    """One run of a study, as JSON values."""
 
     folder: str
     """Where ``{id}.h5``, ``{id}.csv`` (step × measure) and ``{id}.json`` (the outcome) go."""
     id: str
     config: dict[str, Any]
     measures: list[str]
-    """Whose transitions are located."""
+    """Measures whose transitions are located."""
     keep: Keep
-    """Which checkpoints are kept when it is done."""
+    """The checkpoints that are kept of the completed run."""
     device: Literal["cpu", "cuda"]
-    """Where it is trained, "cpu" or "cuda"."""
+    """Where the run is trained."""
     cwd: str
     """The folder that relative paths in the config start from."""
 
 
 def jobs_of(study: Study, folder: Path, device: Literal["cpu", "cuda"] = "cpu") -> list[tuple[StudyRun, Job]]:
     """Every run of a study with its job."""
-    where, cwd = str(folder.resolve()), os.getcwd()
-    variants = {each.variant: each.config for each in study.runs}
-    values = {variant: config.model_dump(mode="json") for variant, config in variants.items()}
+    shared: Any = {"folder": str(folder.resolve()), "keep": study.keep, "device": device, "cwd": os.getcwd()}
+    configs = {run.variant: run.config for run in study.runs}
+    values = {variant: config.model_dump(mode="json") for variant, config in configs.items()}
     return [
-        (
-            each,
-            Job(
-                folder=where,
-                id=each.id,
-                config=values[each.variant] | {"seed": each.seed},
-                measures=list(study.measures),
-                keep=study.keep,
-                device=device,
-                cwd=cwd,
-            ),
-        )
-        for each in study.runs
+        (run, Job(id=run.id, config=values[run.variant] | {"seed": run.seed}, measures=list(study.measures), **shared))
+        for run in study.runs
     ]
 
 
 def distinct_jobs(study: Study, folder: Path, device: Literal["cpu", "cuda"] = "cpu") -> list[tuple[StudyRun, Job]]:
-    """The same, each run once: variants of equal configs are one run."""
-    return list({job["id"]: (each, job) for each, job in jobs_of(study, folder, device)}.values())
+    """Every run of a study with its job, once: variants of equal configs are one run."""
+    return list({job["id"]: (run, job) for run, job in jobs_of(study, folder, device)}.values())
 
 
 def grouped(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """The jobs in groups of up to `size` that can be trained in one batch; those with interventions stay alone."""
-    alone = [[job] for job in jobs if size == 1 or job["config"]["interventions"]]
-    kinds: dict[str, list[Job]] = {}
+    """Groups of up to `size` jobs that can be trained in one batch; a job with interventions is a group of one."""
+    single: list[list[Job]] = []
+    by_signature: dict[str, list[Job]] = {}
     for job in jobs:
-        if size > 1 and not job["config"]["interventions"]:
-            kinds.setdefault(kind_of(RunConfig.from_dict(job["config"])), []).append(job)
-    return alone + [same[i : i + size] for same in kinds.values() for i in range(0, len(same), size)]
+        if size == 1 or job["config"]["interventions"]:
+            single.append([job])
+        else:
+            by_signature.setdefault(step_signature(RunConfig.from_dict(job["config"])), []).append(job)
+    return single + [group[i : i + size] for group in by_signature.values() for i in range(0, len(group), size)]
 
 
-def kind_of(config: RunConfig) -> str:
-    """What a step's time depends on: the network, the shape of sequences, how many there are, and interventions."""
-    values = config.model_dump(mode="json")
-    task = [values["task"].get(name) for name in ("n_pairs", "n_labels", "content_dim", "position_dim", "n_pos")]
-    acting = [(each["kind"], each.get("layer")) for each in values["interventions"]]
-    return json.dumps([task, values["model"], config.training.batch_size, acting])
+def step_signature(config: RunConfig) -> str:
+    """Text that is equal for runs with the same network, batch shape and interventions: their steps take equal time.
+
+    Runs of equal signatures have parameters and batches of the same shapes.
+    """
+    from mechinterp.models.registry import parameter_shapes  # imports torch
+
+    task = config.task
+    return json.dumps(
+        [
+            parameter_shapes(config),
+            config.model.model_dump(mode="json"),
+            [task.kind, task.n_pos, task.d_model, task.content_width, task.n_labels],
+            config.training.batch_size,
+            [(intervention.kind, getattr(intervention, "layer", None)) for intervention in config.interventions],
+        ]
+    )

@@ -1,6 +1,6 @@
-"""Worker processes of this process: started when one is asked for, kept for the next question, ended with it.
+"""The worker processes of this process: started on demand, kept for the next request, ended with this process.
 
-Starting one takes seconds, since it imports torch, which is why they stay. A worker whose giver is gone ends itself.
+A worker is kept because starting one takes seconds: it imports torch. It ends itself when this process has ended.
 """
 
 import atexit
@@ -25,21 +25,21 @@ _stopping = threading.Event()
 
 
 def ask(request: dict[str, Any]) -> dict[str, Any]:
-    """A worker's answer: ``error`` is None or one line, ``output`` what else it said about it.
+    """A worker's answer: ``error`` is None or one line, ``output`` the traceback or other text that goes with it.
 
-    A worker that ends instead answers with why; ``told_to_end`` says that it was stopped from outside.
+    If the worker ends without an answer, ``error`` says why; ``told_to_end`` means: stopped from outside.
     """
     with _lock:
         if _stopping.is_set():
             return {"error": "the study was stopped", "output": "", "told_to_end": True}
-        while _idle and not (_idle[-1].owner == os.getpid() and _idle[-1].alive()):
+        while _idle and not (_idle[-1].owner == os.getpid() and _idle[-1].process.poll() is None):
             _idle.pop()
         process = _idle.pop() if _idle else _Process()
         _busy.add(process)
     reply = process.ask(request)
     with _lock:
         _busy.discard(process)
-        if process.alive() and not _stopping.is_set():
+        if process.process.poll() is None and not _stopping.is_set():
             _idle.append(process)
         else:
             process.end()
@@ -47,22 +47,22 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def begin(workers: int = 0) -> None:
-    """Workers may be asked again, after a `stop`; so many start at once, instead of each when it is asked first."""
+    """Allow requests, also after a `stop`, and start processes until `workers` are idle."""
     _stopping.clear()
     with _lock:
         _idle.extend(_Process() for _ in range(workers - len(_idle)))
 
 
 def stop() -> None:
-    """Whatever workers of this process do now ends, and none is asked again until `begin`."""
+    """End the busy workers, and refuse requests until `begin`."""
     with _lock:
         _stopping.set()
         for process in _busy:
-            process.terminate()
+            process.process.terminate()
 
 
 def end() -> None:
-    """The idle workers leave."""
+    """End the idle workers."""
     with _lock:
         while _idle:
             _idle.pop().end()
@@ -76,7 +76,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.owner, self._errors = os.getpid(), TemporaryFile()  # noqa: SIM115  closed when it ends
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "mechinterp.studies.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -86,19 +86,19 @@ class _Process:
         )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Its answer, or why it ended without one."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        """The worker's answer, or the cause if it ended without one."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
         return json.loads(line) if line.endswith("\n") else self._why_it_ended()
 
     def _why_it_ended(self) -> dict[str, Any]:
-        code = self._process.wait()
+        code = self.process.wait()
         self._errors.seek(0)
         output = self._errors.read().decode(errors="replace")
         if code in _TOLD_TO_END:
@@ -108,14 +108,8 @@ class _Process:
         last = output.strip().splitlines()
         return {"error": last[-1] if last else f"its process ended with exit code {code}", "output": output}
 
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
     def end(self) -> None:
-        """Let it go."""
-        self._process.kill()
-        with self._process, self._errors:  # closes the pipes, and waits
+        """Kill the process and close its pipes."""
+        self.process.kill()
+        with self.process, self._errors:  # closes the pipes and waits
             pass

@@ -1,4 +1,4 @@
-"""What a study is: a base config × variants × seeds, from Python or TOML; and what one is made of: runs with ids.
+"""Studies: a base config × variants × seeds, from Python or TOML, and their runs with ids.
 
 preset = "reddy2023-fast"                 # or config = "run.toml", beside this file
 seeds = [0, 1, 2]
@@ -24,7 +24,7 @@ training.steps = 60_000
 variants.copying.training.steps = 20_000  # or in one
 grids.classes.checkpoints.every = 500     # or in those of one grid
 
-With `keep = "last"`, runs that are done and measured keep their last checkpoint only.
+With `keep = "last"`, only the last checkpoint of a run is kept once it has been measured.
 """
 
 import hashlib
@@ -39,16 +39,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from mechinterp.config import RunConfig, canonical, explain
+from mechinterp.config import RunConfig, Section, canonical, explain
 from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 from mechinterp.files import read_toml
-from mechinterp.section import Section
 
 DEFAULT_MEASURES = ("icl_accuracy", "cla", "tla2", "ila1", "tila2")
 
-
 Keep = Literal["all", "last"]
-"""Which checkpoints are kept of a run that is done."""
+"""Which checkpoints are kept of a completed run."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class StudyRun:
     seed: int
     config: RunConfig
     id: str
-    """The first 16 digits of the SHA-256 of what the config sets: what is configured alike is the same run."""
+    """The first 16 digits of the SHA-256 of the config: runs of equal configs have equal ids."""
 
 
 @dataclass(frozen=True)
@@ -67,53 +65,52 @@ class Study:
     """A base config × variants × seeds."""
 
     name: str
-    """What its table and page are called."""
+    """Name of the study's table and page."""
     variants: Mapping[str, RunConfig]
-    """The config of each variant; the first is what the others are compared with. Seeds replace theirs."""
+    """The config of every variant; the others are compared with the first. Their seeds are replaced by `seeds`."""
     seeds: Sequence[int] = (0, 1, 2)
-    """The seeds that every variant is trained with."""
+    """The seeds with which every variant is trained."""
     measures: Sequence[str] = DEFAULT_MEASURES
     """Measures whose transitions are located; the first is the main one."""
     keep: Keep = "all"
-    """Which checkpoints are kept of a run that is done; with "last", its measured curves and its last weights."""
+    """Which checkpoints are kept of a completed run; with "last", the last one and the measured curves."""
 
     def __post_init__(self) -> None:
         for what in ("variants", "seeds", "measures"):
             values = list(getattr(self, what))
             if not values:
                 raise ConfigError(f"study {self.name}: {what} is empty; name at least one")
-            if twice := [each for each, count in Counter(values).items() if count > 1]:
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
                 raise ConfigError(f"study {self.name}: {what} names {twice[0]!r} twice; remove one")
         if not re.fullmatch(r"\w[\w.=+ -]*", self.name):
             raise ConfigError(f"study {self.name!r}: the name becomes that of files; use letters, digits, _ and -")
         for seed in self.seeds:
-            next(iter(self.variants.values())).updated({"seed": seed})  # is refused unless it is one
+            next(iter(self.variants.values())).updated({"seed": seed})  # raises if it is no seed
 
     @cached_property
     def runs(self) -> list[StudyRun]:
-        """Every run: variants × seeds. What is grafted is part of a run, so the digest of its weights is noted."""
+        """Every run: variants × seeds. The digests of grafted weights are part of the config, and so of the id."""
         runs = []
-        for variant, config in self._noted.items():
-            named = config.distinguishing()  # once for all seeds: studies may have thousands
+        for variant, config in self._with_graft_digests().items():
+            values = config.distinguishing()  # once for all seeds: studies may have thousands
             for seed in self.seeds:
-                digest = hashlib.sha256(canonical({**named, "seed": seed}).encode()).hexdigest()
+                digest = hashlib.sha256(canonical({**values, "seed": seed}).encode()).hexdigest()
                 runs.append(StudyRun(variant, seed, config.model_copy(update={"seed": seed}), digest[:16]))
         return runs
 
-    @property
-    def _noted(self) -> dict[str, RunConfig]:
-        """The variants with the digests of what they graft."""
-        if not any(each.kind == "graft" for config in self.variants.values() for each in config.interventions):
-            return dict(self.variants)
-        from mechinterp.training.interventions import noted  # imports torch
+    def _with_graft_digests(self) -> Mapping[str, RunConfig]:
+        """The variants, with the digests of the weights that they graft."""
+        if not any(rule.kind == "graft" for config in self.variants.values() for rule in config.interventions):
+            return self.variants
+        from mechinterp.interventions.parameters import pin_graft_digests  # imports torch
 
-        found = {}
+        pinned = {}
         for variant, config in self.variants.items():
             try:
-                found[variant] = noted(config)
+                pinned[variant] = pin_graft_digests(config)
             except MechinterpError as error:
                 raise ConfigError(f"study {self.name}: variant {variant!r}: {error}") from None
-        return found
+        return pinned
 
     @classmethod
     def of(
@@ -125,7 +122,7 @@ class Study:
         measures: Sequence[str] = DEFAULT_MEASURES,
         keep: Keep = "all",
     ) -> "Study":
-        """A study from a base config and each variant's changes to it, as `RunConfig.updated` takes them."""
+        """A study from a base config and the changes of every variant, as `RunConfig.updated` takes them."""
         configs = {}
         for variant, changes in variants.items():
             if "seed" in changes:
@@ -138,14 +135,13 @@ class Study:
 
     @classmethod
     def from_toml(cls, path: str | Path, *, paper_scale: bool = False) -> "Study":
-        """Read a study from a TOML file; every variant and seed is validated.
+        """A study from a TOML file; every variant and seed is validated.
 
         With `paper_scale`, the file's section of that name is applied to the base, before the variants.
         """
-        path = Path(path)
         values = read_toml(path)
         try:
-            return cls._from_values(values, path, paper_scale)
+            return cls._from_values(values, Path(path), paper_scale)
         except MechinterpError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -177,8 +173,7 @@ class Study:
                     raise unknown_name("variant", variant, variants)
                 variants[variant] |= flat(changes)
         if file.settings:
-            settings = {setting: flat(changes) for setting, changes in file.settings.items()}
-            variants = _crossed(settings, variants)
+            variants = _crossed({setting: flat(changes) for setting, changes in file.settings.items()}, variants)
         if preset and config:
             raise ConfigError("has a preset and a config; start from one of them")
         start = RunConfig.from_toml(path.parent / config) if config else RunConfig.preset(preset or "reddy2023-fast")
@@ -186,7 +181,7 @@ class Study:
 
 
 class _Larger(Section):
-    """What --paper-scale changes; whatever else it has are settings."""
+    """The section [paper_scale]: what --paper-scale changes; its other keys are those of a config."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     preset: str | None = None
@@ -212,45 +207,45 @@ class _File(Section):
     paper_scale: dict[str, Any] = Field(default_factory=dict)
 
 
-_Kind = TypeVar("_Kind", bound=Section)
+_Schema = TypeVar("_Schema", bound=Section)
 
 
-def _validated(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
+def _validated(schema: type[_Schema], values: dict[str, Any]) -> _Schema:
     for key in values:
-        if key not in kind.model_fields and kind.model_config.get("extra") == "forbid":
-            raise unknown_name("key", key, kind.model_fields)
+        if key not in schema.model_fields and schema.model_config.get("extra") == "forbid":
+            raise unknown_name("key", key, schema.model_fields)
     try:
-        return kind.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+        raise ConfigError(explain(error, schema)) from None
 
 
 def _combinations(grid: str, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The variants of a grid: every combination of its lists, and in all of them whatever is no list."""
-    listed = {key: each for key, each in values.items() if isinstance(each, list)}
-    if empty := [key for key, each in values.items() if each == []]:
+    """The variants of a grid: every combination of the values in its lists; its other values are in all of them."""
+    axes = {key: value for key, value in values.items() if isinstance(value, list)}
+    if empty := [key for key, axis in axes.items() if not axis]:
         raise ConfigError(f"grid {grid!r}: {empty[0]} is an empty list; name at least one value")
-    if not listed or any(isinstance(value, list | dict) for each in listed.values() for value in each):
+    if not axes or any(isinstance(value, list | dict) for axis in axes.values() for value in axis):
         raise ConfigError(f"grid {grid!r}: lists of plain values say what is varied, as task.n_classes = [64, 128]")
-    for key, each in listed.items():
-        if twice := [value for value, count in Counter(each).items() if count > 1]:
+    for key, axis in axes.items():
+        if twice := [value for value, count in Counter(axis).items() if count > 1]:
             raise ConfigError(f"grid {grid!r}: {key} names {twice[0]!r} twice; remove one")
-    found = {}
-    for combination in product(*listed.values()):
-        chosen = dict(zip(listed, combination, strict=True))
-        name = " ".join([grid, *(f"{key.rsplit('.')[-1]}={value}" for key, value in chosen.items())])
-        found[name] = {**values, **chosen}
-    return found
+    variants = {}
+    for combination in product(*axes.values()):
+        point = dict(zip(axes, combination, strict=True))
+        name = " ".join([grid, *(f"{key.rsplit('.')[-1]}={value}" for key, value in point.items())])
+        variants[name] = {**values, **point}
+    return variants
 
 
 def _crossed(
     settings: Mapping[str, dict[str, Any]], variants: Mapping[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Every variant in every setting; what a variant sets itself counts."""
-    for variant, own in variants.items():
+    """Every variant in every setting; where both set a key, the variant's value counts."""
+    for variant, changes in variants.items():
         seen: dict[str, str] = {}
         for setting, common in settings.items():
-            same = seen.setdefault(canonical({**common, **own}), setting)
+            same = seen.setdefault(canonical({**common, **changes}), setting)
             if same != setting:
                 raise ConfigError(
                     f"settings {same!r} and {setting!r} do not differ for variant {variant!r}, whose own keys go before"
@@ -261,8 +256,8 @@ def _crossed(
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as dotted keys."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in nested.items():
         is_section = isinstance(value, dict) and key != "interventions"
-        found |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
+    return values

@@ -1,9 +1,9 @@
-"""A process that does runs of a study, one after another: train or resume, measure, locate the transitions.
+"""A process that executes runs of a study, one after another: train or resume, measure, locate the transitions.
 
-What it is asked comes as lines of JSON on standard input, which whoever asks keeps open: when it ends, its giver is
-gone, and so goes the worker. What it has written is committed, and the next worker resumes it. Every line is answered
-by one on standard output, ``{"error": null or a line, …}``. A finished run is never trained again, and a measured one
-not measured again.
+A request is a line of JSON on standard input; its answer is a line of JSON on standard output, ``{"error": null or a
+message, …}``. The process that sends requests keeps standard input open. When the input is closed, that process has
+ended, and the worker exits: its checkpoints are committed, and the next worker resumes the run. A finished run is not
+trained again, and a measured one is not measured again.
 """
 
 import json
@@ -28,28 +28,29 @@ from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
 from mechinterp.errors import BusyError, MechinterpError, RunFileError
 from mechinterp.files import replace_text
+from mechinterp.interventions.forward import forward_interventions
+from mechinterp.interventions.parameters import pin_graft_digests
 from mechinterp.measures import columns_for, measure
-from mechinterp.models.parameters import initial_parameters
-from mechinterp.store import Run, open_run
+from mechinterp.models.registry import initial_parameters
+from mechinterp.run import Run, open_run, resume, train, train_batched
 from mechinterp.store.writer import keep_last
 from mechinterp.studies import WORKER_GONE
 from mechinterp.studies.jobs import Job
-from mechinterp.studies.outcomes import done, file_of, recorded, write_outcome
+from mechinterp.studies.results import done, file_of, recorded, write_outcome
 from mechinterp.studies.study import DEFAULT_MEASURES
-from mechinterp.training import resume, train
-from mechinterp.training.engine import Device, build_engine, require_device
-from mechinterp.training.interventions import acts_on_activations, noted
-from mechinterp.training.loop import RecentMean, advance
+from mechinterp.tasks import build_task
+from mechinterp.training.engines import Device, build_engine, require_device
+from mechinterp.training.loop import TrainingRun, steps_of
 from mechinterp.training.prefetch import limit_cores
-from mechinterp.training.together import train_together
 
 _TIMED_STEPS = 40
 
 
 def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
-    """Train, measure and locate; the outcome, which is also written. Another study may have done it meanwhile.
+    """The outcome of a job, which is also recorded: its run is trained, measured, and its transitions are located.
 
-    `before` are the steps, and their seconds, that its run was trained for already, together with others.
+    Another study may have executed the same run meanwhile. `before` is the number of steps for which the run was just
+    trained in a batch with others, and the seconds that they took.
     """
     config, path, started = RunConfig.from_dict(job["config"]), file_of(job, ".h5"), time.monotonic()
     run, n_trained = _trained(config, path, job["device"])
@@ -59,11 +60,11 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
     earlier = recorded(job) or {}  # of a study that asked for other measures, or for fewer checkpoints
     table, n_measured = _table(run, file_of(job, ".csv"))
     if run.steps[0] > 0 and (table is None or job["keep"] == "all"):
-        path.unlink()  # its checkpoints were given up, and it is trained anew
+        path.unlink()  # the checkpoints that the job needs were deleted: train anew
         return do(job)
     assert table is not None
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
-    names = [*job["measures"], *(each for each in DEFAULT_MEASURES if each in table), *earlier.get("transitions", {})]
+    names = [*job["measures"], *(name for name in DEFAULT_MEASURES if name in table), *earlier.get("transitions", {})]
     transitions = {name: locate_or_say_why(_column(table, name, config)).to_dict() for name in dict.fromkeys(names)}
     last, checkpoint_bytes = run.steps[-1], path.stat().st_size // len(run.steps)
     kept = "all" if run.steps[0] == 0 and earlier.get("kept") == "all" else job["keep"]
@@ -81,9 +82,9 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
 
 
 def _table(run: Run, path: Path) -> tuple[pd.DataFrame | None, int]:
-    """Step × measure, and how many checkpoints were measured for it; None where nothing is left to measure.
+    """The measures of a run, step × measure, and how many checkpoints were measured now.
 
-    A run that keeps its last checkpoint only was measured before the others were given up.
+    Of a run whose last checkpoint alone is kept, the table was written before; None if it is missing or out of date.
     """
     if run.steps[0] == 0:
         try:
@@ -91,7 +92,7 @@ def _table(run: Run, path: Path) -> tuple[pd.DataFrame | None, int]:
             replace_text(path, table.to_csv())
             return table, len(table)
         except MechinterpError:
-            if run.steps[0] == 0:
+            if run.steps[0] == 0:  # otherwise another worker has deleted checkpoints meanwhile, after measuring them
                 raise
     try:
         table = pd.read_csv(path, index_col="step")
@@ -101,26 +102,26 @@ def _table(run: Run, path: Path) -> tuple[pd.DataFrame | None, int]:
 
 
 def do_together(jobs: list[Job]) -> dict[str, str]:
-    """Do several jobs whose runs are trained in one batch; what went wrong, by id."""
+    """The errors, by id, of several jobs whose runs are trained in one batch."""
     waiting = [job for job in jobs if not done(job)]
     paths = [file_of(job, ".h5") for job in waiting]
     steps = [_last_step(path) for path in paths]
     started = time.monotonic()
-    with suppress(MechinterpError):  # whatever is left to do is done one by one, and fails there
-        train_together([RunConfig.from_dict(job["config"]) for job in waiting], paths, device=jobs[0]["device"])
-    taken = [_last_step(path) - step for path, step in zip(paths, steps, strict=True)]
-    a_step = (time.monotonic() - started) / max(sum(taken), 1)
+    with suppress(MechinterpError):  # what is left to do is done singly below, and its errors are raised there
+        train_batched([RunConfig.from_dict(job["config"]) for job in waiting], paths, device=jobs[0]["device"])
+    n_trained = [_last_step(path) - step for path, step in zip(paths, steps, strict=True)]
+    seconds_per_step = (time.monotonic() - started) / max(sum(n_trained), 1)
     errors = {}
-    for job, n in zip(waiting, taken, strict=True):
+    for job, n in zip(waiting, n_trained, strict=True):
         try:
-            do(job, (n, n * a_step))
+            do(job, (n, n * seconds_per_step))
         except MechinterpError as error:
             errors[job["id"]] = " ".join(str(error).split())
     return errors
 
 
 def _last_step(path: Path) -> int:
-    """The last step of a run file, 0 without one that can be read."""
+    """The last step of a run file; 0 if there is no readable file."""
     try:
         return open_run(path).file.steps[-1] if path.exists() else 0
     except MechinterpError:
@@ -128,43 +129,42 @@ def _last_step(path: Path) -> int:
 
 
 def check(config: dict[str, Any], measures: list[str], device: Device) -> None:
-    """Raise where a variant cannot be trained on a device, or measured by workers."""
+    """Raise MechinterpError if a variant cannot be trained on a device, or measured by workers."""
     require_device(device)
-    checked = noted(RunConfig.from_dict(config))
+    checked = pin_graft_digests(RunConfig.from_dict(config))
     names = [name.removeprefix("clamped_") for name in measures]
-    columns_for(checked.build_task(), checked.model.n_layers, names)
+    columns_for(build_task(checked), checked.model.n_layers, names)
 
 
 def clock(config: dict[str, Any]) -> dict[str, float]:
-    """What a run of this config costs on this machine: seconds a step, seconds and bytes a checkpoint."""
+    """The cost of a run of this config on this machine: seconds a step, seconds and bytes a checkpoint."""
     timed = RunConfig.from_dict(config)
-    engine = build_engine(timed, initial_parameters(timed))
-    last, at = min(_TIMED_STEPS, timed.training.steps), [time.monotonic()]
-    for _ in advance(engine, timed.build_task(), timed, 0, last, RecentMean()):
-        at.append(time.monotonic())
+    engine, task = build_engine(timed, initial_parameters(timed)), build_task(timed)
+    last, times = min(_TIMED_STEPS, timed.training.steps), [time.monotonic()]
+    for _ in steps_of(engine, TrainingRun(timed, task, engine.parameters, 0, last)):
+        times.append(time.monotonic())
     with TemporaryDirectory() as folder:
         brief = timed.updated({"training.steps": 0, "interventions": [], "checkpoints.at": []})
         run = train(brief, Path(folder) / "run.h5", progress=False)
-        measure(run)  # what is compiled or made once is so here
+        measure(run)  # not timed: compilation and caches
         started = time.monotonic()
         measure(run)
-        seconds = time.monotonic() - started
         return {
-            "step": median(after - before for before, after in pairwise(at)),
-            "checkpoint": seconds,
+            "checkpoint": time.monotonic() - started,
+            "step": median(after - before for before, after in pairwise(times)),
             "checkpoint_bytes": float(run.path.stat().st_size),
         }
 
 
 def _column(table: pd.DataFrame, name: str, config: RunConfig) -> pd.Series:
-    """A measure; where nothing is clamped, a clamped one is the released one."""
-    return pd.Series(table[name if acts_on_activations(config) else name.removeprefix("clamped_")])
+    """A column of a run's measures; without interventions, a clamped measure equals the unclamped one."""
+    return pd.Series(table[name if forward_interventions(config) else name.removeprefix("clamped_")])
 
 
 def _trained(config: RunConfig, path: Path, device: Device) -> tuple[Run, int]:
-    """The complete run: as it is, resumed, or trained anew; and how many steps were taken here.
+    """The complete run, trained or resumed where needed, and the number of steps that this took.
 
-    While another process writes it, this one waits.
+    Waits while another process writes the run.
     """
     while True:
         try:
@@ -175,9 +175,9 @@ def _trained(config: RunConfig, path: Path, device: Device) -> tuple[Run, int]:
                 except RunFileError:
                     if not path.exists():
                         raise
-                    continue  # another study has begun it meanwhile
+                    continue  # another study has begun the run meanwhile
             run = open_run(path)
-            if run.config != noted(config):
+            if run.config != pin_graft_digests(config):
                 raise MechinterpError(f"{path}: holds another run than its name says; delete it")
             if run.status == "diverged":
                 raise MechinterpError(f"{path}: the run diverged; lower training.learning_rate")
@@ -202,7 +202,7 @@ def _go_to(folder: str) -> None:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    limit_cores((os.cpu_count() or 1) if request.get("device") == "cuda" else 1)  # other cores have their own workers
+    limit_cores((os.cpu_count() or 1) if request.get("device") == "cuda" else 1)  # on the CPU, a worker for each core
     try:
         _go_to(request["cwd"])
         match request["what"]:
@@ -219,8 +219,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     except MechinterpError as error:
         return {"error": " ".join(str(error).split()), "output": ""}
     except Exception as error:
-        said = traceback.format_exc()
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0], "output": said}
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0], "output": traceback.format_exc()}
 
 
 def _listen(requests: SimpleQueue) -> None:
@@ -230,9 +229,9 @@ def _listen(requests: SimpleQueue) -> None:
 
 
 def main() -> None:
-    """Answer what is asked, until whoever asks is gone."""
+    """Answer requests until standard input is closed."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # whatever else is printed is no answer
+        os.dup2(2, 1)  # other text that is printed goes to standard error
         requests: SimpleQueue[dict[str, Any]] = SimpleQueue()
         Thread(target=_listen, args=(requests,), daemon=True).start()
         while True:

@@ -1,7 +1,8 @@
-"""Where sequences come from."""
+"""Tasks: sequences with correct labels and roles of their tokens."""
 
 from mechinterp.tasks.base import Batch, Task, TokenTable
 from mechinterp.tasks.item_label import ItemLabelTask
 from mechinterp.tasks.paired_items import PairedItemsTask
+from mechinterp.tasks.registry import build_task, register_task
 
-__all__ = ["Batch", "ItemLabelTask", "PairedItemsTask", "Task", "TokenTable"]
+__all__ = ["Batch", "ItemLabelTask", "PairedItemsTask", "Task", "TokenTable", "build_task", "register_task"]

@@ -1,6 +1,6 @@
 """The protocol of a task: vectors in, labels out, and a role for every position.
 
-Any object with these attributes and methods trains, is measured and analysed like the built-in task.
+Any object with these attributes and methods is trained, measured and analysed like the built-in tasks.
 """
 
 from collections.abc import Mapping
@@ -18,31 +18,30 @@ from mechinterp.errors import unknown_name
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Tokens as a look-up: one-hot(positions[b, t]) ⊕ contents[content[b, t]] of a sequence's contents.
+    """Tokens as a look-up: one-hot(positions[b, t]) ⊕ contents[content[b, t]]; contents are `shared`, then own[b].
 
-    Those are the shared ones, then its own. A task whose tokens have this form may say so; training is then faster,
-    and not otherwise different.
+    A task whose tokens have this form may give the table, which makes training faster and changes nothing else.
     """
 
     position_dim: int
-    """P, how many dimensions the one-hot position takes, or 0; the content fills the others."""
+    """P, the number of dimensions of the one-hot position, or 0; the content has the others."""
     shared: Float[Tensor, "shared content_dim"]
-    """Contents that every sequence may use."""
+    """Contents that all sequences share."""
     own: Float[Tensor, "batch own content_dim"]
-    """Contents of a sequence's own; all finite, also those that no token carries."""
+    """Contents of one sequence only; all finite, also those that no token carries."""
     content: Int[Tensor, "batch pos"]
-    """Which content a token carries; the shared ones are counted first."""
+    """Index of the content that a token carries; the shared ones come first."""
     positions: Int[Tensor, "batch pos"]
-    """Which position a token carries; all different within a sequence."""
+    """The position that a token carries; positions differ within a sequence."""
 
     def contents(self) -> Float[Tensor, "batch pos content_dim"]:
-        """What every token carries beside its position."""
+        """The contents of the tokens."""
         n_shared, (n_batch, n_own, _) = len(self.shared), self.own.shape
         if not n_own:
             return self.shared[self.content]
         offset = n_shared + n_own * torch.arange(n_batch)[:, None]
-        every = torch.cat([self.shared, self.own.flatten(0, 1)])
-        return every[torch.where(self.content < n_shared, self.content, self.content - n_shared + offset)]
+        contents = torch.cat([self.shared, self.own.flatten(0, 1)])
+        return contents[torch.where(self.content < n_shared, self.content, self.content - n_shared + offset)]
 
     def dense(self) -> Float[Tensor, "batch pos d_model"]:
         """The tokens as vectors."""
@@ -60,13 +59,13 @@ class Roles(dict[str, Bool[Tensor, "batch pos"]]):
 
 
 class Batch:
-    """Sequences with what is known about them.
+    """Sequences with their labels, the roles of their tokens, and the labels that tokens show.
 
     * ``labels``: Int [batch], the correct label of the last token, the target; 0 … n_labels−1.
-    * ``roles``: Bool [batch, pos] by name: which positions play a role. Measures and patching address positions through
+    * ``roles``: Bool [batch, pos] by name: which positions have a role. Measures and patching address positions through
       roles. The built-in names: item, label, target, correct_item and correct_label (those of the target's class).
-    * ``token_labels``: Int [batch, pos], the label that a token shows, −1 where it shows none; or None.
-    * ``table``: the tokens as a look-up, where they have that form; or None.
+    * ``token_labels``: Int [batch, pos], the label that a token shows, −1 if it shows none; or None.
+    * ``table``: the tokens as a look-up, if they have that form; or None.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Batch:
         token_labels: Int[Tensor, "batch pos"] | None = None,
         table: TokenTable | None = None,
     ):
-        """With a `table`, `inputs` may be None: they are made from it when somebody reads them."""
+        """With a `table`, `inputs` may be None: they are computed from it when they are first read."""
         if inputs is None and table is None:
             raise TypeError("a batch needs inputs or a table")
         self.labels, self.roles, self.token_labels, self.table = labels, Roles(roles or {}), token_labels, table
@@ -91,19 +90,26 @@ class Batch:
         assert self.table is not None
         return self.table.dense()
 
+    @property
+    def n_pos(self) -> int:
+        """Tokens in a sequence."""
+        return self.inputs.shape[1] if self.table is None else self.table.content.shape[1]
+
+    @property
+    def has_separate_label_tokens(self) -> bool:
+        """Whether no token shows an item with its label."""
+        item, label = self.roles.get("item"), self.roles.get("label")
+        return item is None or label is None or not bool((item & label).any())
+
+    def take(self, rows: slice | Int[Tensor, "rows"]) -> "Batch":
+        """A batch of some of the sequences, by index."""
+        roles = {role: mask[rows] for role, mask in self.roles.items()}
+        token_labels = None if self.token_labels is None else self.token_labels[rows]
+        return Batch(self.inputs[rows], self.labels[rows], roles, token_labels)
+
     def split(self, size: int) -> "list[Batch]":
-        """The same sequences in parts of `size`, the last of which may be smaller."""
-        pieces = [slice(start, start + size) for start in range(0, len(self), size)]
-        shown = self.token_labels
-        return [
-            Batch(
-                self.inputs[piece],
-                self.labels[piece],
-                {role: mask[piece] for role, mask in self.roles.items()},
-                None if shown is None else shown[piece],
-            )
-            for piece in pieces
-        ]
+        """The sequences in batches of `size`; the last may be smaller."""
+        return [self.take(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,9 +117,17 @@ class Batch:
 
 @runtime_checkable
 class Task(Protocol):
-    """What the trainer and the measures ask of a task.
+    """The attributes and methods that training and measures need of a task.
 
     Both methods are pure functions of their arguments: the same call returns the same sequences.
+
+    A task may also declare these, which some analyses need:
+
+    * ``corruptions`` and ``corrupted``: corrupt twins of its sequences (`mechinterp.tasks.corruption.Corruptible`);
+    * ``token_parts``: Mapping of a name to the slice of a token's dimensions that carries it, as ``position``, the
+      one-hot position, and ``content``; analyses of weights split attention scores by them;
+    * ``label_vectors``: Float [n_labels, content dimensions], the content of the token that shows a label;
+    * ``train_batches(steps, size)``: the training batches of several steps in one call, which may be faster.
     """
 
     d_model: int
@@ -130,5 +144,5 @@ class Task(Protocol):
         ...
 
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
-        """`size` sequences of an evaluation set; another seed gives other sequences of the same kind."""
+        """`size` sequences of an evaluation set; another seed gives other sequences of the same distribution."""
         ...

@@ -3,14 +3,15 @@
 A token is one-hot position (P) ⊕ content (D). Items are noisy exemplars of Gaussian classes, labels are fixed
 vectors, and the sequence x₁ ℓ₁ … x_N ℓ_N x_q sits in a window of the P positions whose start is uniform.
 
-Three kinds of sequence make up training and the evaluation sets:
+Training and evaluation sets are made of three types of sequence:
 
 * **bursty**: N/B trained classes, B copies of each, the target's class among them;
-* **in-context**: the same with novel classes, whose means are drawn anew for every batch (or, for training, once);
+* **in-context**: as bursty, with novel classes, whose means are drawn for every batch (or, for training, once);
 * **i.i.d.**: N items and the target drawn independently from the trained classes' frequencies f(k) ∝ k^−α.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -18,15 +19,18 @@ import torch
 from numba import njit
 
 from mechinterp.config import ItemLabelConfig
-from mechinterp.errors import unknown_name
+from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, stream_key
 from mechinterp.tasks.base import Batch, TokenTable
+from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
+from mechinterp.tasks.registry import register_task
 
 
+@register_task(ItemLabelConfig)
 class ItemLabelTask:
     """The task of an `ItemLabelConfig`: class means and label vectors are fixed by the seed.
 
-    Evaluation sets, each with a random stream of its own:
+    Evaluation sets, with separate random streams:
 
     * ``icl``: in-context sequences, max(B, 1) copies of the target's class; only the context tells the label;
     * ``iwl``: i.i.d. sequences; the context does not help (it holds the target's class by accident with
@@ -37,13 +41,13 @@ class ItemLabelTask:
     """
 
     evaluations: tuple[str, ...] = ("icl", "iwl", "swap", "train")
+    corruptions = tuple(Corruption)
 
     def __init__(self, config: ItemLabelConfig, seed: int):
-        self.config = config
-        self.seed = seed
-        self.d_model = config.d_model
-        self.n_pos = config.n_pos
-        self.n_labels = config.n_labels
+        self.config, self.seed = config, seed
+        self.d_model, self.n_pos, self.n_labels = config.d_model, config.n_pos, config.n_labels
+        P = config.position_dim
+        self.token_parts = {"position": slice(0, P), "content": slice(P, config.d_model)}
         rng = generator(seed, Stream.TASK)
         scale = np.float32(config.content_dim**-0.5)
         self.class_means = scale * rng.standard_normal((config.n_classes, config.content_dim), dtype=np.float32)
@@ -76,7 +80,7 @@ class ItemLabelTask:
         return self._draw(Stream.TRAIN, [step], "train", size)[0]
 
     def train_batches(self, steps: Sequence[int], size: int) -> list[Batch]:
-        """`train_batch` of several steps: in one compiled call, which leaves other threads the interpreter."""
+        """The batches of `train_batch` for several steps, in one compiled call without the interpreter's lock."""
         return self._draw(Stream.TRAIN, steps, "train", size)
 
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
@@ -86,9 +90,37 @@ class ItemLabelTask:
         stream = Stream.EVALUATION + self.evaluations.index(evaluation)
         return self._draw(stream, [seed], evaluation, size)[0]
 
+    def corrupted(self, corruption: Corruption, n_pairs: int, seed: int = 0) -> tuple[Batch, Batch]:
+        """In-context sequences and their corrupt twins; a pure function of its arguments."""
+        if corruption is Corruption.break_pairing and self.config.copies > 1:
+            raise MechinterpError(
+                f"break_pairing needs labels that stand once (burstiness is {self.config.burstiness}); use swap_label"
+            )
+        rng, clean = generator(self.seed, Stream.CORRUPTION, seed), self.sample("icl", n_pairs, seed)
+        assert clean.table is not None
+        content, positions = clean.table.content.numpy().copy(), clean.table.positions.numpy().copy()
+        labels, answers = content[:, 1::2].copy(), clean.labels.numpy()
+        rows, wrong_pair = np.arange(n_pairs), wrong_label_pairs(labels, answers, rng)
+        wrong_labels, other = labels[rows, wrong_pair], labels != answers[:, None]
+        if corruption is Corruption.swap_label:
+            is_wrong = labels == wrong_labels[:, None]
+            content[:, 1::2] = np.where(is_wrong, answers[:, None], np.where(other, labels, wrong_labels[:, None]))
+        elif corruption is Corruption.replace_target:
+            content[:, -1] = content[rows, 2 * wrong_pair]
+        elif corruption is Corruption.break_pairing:
+            content[:, 1::2] = moved_on(labels, wrong_pair - (~other).argmax(axis=1))
+        else:
+            order = np.argsort(rng.random(positions.shape), axis=1)
+            positions = np.take_along_axis(positions, order, axis=1)
+        token_labels = np.full(content.shape, -1, np.int64)
+        token_labels[:, 1::2] = content[:, 1::2]
+        table = replace(clean.table, content=torch.from_numpy(content), positions=torch.from_numpy(positions))
+        return clean, Batch(None, torch.from_numpy(wrong_labels), clean.roles, torch.from_numpy(token_labels), table)
+
     def _draw(self, stream: int, steps: Sequence[int], evaluation: str, size: int) -> list[Batch]:
         """Tokens, labels and roles of new sequences, a batch for each step of the stream."""
-        config, (N, T, D) = self.config, (self.config.n_pairs, self.config.n_pos, self.config.content_dim)
+        config = self.config
+        N, T, D, P = config.n_pairs, config.n_pos, config.content_dim, config.position_dim
         p_novel, p_repeated = {
             "icl": (1.0, 1.0),
             "iwl": (0.0, 0.0),
@@ -96,55 +128,37 @@ class ItemLabelTask:
             "train": (config.p_in_context, config.p_bursty if config.burstiness else 0.0),
         }[evaluation]
         n, n_novel = len(steps), config.n_novel_classes if p_novel else 0
-        own, novel_means = np.empty((n, size, N + 1, D), np.float32), np.empty((n_novel, D), np.float32)
+        items, novel_means = np.empty((n, size, N + 1, D), np.float32), np.empty((n_novel, D), np.float32)
         fixed = evaluation == "train" and self._fixed_novel_means is not None
         if fixed:
             novel_means = self._fixed_novel_means
-        labels, tokens, correct = (
-            np.empty((n, size), np.int64),
-            np.empty((n, 3, size, T), np.int64),
-            np.empty((n, 2, size, T), np.bool_),
-        )
+        labels, tokens = np.empty((n, size), np.int64), np.empty((n, 3, size, T), np.int64)
+        correct = np.empty((n, 2, size, T), np.bool_)
         _draw_batches(
             (np.uint64(self.seed), np.uint64(stream), np.array(steps, np.uint64)),
             self._numbers,
             self._cumulative,
             (p_novel, p_repeated, int(evaluation == "swap"), not fixed),
             (self.class_means, novel_means),
-            (own, labels, tokens, correct),
+            (items, labels, tokens, correct),
         )
-        always = {
-            "item": self._item_slots.expand(size, T),
-            "label": self._label_slots.expand(size, T),
-            "target": self._target_slot.expand(size, T),
-        }
+        slots = {"item": self._item_slots, "label": self._label_slots, "target": self._target_slot}
+        fixed_roles = {role: mask.expand(size, T) for role, mask in slots.items()}
         batches = []
-        for own_of, labels_of, tokens_of, correct_of in zip(
-            torch.from_numpy(own),
-            torch.from_numpy(labels),
-            torch.from_numpy(tokens),
-            torch.from_numpy(correct),
-            strict=True,
-        ):
-            content, positions, token_labels = tokens_of.unbind()
-            correct_item, correct_label = correct_of.unbind()
-            batches.append(
-                Batch(
-                    inputs=None,
-                    labels=labels_of,
-                    roles=always | {"correct_item": correct_item, "correct_label": correct_label},
-                    token_labels=token_labels,
-                    table=TokenTable(config.position_dim, self._shared, own_of, content, positions),
-                )
-            )
+        for i in range(n):
+            content, positions, token_labels = torch.from_numpy(tokens[i]).unbind()
+            correct_item, correct_label = torch.from_numpy(correct[i]).unbind()
+            roles = fixed_roles | {"correct_item": correct_item, "correct_label": correct_label}
+            table = TokenTable(P, self._shared, torch.from_numpy(items[i]), content, positions)
+            batches.append(Batch(None, torch.from_numpy(labels[i]), roles, token_labels, table))
         return batches
 
 
-# Compiled, because drawing is most of the sampler's time, and leaves other threads the interpreter meanwhile.
+# Compiled, because drawing takes most of the sampler's time, and compiled code does not hold the interpreter's lock.
 
 
 class _Numbers(NamedTuple):
-    """What the compiled code needs of an `ItemLabelConfig`."""
+    """The fields of an `ItemLabelConfig` that compiled code reads."""
 
     n_classes: int
     n_novel_classes: int
@@ -157,10 +171,11 @@ class _Numbers(NamedTuple):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _draw_batches(streams, numbers, cumulative, kind, means, drawn):
-    """Batches, each from the numbers of its own step; `drawn` takes them."""
-    (seed, stream, steps), (p_novel, p_repeated, shift, fresh), (own, labels, tokens, correct) = streams, kind, drawn
-    size, N = own.shape[1], own.shape[2] - 1
+def _draw_batches(streams, numbers, cumulative, mixture, means, result):
+    """Fills the arrays of `result` with batches, every one from the random numbers of its step."""
+    (seed, stream, steps), (p_novel, p_repeated, shift, fresh) = streams, mixture
+    items, labels, tokens, correct = result
+    size, N = items.shape[1], items.shape[2] - 1
     uniform, classes, starts = np.empty((size, 3 * N + 3)), np.empty((size, N + 1), np.int64), np.empty(size, np.int64)
     for n in range(steps.shape[0]):
         key = stream_key(seed, stream, steps[n])
@@ -168,7 +183,7 @@ def _draw_batches(streams, numbers, cumulative, kind, means, drawn):
         _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, starts)
         if fresh:
             draw_normal(key, 1 << 32, means[1].shape[1] ** -0.5, means[1])
-        _draw_exemplars(key, means[0], means[1], classes, numbers.epsilon, own[n])
+        _draw_exemplars(key, means[0], means[1], classes, numbers.epsilon, items[n])
         _lay_out(numbers.n_labels, shift, classes, starts, labels[n], tokens[n], correct[n])
 
 
@@ -178,8 +193,8 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, st
     """Classes of the items and of the target (last column) of every sequence, and where its window starts.
 
     With probability p_novel the classes are novel ones, which are numbered from K on; K is a multiple of L, so their
-    labels are k mod L too. Novel classes, and trained ones with probability p_repeated, stand B times each, and the
-    target's is one of them. Otherwise all N + 1 classes are i.i.d. from f. Every sequence has a row of uniform numbers.
+    labels are k mod L too. Novel classes, and trained ones with probability p_repeated, occur B times, and the target's
+    is one of them. Otherwise all N + 1 classes are i.i.d. from f. Every sequence has a row of uniform numbers.
     """
     K, n_novel, L, B, distinct, n_windows, _ = numbers
     N, labels = classes.shape[1] - 1, np.arange(L)
@@ -212,10 +227,10 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, st
 @njit(nogil=True, cache=True)
 @no_type_check
 def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
-    """Tokens x₁ ℓ₁ … x_N ℓ_N x_q from the classes, whose labels are (k + shift) mod L.
+    """Lays out the tokens x₁ ℓ₁ … x_N ℓ_N x_q of classes whose labels are (k + shift) mod L.
 
-    `tokens` takes, for every token, its content's index in the `TokenTable`, its position, and the label it shows or
-    −1; `correct` whether it is an item of the target's class, or such an item's label.
+    `tokens` is filled with the index of every token's content in the `TokenTable`, its position, and the label it shows
+    or −1; `correct` with whether it is an item of the target's class, or such an item's label.
     """
     content, positions, token_labels = tokens
     size, N = classes.shape[0], classes.shape[1] - 1
@@ -236,7 +251,7 @@ def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
 @njit(nogil=True, cache=True)
 @no_type_check
 def _draw_exemplars(key, means, novel_means, classes, epsilon, exemplars):
-    """(μ + ε η)/√(1 + ε²) for every item, with η ~ N(0, 1/D)."""
+    """Fills `exemplars` with (μ + ε η)/√(1 + ε²) for every item, η ~ N(0, 1/D)."""
     K, std = means.shape[0], means.shape[1] ** -0.5
     if epsilon > 0:
         draw_normal(key, 2 << 32, epsilon * std, exemplars)

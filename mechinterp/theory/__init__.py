@@ -1,1 +1,1 @@
-"""Why it happens: the loss landscape on which an induction head forms."""
+"""Theory of how a circuit forms: the loss landscape of an induction head, and the kinetics of two solutions."""

@@ -1,4 +1,4 @@
-"""The race between memorising and in-context learning in a one-layer network (Nguyen & Reddy 2024).
+"""Kinetics of memorisation and in-context learning in a one-layer network (Nguyen & Reddy 2024).
 
 The minimal model adds two logits: φ(x) of an MLP, which may memorise K items with labels ±1, and w times the labels of
 the context, weighted by attention e^{β x·x_target}. With D → ∞ only the target's copy has x·x_target = 1, so that with
@@ -12,17 +12,18 @@ where P⁺ is the distribution of the MLP's logits over the items, each times it
     dw/dt = (c₁/N) (e^β − c₂ w)      dβ/dt = (c₁/N) w e^β
     c₁ = ⟨σ(−φ⁺)⟩      c₂ = 1 − ⟨σ(−φ⁺)²⟩/c₁      c₃ = ⟨e^{−φ⁺}⟩
 
-c₁ says how much is left to learn: the MLP slows the circuit down by memorising, through c₁ and c₂ only. Time enters as
-I_K(t) = 2 ∫₀ᵗ c₁ dt′, which is t as long as nothing is memorised (c₁ = ½), and I_K(∞) is how long memorising takes.
+c₁ measures how much is left to learn: memorisation by the MLP slows the circuit down, through c₁ and c₂ only. Time
+enters as I_K(t) = 2 ∫₀ᵗ c₁ dt′, which equals t as long as nothing is memorised (c₁ = ½); I_K(∞) is the time that
+memorisation takes.
 
-What follows, and how far it holds (the tests compare each with the integrated flow):
+Consequences and their accuracy (the tests compare them with the integrated flow):
 
 * With c₂ w left out, β − β₀ = (w² − w₀²)/2 and I_K(t_ICL) = N √(2π) e^{−β₀ + w₀²/2} erfc(w₀/√2), whatever the sign of
   w₀ (eq. 34 for w₀ ≥ 0; N √(2π) e^{−β₀} for w₀ = 0). With c₂ = ½ this is 8 to 10 % too short for |β₀| ≤ 0.1.
 * For −β₀ ≫ 1, w follows e^β/c₂, and ∫ c₁/c₂ dt = N e^{−2β₀} / 2. **Eq. 37 has twice that**: its integral of e^{−2β}
   from β₀ on lacks the factor ½. The integrated flow has 0.5002 N e^{−2β₀} at β₀ = −6; the scaling is the paper's.
 * In-context learning comes first if t_ICL < I_K(∞). With I_K(∞) = a K^ν, it does from K* = (t_ICL/a)^{1/ν} on.
-* After it, with a decay λ_w of w alone, w follows W(c₃/λ_w), where W is Lambert's function: it fades as c₃ falls.
+* After it, with a decay λ_w of w alone, w follows W(c₃/λ_w), where W is Lambert's function: w falls with c₃.
 * In 𝒟′, where exactly N/2 labels are +1, ℒ ≈ ⟨log(1 + e^{−φ⁺})⟩ − (c₁/N) w (e^β − 1): a saddle at the origin, from
   which w and β either both rise or both fall (eq. 9).
 """
@@ -41,7 +42,7 @@ from scipy.stats import binom
 from mechinterp.errors import MechinterpError
 
 Values = int | float | Float[np.ndarray, "..."]
-"""One value, or many."""
+"""One value or an array."""
 Number = int | float
 Time = Callable[[float], Number]
 """A quantity as a function of time."""
@@ -51,12 +52,12 @@ UNLEARNED = 0.5
 MOST_NEGATIVE = -12.0
 """β₀ below which the flow is not integrated: t_ICL grows as e^{−2β₀}."""
 FAR = 12.0
-"""Where β is that much above its start, or above 0, what is left of the way to infinity takes no time."""
+"""Height of β above its start, or above 0, from which the time to infinity is negligible."""
 
 
 @dataclass(frozen=True)
 class OrderParameters:
-    """What of an MLP's logits the rest of the network feels (Nguyen & Reddy 2024, eqs 14, 29 and 30)."""
+    """The moments of an MLP's logits by which it acts on w and β (Nguyen & Reddy 2024, eqs 14, 29 and 30)."""
 
     c1: float
     """⟨σ(−φ⁺)⟩, one minus the probability of the right label; ½ at the start, 0 when all is memorised."""
@@ -70,15 +71,16 @@ def order_parameters(logits: Float[np.ndarray, "items"]) -> OrderParameters:
     """c₁, c₂ and c₃ of the MLP's logits, each times its item's label (±1)."""
     if not len(logits):
         raise MechinterpError("there are no logits; give one for each item")
-    wrong = expit(-np.asarray(logits, dtype=float))
+    phi = np.asarray(logits, dtype=float)
+    wrong = expit(-phi)
     c1 = float(wrong.mean())
     c2 = 1 - float((wrong**2).mean()) / c1 if c1 else 1.0
-    return OrderParameters(c1, c2, float(np.exp(-np.asarray(logits, dtype=float)).mean()))
+    return OrderParameters(c1, c2, float(np.exp(-phi).mean()))
 
 
 @dataclass(frozen=True)
 class Kinetics:
-    """The loss of w and β, and what gradient flow does on it."""
+    """The loss as a function of w and β, and gradient flow on it."""
 
     n_pairs: int = 100
     """N, at least 2."""
@@ -96,13 +98,13 @@ class Kinetics:
         N, (counts, odds) = self.n_pairs, self._counts()
         w, e = np.asarray(w, dtype=float)[..., None], np.exp(np.asarray(beta, dtype=float))[..., None]
         attention = w * (e + 2 * counts - N - 1) / (e + N - 1)
-        phi = np.zeros(1) if logits is None else np.asarray(logits, dtype=float)
+        phi = _logits(logits)
         losses = -log_expit(attention[..., None] + phi).mean(axis=-1)
         return (odds * losses).sum(axis=-1)[()]
 
     def expanded_loss(self, w: Values, beta: Values, logits: Float[np.ndarray, "items"] | None = None) -> Values:
         """ℒ to order 1/N, for |w| ≪ √N and e^β ≪ N (eqs 6 and 9)."""
-        phi = np.zeros(1) if logits is None else np.asarray(logits, dtype=float)
+        phi = _logits(logits)
         c = order_parameters(phi)
         w, e = np.asarray(w, dtype=float), np.exp(np.asarray(beta, dtype=float))
         gained = w * (e - 1) if self.balanced else e * w - c.c2 * w**2 / 2
@@ -116,29 +118,23 @@ class Kinetics:
         w, e = np.asarray(w, dtype=float)[..., None], np.exp(np.asarray(beta, dtype=float))[..., None]
         total = e + self.n_pairs - 1
         share = (e + 2 * counts - self.n_pairs - 1) / total
-        phi = np.zeros(1) if logits is None else np.asarray(logits, dtype=float)
-        wrong = odds * expit(-(w * share)[..., None] - phi).mean(axis=-1)
+        wrong = odds * expit(-(w * share)[..., None] - _logits(logits)).mean(axis=-1)
         by_w, by_beta = -wrong * share, -wrong * w * e * 2 * (self.n_pairs - counts) / total**2
         return by_w.sum(axis=-1)[()], by_beta.sum(axis=-1)[()]
 
     def descent(self, w: Number, beta: Number, duration: Number, *, n_points: int = 500) -> pd.DataFrame:
         """Gradient flow on the exact loss where nothing is memorised: columns ``t``, ``w``, ``beta``; see `flow`."""
         times = np.linspace(0.0, float(duration), n_points)
-        found = solve_ivp(
-            lambda t, state: [-float(each) for each in self.gradient(float(state[0]), float(state[1]))],
-            (0.0, float(duration)),
-            np.array([w, beta], dtype=float),
-            method="LSODA",
+        solution = _integrated(
+            lambda t, state: [-float(slope) for slope in self.gradient(float(state[0]), float(state[1]))],
+            (w, beta),
+            duration,
             t_eval=times,
-            rtol=1e-8,
-            atol=1e-10,
         )
-        if not found.success:
-            raise MechinterpError(f"the flow from w = {w}, β = {beta} cannot be integrated: {found.message}")
-        return pd.DataFrame({"t": times, "w": found.y[0], "beta": found.y[1]})
+        return pd.DataFrame({"t": times, "w": solution.y[0], "beta": solution.y[1]})
 
     def _counts(self) -> tuple[Float[np.ndarray, "counts"], Float[np.ndarray, "counts"]]:
-        """n₊ of a context that holds the target's copy, and their odds 2 n₊/N · P(n₊)."""
+        """The values of n₊ in a context with the target's copy, and their probabilities 2 n₊/N · P(n₊)."""
         N = self.n_pairs
         counts = np.array([N / 2]) if self.balanced else np.arange(N + 1.0)
         return counts, 2 * counts / N * (np.ones(1) if self.balanced else binom.pmf(counts, N, 0.5))
@@ -160,10 +156,10 @@ class Kinetics:
         c2: Number | Time = UNLEARNED,
         n_points: int = 500,
     ) -> pd.DataFrame:
-        """Where w and β go from a start, at `n_points` times (column ``t``, in steps × learning rate) up to `duration`.
+        """The flow of w and β near the origin, at `n_points` times up to `duration`: columns ``t``, ``w``, ``beta``.
 
-        c₁ and c₂ may be functions of time, as measured on an MLP. β runs away in a finite time: the path ends there, as
-        soon as β has come to `FAR`.
+        t is in steps × learning rate. c₁ and c₂ may be functions of time, as measured on an MLP. β diverges in a finite
+        time: the path ends at β = max(β₀, 0) + `FAR`.
         """
         at1, at2 = (c if callable(c) else lambda t, c=c: c for c in (c1, c2))
 
@@ -171,26 +167,21 @@ class Kinetics:
             return float(state[1] - max(beta, 0.0) - FAR)
 
         escaped.terminal = True  # type: ignore[attr-defined]
-        found = solve_ivp(
+        solution = _integrated(
             lambda t, state: self.velocity(float(state[0]), float(state[1]), at1(float(t)), at2(float(t))),
-            (0.0, float(duration)),
-            np.array([w, beta], dtype=float),
-            method="LSODA",
+            (w, beta),
+            duration,
             events=escaped,
             dense_output=True,
-            rtol=1e-8,
-            atol=1e-10,
         )
-        if not found.success:
-            raise MechinterpError(f"the flow from w = {w}, β = {beta} cannot be integrated: {found.message}")
-        times = np.linspace(0.0, found.t[-1], n_points)
-        path = found.sol(times)
+        times = np.linspace(0.0, solution.t[-1], n_points)
+        path = solution.sol(times)
         return pd.DataFrame({"t": times, "w": path[0], "beta": path[1]})
 
     def time_to_learn(
         self, w: Number = 0.0, beta: Number = 0.0, *, c1: Number | Time = UNLEARNED, c2: Number | Time = UNLEARNED
     ) -> float:
-        """t_ICL, by integrating the flow: when β runs away. Infinite if it does not."""
+        """t_ICL, the time at which β diverges, by integrating the flow; infinite if it does not."""
         if beta < MOST_NEGATIVE:
             raise MechinterpError(f"β₀ = {beta:g} is too far below 0 to integrate; use late_learning_integral")
         longest = 1e4 * self.n_pairs * np.exp(2 * abs(min(beta, 0.0)))
@@ -198,7 +189,7 @@ class Kinetics:
         return float(path["t"].iloc[-1]) if path["beta"].iloc[-1] >= max(beta, 0.0) + FAR - 1e-6 else np.inf
 
     def learning_integral(self, w: Values = 0.0, beta: Values = 0.0) -> Values:
-        """I_K(t_ICL), which is t_ICL where nothing is memorised, for |w₀|, |β₀| ≪ 1 (eq. 34, and its like for w₀ < 0).
+        """I_K(t_ICL), which is t_ICL where nothing is memorised, for |w₀|, |β₀| ≪ 1 (eq. 34, extended to w₀ < 0).
 
         N √(2π) e^{−β₀ + w₀²/2} erfc(w₀/√2). Not for 𝒟′, where the origin is a saddle: MechinterpError.
         """
@@ -230,16 +221,33 @@ def memorised(t: Float[np.ndarray, "times"], c1: Float[np.ndarray, "times"]) -> 
 
 
 def transient_w(c3: Values, decay: Values) -> Values:
-    """W(c₃/λ_w): where w comes to rest under decay when β is large, w e^w = c₃/λ_w (eqs 15 and 45)."""
+    """W(c₃/λ_w): the fixed point of w under decay when β is large, w e^w = c₃/λ_w (eqs 15 and 45)."""
     if np.any(np.asarray(decay) <= 0):
         raise MechinterpError("without decay w does not come to rest: λ_w must be positive")
     return np.real(lambertw(np.asarray(c3) / np.asarray(decay)))[()]
 
 
 def other_loss(loss: Values) -> Values:
-    """−½ log of a small loss (eqs 46 and 47): of ICL's, IWL's once ICL is acquired; of IWL's, ICL's once it has faded.
+    """−½ log of a small loss (eqs 46 and 47): that of IWL once ICL is acquired, and that of ICL once ICL has faded.
 
-    A network that is sure of an answer which is right for half of the sequences and wrong for the others loses half of
-    its logit, and that logit is −log of what it loses where it is right.
+    A network that is confident of an answer which is right for half of the sequences has, on average, a loss of half
+    its logit; and that logit is −log of its loss on sequences for which the answer is right.
     """
     return -np.log(loss) / 2
+
+
+def _logits(logits: Float[np.ndarray, "items"] | None) -> Float[np.ndarray, "items"]:
+    """φ⁺ of the items; 0 of one item by default."""
+    return np.zeros(1) if logits is None else np.asarray(logits, dtype=float)
+
+
+def _integrated(
+    slopes: Callable[[Any, Any], Any], start: tuple[Number, Number], duration: Number, **options: Any
+) -> Any:
+    """SciPy's solution of d(w, β)/dt = slopes(t, (w, β)) from `start`; MechinterpError if it cannot be integrated."""
+    state = np.array(start, dtype=float)
+    solution = solve_ivp(slopes, (0.0, float(duration)), state, method="LSODA", rtol=1e-8, atol=1e-10, **options)
+    if not solution.success:
+        w, beta = start
+        raise MechinterpError(f"the flow from w = {w}, β = {beta} cannot be integrated: {solution.message}")
+    return solution

@@ -6,17 +6,17 @@
     ℒ(ξ, α, β₁) = log(1 + (N − 1) e^{−z} + (L − N) e^{−z′})
 
 ξ is the classifier's logit for a label that gets all of the target's attention. One copy of a class per context is
-assumed (B = 1), so that L ≥ N. What follows from the equations, and the tests confirm:
+assumed (B = 1), so that L ≥ N. Consequences, which the tests confirm:
 
-* From the origin with L > N, at first ξ ∝ t, α ∝ t², β₁ ∝ t⁴: the nested logits take off one after another. The loss
-  stays near log L until the cliff; it has no plateau at log N, that of guessing among the labels of the context.
+* From the origin with L > N, at first ξ ∝ t, α ∝ t², β₁ ∝ t⁴: the nested logits grow one after another. The loss
+  stays near log L until the cliff; it has no plateau at log N, the loss of guessing among the labels of the context.
 * With N₁ = N the flow conserves β₁ + e^{β₁}/N − α²/2: α and β₁ are tied, β₁ ∝ α² at first; any path lies on a surface.
 * ℒ has no minimum. Its fixed points are a curve with ξ = 0 and ℒ = log L (`Landscape.fixed_point`), every one of them
-  a strict saddle. What attracts lies at infinity: ξ, α → ∞, where ℒ → 0 like 1/t, is the induction head.
-* ξ, α → −∞ with β₁ > 0: the target attends to all labels but the correct one, and the classifier names the one that
-  it sees least. With L = N, where the origin is a saddle and this is the other way out of it, ℒ → 0 there too, but
-  like (2N)²/t: a slow way, no sub-optimal minimum. With L > N, ℒ → log(1 + L − N).
-* α < 0 < ξ with L > N: a plateau at log N, left only when α, slowed down by β₁ → −∞, has crept through 0.
+  a strict saddle. The attractor is at infinity: the induction head, ξ, α → ∞, where ℒ → 0 like 1/t.
+* ξ, α → −∞ with β₁ > 0: the target attends to all labels but the correct one, and the classifier's answer is the label
+  with least attention. With L = N, where the origin is a saddle and this is the second direction out of it, ℒ → 0 too,
+  but like (2N)²/t: slowly, not a sub-optimal minimum. With L > N, ℒ → log(1 + L − N).
+* α < 0 < ξ with L > N: a plateau at log N, which ends when α, slowed down by β₁ → −∞, has crossed 0.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ from scipy.special import expit
 from mechinterp.errors import MechinterpError, NamedEnum, member
 
 Values = int | float | Float[np.ndarray, "..."]
-"""One coordinate of one point, or of many."""
+"""One coordinate of a point or of an array of points."""
 Point = tuple[float, float, float]
 """(ξ, α, β₁)."""
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
 ORIGIN: Point = (0.0, 0.0, 0.0)
 AT_REST = 1e-9
-"""Largest gradient at what counts as a fixed point."""
+"""Largest gradient at a fixed point."""
 FLAT = 1e-9
 """Eigenvalues of the Hessian below this share of the largest count as zero."""
 
@@ -53,18 +53,18 @@ class Competitors(NamedEnum):
 
 @dataclass(frozen=True)
 class Stationary:
-    """What kind of fixed point a point is."""
+    """The type of a fixed point."""
 
     kind: Kind
-    """"saddle" as soon as there are eigenvalues of both signs, be others zero; "degenerate" if there are not, and some
-    are zero, so that the second order does not decide."""
+    """"saddle" if there are eigenvalues of both signs, even if others are zero; otherwise "degenerate" if some are
+    zero, so that the second order does not decide."""
     eigenvalues: Point
     """Of the Hessian, ascending."""
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """ℒ(ξ, α, β₁) in nats, its derivatives, and what gradient descent does on it (Reddy 2023, eq. 10)."""
+    """ℒ(ξ, α, β₁) in nats, its derivatives, and gradient descent on it (Reddy 2023, eq. 10)."""
 
     n_labels: int = 32
     """L, at least 2."""
@@ -131,11 +131,11 @@ class Landscape:
         return self._table(np.stack(points, axis=1), pd.RangeIndex(steps + 1, name="step"))
 
     def transition_time(self, start: Point = ORIGIN, t_end: float = 1e5) -> float:
-        """The time at which the loss, following the flow from `start`, falls through ½ log L.
+        """The time at which the loss, along the flow from `start`, falls through ½ log L.
 
-        That is half-way between the slow phase, where the loss is near log L (its value at the origin and at every
-        fixed point), and its final value 0. Not a number if it does not happen before `t_end`: so for a start at a
-        fixed point, in a valley whose floor is higher, or where the loss is lower already.
+        That is half-way between log L, the loss of the slow phase (and of the origin and every fixed point), and its
+        final value 0. Not a number if the loss does not cross it before `t_end`: for instance from a fixed point, in a
+        valley whose floor is higher, or if the loss is lower at `start`.
         """
         middle = np.log(self.n_labels) / 2
         _positive("t_end", t_end)
@@ -145,7 +145,7 @@ class Landscape:
     def fixed_point(self, beta1: float = 0.0) -> Point:
         """The fixed point with this β₁; there is exactly one: ξ = 0, and α such that ∂ℒ/∂ξ = 0.
 
-        ∂ℒ/∂α is ξ times what is never zero, so that ξ = 0; there, ∂ℒ/∂ξ = 0 iff e^y = (N − 1)/(L − 1). With L = N
+        ∂ℒ/∂α is ξ times a factor that is never zero, so ξ = 0; there, ∂ℒ/∂ξ = 0 iff e^y = (N − 1)/(L − 1). With L = N
         that is y = 0: all points (0, 0, β₁). N = 1 has none.
         """
         if self.n_pairs == 1:
@@ -156,7 +156,7 @@ class Landscape:
         return 0.0, float(alpha), beta1
 
     def classify(self, point: Point) -> Stationary:
-        """The kind of the fixed point `point`, by the eigenvalues of the Hessian. MechinterpError if it is none."""
+        """The type of the fixed point `point`, by the eigenvalues of the Hessian; MechinterpError if it is not one."""
         steepness = np.linalg.norm(self.gradient(*_finite(point)))
         if steepness > AT_REST:
             raise MechinterpError(f"{point} is no fixed point: the gradient is {steepness:.2g}; see fixed_point()")
@@ -168,7 +168,7 @@ class Landscape:
         return Stationary(kind, tuple(eigenvalues.tolist()))
 
     def _log_competitors(self, n_axes: int = 0) -> Float[np.ndarray, "tau *ones"]:
-        """log N₁ for every place τ of the correct label that is told apart, with `n_axes` more axes."""
+        """log N₁ for every place τ of the correct label (one if N₁ does not depend on τ), with `n_axes` more axes."""
         exact = self.competitors is Competitors.exact
         counts = 2.0 * np.arange(1, self.n_pairs + 1) - 1 if exact else np.array([float(self.n_pairs)])
         return np.log(counts).reshape(-1, *[1] * n_axes)
@@ -180,7 +180,7 @@ class Landscape:
     ]:
         """u, ∇u and ∇²u for every place τ, with ℒ = log(1 + Σ_k e^{u_k}) and u_k = log(count of k) − ξ s_k(y).
 
-        k are the two kinds of wrong labels: those of the context, with s = b − (1 − b)/2N, and those outside it, with
+        k are the two classes of wrong labels: those of the context, with s = b − (1 − b)/2N, and those outside it, with
         s = b, where b = e^y / (e^y + 2N) is the target's attention to the correct label.
         """
         N, (xi, alpha, beta1) = self.n_pairs, _broadcast(xi, alpha, beta1)
@@ -234,7 +234,7 @@ def _log_sum(exponents: Float[np.ndarray, "2 *shape"]) -> Float[np.ndarray, "*sh
 
 
 def _shares(exponents: Float[np.ndarray, "2 *shape"]) -> Float[np.ndarray, "2 *shape"]:
-    """The probability that the classifier gives to all labels of a kind."""
+    """The probability that the classifier gives to all labels of class k."""
     return np.exp(exponents - _log_sum(exponents))
 
 
@@ -243,7 +243,7 @@ def _outer(vectors: Float[np.ndarray, "3 *rest"]) -> Float[np.ndarray, "3 3 *res
 
 
 def _broadcast(*values: Values) -> tuple[Float[np.ndarray, "*shape"], ...]:
-    return np.broadcast_arrays(*(np.asarray(each, dtype=float) for each in values))
+    return np.broadcast_arrays(*(np.asarray(value, dtype=float) for value in values))
 
 
 def _positive(name: str, value: float) -> float:

@@ -1,22 +1,22 @@
-"""The training loop itself: batches through an engine, one step after another."""
+"""The training loop: updates of one run, or of several runs at once, by an engine."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
-import torch
+from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError
+from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
+from mechinterp.interventions.parameters import ParameterInterventions
 from mechinterp.tasks.base import Task
-from mechinterp.training.engine import Engine, EngineUnder
-from mechinterp.training.interventions import Interventions
+from mechinterp.training.engines import Engine
 from mechinterp.training.prefetch import batches
 
 
-class RecentMean:
-    """Mean loss and accuracy of the steps since it was last taken; not a number when there was none."""
+class RunningMean:
+    """Mean loss and accuracy of the steps since the last `pop`; NaN without steps."""
 
     def __init__(self) -> None:
         self._count, self._loss, self._accuracy = 0, 0.0, 0.0
@@ -25,44 +25,60 @@ class RecentMean:
         """Count one step."""
         self._count, self._loss, self._accuracy = self._count + 1, self._loss + loss, self._accuracy + accuracy
 
-    def take(self) -> dict[str, float]:
-        """The means, and start anew."""
+    def pop(self) -> dict[str, float]:
+        """The means, which are then reset."""
         count = self._count or math.nan
         metrics = {"train_loss": self._loss / count, "train_accuracy": self._accuracy / count}
         self._count, self._loss, self._accuracy = 0, 0.0, 0.0
         return metrics
 
 
-def advance(engine: Engine, task: Task, config: RunConfig, start: int, stop: int, recent: RecentMean) -> Iterator[int]:
-    """Take the engine from step `start` to `stop`, under the run's interventions; yields every step reached before the
-    next update.
+class TrainingRun:
+    """A run in training from step `start` to step `stop`: its parameters, their step, and its batches."""
 
-    Whoever iterates sees the engine's parameters at the yielded step: at `start` first, and, once exhausted, at
-    `stop`, which is not yielded. A loss that is not finite raises DivergedError.
-    """
-    interventions = Interventions(config)
-    for step, batch in zip(
-        range(start, stop), batches(task, range(start, stop), config.training.batch_size), strict=True
-    ):
-        yield step
-        with interventions.held(step, engine.parameters):
-            under = interventions.at(step, batch)
-            loss, accuracy = cast(EngineUnder, engine).step(batch, under) if under else engine.step(batch)
-        interventions.settle(step + 1, engine.parameters)
+    def __init__(self, config: RunConfig, task: Task, parameters: Mapping[str, Tensor], start: int, stop: int):
+        self.config, self.parameters, self.step, self.stop = config, parameters, start, stop
+        self.recent = RunningMean()
+        self.error: DivergedError | None = None
+        """Set when its loss, or a weight, is not finite."""
+        self._batches = batches(task, range(start, stop), config.training.batch_size)
+        self._on_parameters = ParameterInterventions(config)
+        self._has_hooks = bool(forward_interventions(config))
+
+    def advanced(self, loss: float, accuracy: float) -> None:
+        """Count one update."""
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} at step {step}; lower training.learning_rate"
-                f" (now {config.training.learning_rate:g}). Earlier checkpoints are kept"
+            self.error = DivergedError(
+                f"the loss is {loss} at step {self.step}; lower training.learning_rate"
+                f" (now {self.config.training.learning_rate:g}). Earlier checkpoints are kept"
             )
-        recent.add(loss, accuracy)
+        self.step += 1
+        self._on_parameters.apply_scheduled(self.step, self.parameters)
+        self.recent.add(loss, accuracy)
 
 
-@contextmanager
-def recorded_threads(environment: Mapping[str, str]) -> Iterator[None]:
-    """Run with the number of torch threads that an environment records: sums depend on how they are split."""
-    before, wanted = torch.get_num_threads(), environment.get("threads", "")
-    torch.set_num_threads(int(wanted) if wanted.isdecimal() and 0 < int(wanted) <= 1024 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def advance(engine: Engine, runs: Sequence[TrainingRun]) -> None:
+    """One update of every run, under its interventions; `runs` are those of the engine, in order."""
+    run_batches = [next(run._batches) for run in runs]
+    interventions = [
+        ForwardInterventions.at(run.config, run.step, batch) if run._has_hooks else None
+        for run, batch in zip(runs, run_batches, strict=True)
+    ]
+    with ExitStack() as frozen:
+        for run in runs:
+            frozen.enter_context(run._on_parameters.frozen_during_step(run.step, run.parameters))
+        results = engine.step_runs(run_batches, interventions)
+    for run, (loss, accuracy) in zip(runs, results, strict=True):
+        run.advanced(loss, accuracy)
+
+
+def steps_of(engine: Engine, run: TrainingRun) -> Iterator[int]:
+    """Every step of the engine's only run, until its stop (excluded); the run is updated after every yield.
+
+    At a yield, the parameters are those of the step. A loss that is not finite raises DivergedError.
+    """
+    while run.step < run.stop:
+        yield run.step
+        advance(engine, [run])
+        if run.error:
+            raise run.error

@@ -1,8 +1,8 @@
-"""Rebuild any step of a run from the checkpoint before it, and prove it at the checkpoint after it.
+"""Replay: any step of a run, rebuilt from the checkpoint before it and checked at the checkpoint after it.
 
 Data and initial weights are pure functions of (seed, stream, step), so on the same build of torch, the same CPU
-capability and the same number of threads the rebuilt weights are the trained ones, bit for bit. That is not assumed: a
-replay runs on to the next saved checkpoint and compares digests.
+capability and the same number of threads the rebuilt weights are the trained ones, bit for bit. To check this, a replay
+continues to the next saved checkpoint and compares digests.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,26 +14,33 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError
-from mechinterp.store import Run, RunWriter
+from mechinterp.store import RunWriter, Trajectory
 from mechinterp.store.schema import digest, environment
-from mechinterp.training.engine import TOGETHER, build_engine
-from mechinterp.training.loop import RecentMean, advance, recorded_threads
+from mechinterp.tasks.base import Task
+from mechinterp.threads import recorded_threads, torch_threads
+from mechinterp.training.engines import BATCHED, build_engine
+from mechinterp.training.loop import TrainingRun, steps_of
 
 Keep = Callable[[int, dict[str, Tensor], Mapping[str, float]], None]
 
+_BITS_DEPEND_ON = (
+    *("mechinterp", "torch", "numpy", "numba", "scipy", "libc"),
+    *("machine", "cpu", "cpu_capability", "device"),
+)
+
 
 @dataclass(frozen=True)
-class Proof:
-    """What a replay showed at the saved checkpoints that it ran on to."""
+class ReplayCheck:
+    """Comparison of a replay with the saved checkpoints that follow the rebuilt steps."""
 
     exact: bool
-    """Every digest agreed."""
+    """Whether all digests agreed."""
     deviation: float
-    """The largest difference of any weight to its stored value; 0 if exact."""
+    """The largest difference of a weight from its stored value; 0 if exact."""
     checked: tuple[int, ...]
-    """The saved steps at which it was compared."""
+    """The saved steps that were compared."""
     environment_changes: tuple[str, ...]
-    """How this environment differs from that of the training, if it does."""
+    """Differences between this environment and that of training."""
 
     def __str__(self) -> str:
         where = ", ".join(f"{step:,}" for step in self.checked[:3]) + (", …" if len(self.checked) > 3 else "")
@@ -43,118 +50,100 @@ class Proof:
         return f"approximate: weights deviate by up to {self.deviation:.2g} at step {where} ({why})"
 
 
-def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False) -> Proof:
-    """Rebuild `steps` in ascending order and hand each to `keep` (step, weights, metrics since the one before).
+def replay_steps(
+    trajectory: Trajectory, task: Task, steps: Iterable[int], keep: Keep, *, progress: bool = False
+) -> ReplayCheck:
+    """Rebuild `steps` in ascending order and pass them to `keep` (step, weights, metrics since the one before).
 
-    Steps that are saved are handed over as saved. A step beyond the last saved one, which nothing could prove, is an
-    error: resume the run instead.
+    Saved steps are passed as saved. A step beyond the last saved one cannot be checked and raises: resume the run
+    instead.
     """
-    saved, wanted = run.file.steps, sorted(set(steps))
+    file, wanted = trajectory.file, sorted(set(steps))
+    saved = file.steps
     if not saved:
-        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+        raise MechinterpError(f"{trajectory.path}: holds no checkpoint; train it anew")
     if wanted and wanted[0] < saved[0]:
-        raise MechinterpError(f"{run.path}: step {wanted[0]} is before the first saved one ({saved[0]})")
+        raise MechinterpError(f"{trajectory.path}: step {wanted[0]} is before the first saved one ({saved[0]})")
     if wanted and wanted[-1] > saved[-1]:
         raise MechinterpError(
-            f"{run.path}: step {wanted[-1]} is beyond the saved ones (last: {saved[-1]}); resume the run"
+            f"{trajectory.path}: step {wanted[-1]} is beyond the saved ones (last: {saved[-1]}); resume the run"
         )
     checked, deviation, exact, changes = [], 0.0, True, dict[str, None]()
     with tqdm(disable=None if progress else True, unit="step") as bar:
         for start, stop in _intervals(saved, wanted):
-            there = run.file.environment_at(start)
-            changes |= dict.fromkeys(environment_changes(there))
-            engine = build_engine(run.config, run.file.weights(start), there.get("engine"), usable_device(there))
-            recent, here = RecentMean(), [step for step in wanted if start <= step < stop]
-            with recorded_threads(there):
-                for step in advance(engine, run.task, run.config, start, stop, recent):
-                    if step in here:
-                        keep(
-                            step,
-                            {name: value.detach().to("cpu", copy=True) for name, value in engine.parameters.items()},
-                            recent.take(),
-                        )
+            recorded, stored = file.environment_at(start), file.weights(start)
+            changes |= dict.fromkeys(environment_changes(recorded))
+            engine = build_engine(trajectory.config, stored, recorded.get("engine"), usable_device(recorded))
+            run = TrainingRun(trajectory.config, task, engine.parameters, start, stop)
+            kept = [step for step in wanted if start <= step < stop]
+            with torch_threads(recorded_threads(recorded)):
+                for step in steps_of(engine, run):
+                    if step in kept:
+                        rebuilt = {name: value.detach().to("cpu", copy=True) for name, value in run.parameters.items()}
+                        keep(step, rebuilt, run.recent.pop())
                     bar.update()
             checked.append(stop)
-            if digest(engine.parameters).hex() != run.file.digest(stop):
-                exact = False
-                stored = run.file.weights(stop)
-                reached = {name: value.detach().cpu() for name, value in engine.parameters.items()}
-                differences = ((reached[name] - stored[name]).abs().max() for name in stored)
-                deviation = max(deviation, *(float(each) for each in differences))
+            if digest(engine.parameters).hex() != file.digest(stop):
+                exact, stored = False, file.weights(stop)
+                for name, value in engine.parameters.items():
+                    deviation = max(deviation, float((value.detach().cpu() - stored[name]).abs().max()))
         if wanted and wanted[-1] == saved[-1]:
-            keep(saved[-1], run.file.weights(saved[-1]), run.file.metrics().iloc[-1].to_dict())
-    return Proof(exact, deviation, tuple(checked), tuple(changes))
+            keep(saved[-1], file.weights(saved[-1]), file.metrics().iloc[-1].to_dict())
+    return ReplayCheck(exact, deviation, tuple(checked), tuple(changes))
 
 
-def densify(run: Run, steps: range, *, progress: bool = False) -> Proof:
-    """Rebuild the steps of a range that the run does not store yet, and write the run's side file anew with them.
+def densify(trajectory: Trajectory, task: Task, steps: range, *, progress: bool = False) -> ReplayCheck:
+    """Rebuild the steps of a range that are not stored yet, and write a new side file with them.
 
-    Only exact steps are stored: if any digest disagrees, MechinterpError tells the deviation and nothing is written.
+    Only exact steps are stored: if a digest differs, MechinterpError tells the deviation and nothing is written.
     """
-    stored = {step: run._dense for step in run._dense.steps} if run._dense else {}
-    missing = [step for step in steps if step not in stored and step not in set(run.file.steps)]
+    side, saved = trajectory.side_file, set(trajectory.file.steps)
+    already = side.steps if side else []
+    missing = [step for step in steps if step not in set(already) and step not in saved]
     if not missing:
-        return Proof(True, 0.0, (), ())
-    older = iter(sorted(stored))
-    held = next(older, None)
-    metrics_of = run._dense.metrics() if run._dense else None
+        return ReplayCheck(True, 0.0, (), ())
+    metrics = side.metrics() if side else None
     with RunWriter(
-        run.dense_path,
-        run.config,
+        trajectory.dense_path,
+        trajectory.config,
         overwrite=True,
-        engine=run.environment.get("engine", ""),
-        device=usable_device(run.environment),
-        created=run.created,
+        engine=trajectory.environment.get("engine", ""),
+        device=usable_device(trajectory.environment),
+        created=trajectory.created,
         live=False,
     ) as writer:
 
-        def copy_up_to(limit: int | float) -> None:
-            nonlocal held
-            while held is not None and held < limit:
-                assert metrics_of is not None
-                writer.append(held, run.weights(held), metrics_of.loc[held].to_dict())
-                held = next(older, None)
+        def copy_before(limit: int | float) -> None:
+            while already and already[0] < limit:
+                assert metrics is not None
+                step = already.pop(0)
+                writer.append(step, trajectory.weights(step), metrics.loc[step].to_dict())
 
-        def keep(step: int, weights: dict[str, Tensor], metrics: Mapping[str, float]) -> None:
-            copy_up_to(step)
-            writer.append(step, weights, metrics)
+        def keep(step: int, weights: dict[str, Tensor], since: Mapping[str, float]) -> None:
+            copy_before(step)
+            writer.append(step, weights, since)
 
-        proof = replay(run, missing, keep, progress=progress)
-        if not proof.exact:
-            raise MechinterpError(
-                f"{run.path}: the replay is {proof}; steps that are not the trained ones are not stored"
-            )
-        copy_up_to(float("inf"))
-    return proof
+        check = replay_steps(trajectory, task, missing, keep, progress=progress)
+        if not check.exact:
+            raise MechinterpError(f"{trajectory.path}: the replay is {check}; only exact steps are stored")
+        copy_before(float("inf"))
+    return check
 
 
 def usable_device(recorded: Mapping[str, str]) -> str:
-    """The device of a recorded environment, where this machine has such a one; else the CPU."""
+    """The device of a recorded environment if this machine has one, else the CPU."""
     return "cuda" if recorded.get("device", "cpu") != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def environment_changes(recorded: Mapping[str, str]) -> tuple[str, ...]:
-    """How the present environment differs from a recorded one in what bits depend on, threads aside."""
-    now = environment(usable_device(recorded))
-    together = ("it was trained in one batch with others",) if recorded.get("engine") == TOGETHER else ()
-    return together + tuple(
-        f"{name} was {recorded.get(name)}, is {now[name]}"
-        for name in (
-            "mechinterp",
-            "torch",
-            "numpy",
-            "numba",
-            "scipy",
-            "libc",
-            "machine",
-            "cpu",
-            "cpu_capability",
-            "device",
-        )
-        if recorded.get(name) != now[name]
-    )
+    """Differences from a recorded environment that may change bits, other than the number of threads."""
+    now, engine = environment(usable_device(recorded)), recorded.get("engine")
+    batched = ("it was trained in one batch with others",) if engine in (BATCHED, "together") else ()
+    removed = (f"its engine, {engine}, is no longer there",) if engine in ("hooked", "captured") else ()
+    changed = [name for name in _BITS_DEPEND_ON if recorded.get(name) != now[name]]
+    return *batched, *removed, *(f"{name} was {recorded.get(name)}, is {now[name]}" for name in changed)
 
 
 def _intervals(saved: list[int], wanted: list[int]) -> list[tuple[int, int]]:
-    """The stretches between neighbouring saved steps in which a wanted one lies."""
+    """The intervals between neighbouring saved steps that contain a wanted step."""
     return [(start, stop) for start, stop in pairwise(saved) if any(start <= step < stop for step in wanted)]

@@ -1,13 +1,13 @@
-"""When a run ends before its last step: the rules `training.stop_accuracy` and `training.stop_plateau`.
+"""The rules that end a run before its last step: `training.stop_accuracy` and `training.stop_plateau`.
 
-`stop_plateau` = W ends it when the loss and the in-context and in-weights accuracies have come to rest: at a
+`stop_plateau` = W ends a run when the loss and the in-context and in-weights accuracies no longer change: at a
 checkpoint s ≥ W, with means over the checkpoints of (s−W, s−W/2] and of (s−W/2, s],
 
-    |Δ training loss| ≤ 0.01 nats   and   |Δ accuracy| ≤ 0.01 on each of the evaluation sets icl and iwl
+    |Δ training loss| ≤ 0.01 nats   and   |Δ accuracy| ≤ 0.01 on the evaluation sets icl and iwl
 
-(all evaluation sets of a task that has neither). Accuracies are those of the weights alone, on 500 sequences, the same
-ones at every checkpoint: a function of what is stored, so a resumed run stops where it would have stopped. W must be
-long enough for the slow phase in which nothing seems to happen: accuracies rest there, but the loss does not.
+(all evaluation sets of a task that has neither). Accuracies are those of the weights without interventions, on 500
+sequences, the same ones at every checkpoint. They are a function of stored weights, so a resumed run stops at the same
+step. W must be so long that the loss changes by more than this in the slow phase, in which accuracies do not change.
 """
 
 from collections import deque
@@ -17,35 +17,35 @@ import torch
 from torch import Tensor
 
 from mechinterp.config import RunConfig
-from mechinterp.models.conventions import folded
-from mechinterp.models.functional import forward
+from mechinterp.models.forward import forward
+from mechinterp.models.network import Network
 from mechinterp.store.file import RunFile
 from mechinterp.tasks.base import Task
 
 TOLERANCE = 0.01
-"""The largest change of the loss (nats), and of an accuracy, that counts as rest."""
+"""The largest change of the loss (nats), and of an accuracy, that counts as none."""
 _SEQUENCES = 500
 
 
 class StopRule:
-    """Watches a run's checkpoints, in order."""
+    """The stop rules of a run, which take its checkpoints in order."""
 
     def __init__(self, config: RunConfig, task: Task):
         self._config = config
         self._window = config.training.stop_plateau or 0
         self._seen: deque[tuple[int, Tensor]] = deque()
-        watched = [name for name in task.evaluations if name in ("icl", "iwl")] or list(task.evaluations)
-        self._batches = [task.sample(name, _SEQUENCES) for name in watched] if self._window else []
+        evaluations = [name for name in task.evaluations if name in ("icl", "iwl")] or list(task.evaluations)
+        self._batches = [task.sample(name, _SEQUENCES) for name in evaluations] if self._window else []
 
     def reached(self, step: int, weights: Mapping[str, Tensor], metrics: Mapping[str, float]) -> bool:
-        """Count one checkpoint, with the means over training since the one before; whether the run ends at it."""
+        """Whether the run ends at a checkpoint, given the mean training metrics since the one before."""
         limit = self._config.training.stop_accuracy
         return self._at_rest(step, weights, metrics["train_loss"]) or (
             limit is not None and metrics["train_accuracy"] >= limit
         )
 
     def recall(self, file: RunFile) -> bool:
-        """Count the stored checkpoints, as far as they still matter; whether the run has ended at the last one."""
+        """Whether the run has ended at the last stored checkpoint; takes all that the rule still depends on."""
         metrics, last, ended = file.metrics(), file.steps[-1], False
         for step in file.steps:
             if step > last - self._window or step == last:
@@ -67,10 +67,10 @@ class StopRule:
         return bool((change.abs() <= TOLERANCE).all())
 
     def _accuracies(self, weights: Mapping[str, Tensor]) -> list[float]:
-        found = []
+        accuracies = []
         with torch.no_grad():
-            parameters = folded(self._config, {name: value.detach().cpu() for name, value in weights.items()})
+            network = Network(self._config, {name: value.detach().cpu() for name, value in weights.items()})
             for batch in self._batches:
-                parts = [forward(parameters, part.inputs, target_only=True)[0] for part in batch.split(250)]
-                found.append(float((torch.cat(parts).argmax(dim=-1) == batch.labels).double().mean()))
-        return found
+                parts = [forward(network, part.inputs, target_only=True) for part in batch.split(250)]
+                accuracies.append(float((torch.cat(parts).argmax(dim=-1) == batch.labels).double().mean()))
+        return accuracies

@@ -1,153 +1,98 @@
-"""Train a network on a task and keep its trajectory; resume a run that stopped."""
+"""Training of runs with their files: one run by its engine, or several runs in one batch."""
 
-import sys
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from mechinterp.config import CustomTaskConfig, ItemLabelConfig, PairedItemsConfig, RunConfig
-from mechinterp.errors import ConfigError, DivergedError, MechinterpError
-from mechinterp.interventions import Graft
-from mechinterp.models.parameters import initial_parameters
-from mechinterp.store import Run, RunWriter, open_run
-from mechinterp.tasks import ItemLabelTask, PairedItemsTask
+from mechinterp.config import RunConfig
+from mechinterp.errors import DivergedError
+from mechinterp.store import RunWriter
 from mechinterp.tasks.base import Task
-from mechinterp.training.engine import Device, Engine, build_engine
-from mechinterp.training.interventions import Interventions, noted
-from mechinterp.training.loop import RecentMean, advance, recorded_threads
-from mechinterp.training.replay import environment_changes, usable_device
+from mechinterp.training.engines import AutogradEngine, Engine
+from mechinterp.training.loop import TrainingRun, advance
 from mechinterp.training.stopping import StopRule
 
 
-def train(
-    config: RunConfig,
-    path: str | Path,
-    *,
-    task: Task | None = None,
-    device: Device = "cpu",
-    overwrite: bool = False,
-    progress: bool = True,
-) -> Run:
-    """Train the network of `config` and write its trajectory to `path`; returns the finished run.
+class WrittenRun(TrainingRun):
+    """A run in training with its file, which writes the scheduled checkpoints and ends by its stop rule."""
 
-    Pass `task` to train on a task of your own; the config then records only its name and shape. Training stops
-    early at a stop rule of the config. On `device="cuda"` the same steps are taken on a GPU. A loss or weight that is
-    not finite raises DivergedError; Ctrl-C raises KeyboardInterrupt; either way every checkpoint committed before is
-    in the file, and `resume` goes on from there.
-    """
-    config = noted(config if task is None else _config_for(task, config))
-    for each in config.interventions:
-        if isinstance(each, Graft) and Path(each.run).resolve() == Path(path).resolve():
-            raise ConfigError(f"{path}: is the run that is grafted from; choose another file for the new one")
-    trained_on: Task = config.build_task() if task is None else task
-    if task is not None:
-        _check_batch(task)
-    parameters, interventions = initial_parameters(config), Interventions(config)
-    interventions.require(trained_on.train_batch(0, 2))
-    interventions.settle(0, parameters)
-    engine = build_engine(config, parameters, device=device)
-    with RunWriter(path, config, overwrite=overwrite, engine=engine.name, device=engine.device) as writer:
-        writer.append(0, engine.parameters, RecentMean().take())
-        stop = StopRule(config, trained_on)
-        _train(engine, trained_on, config, writer, range(config.training.steps), stop, progress)
-    return open_run(path, task=trained_on)
-
-
-def resume(path: str | Path, *, until: int | None = None, task: Task | None = None, progress: bool = True) -> Run:
-    """Go on with a run from its last checkpoint, to the configured end or to step `until`; returns the run.
-
-    The same bits follow as in a run that never stopped, if the environment is the same. A file left behind by a
-    killed writer is recovered: its committed checkpoints are copied to a new file, which replaces it. An `until`
-    beyond the configured end prolongs the run, and no rule stops it before. A run that another process is writing is
-    refused.
-    """
-    run = open_run(path, task=task)
-    if not run.file.steps:
-        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
-    last, end = run.file.steps[-1], run.config.training.steps if until is None else until
-    stop = None if until is not None else StopRule(run.config, run.task)
-    if stop and stop.recall(run.file):
-        if run.status != "running":
-            raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
-        end = last  # its writer was killed before it could say that it was done
-    if end < last:
-        raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
-    config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
-    device = usable_device(run.environment)
-    engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device)
-    for change in environment_changes(run.environment):
-        _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
-    if run.status == "running":
-        _say(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
-    with (
-        recorded_threads(run.environment),
-        RunWriter(path, config, continues=run.file, last=last, engine=engine.name, device=device) as writer,
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        parameters: Mapping[str, Tensor],
+        writer: RunWriter,
+        steps: range,
+        stop_rule: StopRule | None = None,
+        last_status: str | None = None,
     ):
-        _train(engine, run.task, config, writer, range(last, end), stop, progress)
-        if until is not None and end < config.training.steps:
-            writer.finish("interrupted")
-    return open_run(path, task=run.task)
+        """`steps` are its updates; `last_status` is the status of the file at the end, by default "complete"."""
+        super().__init__(config, task, parameters, steps.start, steps.stop)
+        self.writer, self._stop_rule, self._last_status = writer, stop_rule, last_status
+        self._scheduled = {*config.checkpoints.schedule(config.training.steps), steps.stop}
+        self.new_metrics: dict[str, float] = {}
+        """Training loss and accuracy at the newest checkpoint, until the progress bar has them."""
+        self.done = False
 
-
-def _say(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
-
-
-def _train(
-    engine: Engine,
-    task: Task,
-    config: RunConfig,
-    writer: RunWriter,
-    steps: range,
-    stop: StopRule | None,
-    progress: bool,
-) -> None:
-    """The updates `steps`, with a checkpoint at every scheduled step and at the last, unless a stop rule ends them."""
-    scheduled, recent = {*config.checkpoints.schedule(config.training.steps), steps.stop}, RecentMean()
-
-    def save(step: int) -> bool:
-        """Write a checkpoint; True if the stop rule ends the run here."""
-        metrics = recent.take()
-        writer.append(step, engine.parameters, metrics)
-        bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", accuracy=f"{metrics['train_accuracy']:.3f}")
-        return stop is not None and stop.reached(step, engine.parameters, metrics)
-
-    hidden = None if progress else True
-    with tqdm(initial=steps.start, total=steps.stop, unit="step", disable=hidden, mininterval=0.5) as bar:
+    def advanced(self, loss: float, accuracy: float) -> None:
+        """Count one update, and commit a scheduled checkpoint. A run that ends, or diverges, is closed."""
+        super().advanced(loss, accuracy)
         try:
-            for step in advance(engine, task, config, steps.start, steps.stop, recent):
-                if step > steps.start:
-                    bar.update()
-                    if step in scheduled and save(step):
-                        return
+            if self.error:
+                raise DivergedError(f"{self.writer.path}: {self.error}")
+            if self.step in self._scheduled:
+                self.new_metrics = metrics = self.recent.pop()
+                self.writer.append(self.step, self.parameters, metrics)
+                stopped = self._stop_rule and self._stop_rule.reached(self.step, self.parameters, metrics)
+                if stopped or self.step == self.stop:
+                    self.close()
         except DivergedError as error:
-            raise DivergedError(f"{writer.path}: {error}") from None
-        if len(steps):
-            bar.update()
-            save(steps.stop)
+            self.error = error
+            self.close(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the file, with the status in which the run ended."""
+        self.done = True
+        self._batches.close()
+        if error is None and self._last_status:
+            self.writer.finish(self._last_status)
+        else:
+            self.writer.close(error)
 
 
-def _check_batch(task: Task) -> None:
-    """A task's own first batch must be what the network takes; said before anything is written."""
-    batch, name = task.train_batch(0, 2), type(task).__qualname__
-    expected = (2, task.n_pos, task.d_model)
-    if tuple(batch.inputs.shape) != expected or batch.inputs.dtype != torch.float32:
-        found = f"{tuple(batch.inputs.shape)} {batch.inputs.dtype}"
-        raise ConfigError(f"task {name}: inputs are {found}, expected {expected} torch.float32")
-    right = batch.labels.shape == (2,) and batch.labels.dtype == torch.int64
-    if not right or not bool(((batch.labels >= 0) & (batch.labels < task.n_labels)).all()):
-        raise ConfigError(f"task {name}: labels must be 2 int64 from 0 to {task.n_labels - 1}, got {batch.labels}")
+def train_runs(
+    runs: Sequence[WrittenRun], engine: Engine | None = None, *, device: str = "cpu", progress: bool = False
+) -> None:
+    """Take all runs to their end: one by its engine, several in one batch on a device.
 
-
-def _config_for(task: Task, config: RunConfig) -> RunConfig:
-    """The config with its task section describing the given task."""
-    if isinstance(task, ItemLabelTask | PairedItemsTask):
-        section: ItemLabelConfig | PairedItemsConfig | CustomTaskConfig = task.config
-        if task.seed != config.seed:
-            raise ConfigError(f"the task's seed is {task.seed}, the config's {config.seed}; make them equal")
-    else:
-        section = CustomTaskConfig(
-            name=type(task).__qualname__, d_model=task.d_model, n_pos=task.n_pos, n_labels=task.n_labels
-        )
-    return config.model_copy(update={"task": section})
+    A run that diverges leaves the others alone. Any other error, and Ctrl-C, closes all files and is raised.
+    """
+    current = list(runs)
+    try:
+        for run in current:
+            if run.step >= run.stop:
+                run.close()
+        current = [run for run in current if not run.done]
+        first, last = (runs[0].step, runs[0].stop) if len(runs) == 1 else (0, 0)
+        disable = None if progress and len(runs) == 1 else True
+        with tqdm(initial=first, total=last, unit="step", disable=disable, mininterval=0.5) as bar:
+            while current:
+                if engine is None:
+                    configs, parameters = [run.config for run in current], [run.parameters for run in current]
+                    engine = AutogradEngine(configs, parameters, device)
+                for run, updated in zip(current, engine.runs, strict=True):
+                    run.parameters = updated
+                while not any(run.done for run in current):
+                    advance(engine, current)
+                    bar.update()
+                    if metrics := runs[0].new_metrics:
+                        loss, accuracy = metrics["train_loss"], metrics["train_accuracy"]
+                        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
+                        runs[0].new_metrics = {}
+                current, engine = [run for run in current if not run.done], None
+    except BaseException as error:
+        for run in current:
+            if not run.done:
+                run.close(error)
+        raise

@@ -1,5 +1,7 @@
 """Every twin is told apart by the operation that it lacks, and nothing but an induction head is called one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,15 @@ import torch
 import mechinterp as mi
 from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.circuits.order_parameters import order_parameters
-from mechinterp.circuits.patching import parameters_of, resolved
+from mechinterp.circuits.patching import mask_unresolved
 from mechinterp.circuits.paths import patch_paths
 from mechinterp.circuits.qk_ov import copying_score, ov_strengths, position_profile, qk_strengths
+from mechinterp.models.forward import forward
+from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation, induction_head, memorising_decoy, random_label_decoy
-from mechinterp.models.transformer import build_model
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
 
-STRENGTHS = {"beta1": 8.0, "alpha": 10.0, "beta2": 0.0, "xi": 3.0}
+STRENGTHS: dict[str, Any] = {"beta1": 8.0, "alpha": 10.0, "beta2": 0.0, "xi": 3.0}
 READINGS = {
     "layer 1 asks for the token before": 8.0,
     "layer 1's position–position strength": None,
@@ -37,28 +40,23 @@ LACKING = {
 """Which of the readings a twin has lost: no two twins the same."""
 
 
-@pytest.fixture(scope="module")
-def full():
-    return mi.RunConfig.preset("reddy2023")
-
-
-def read(model, task) -> list[float]:
+def read(network, task) -> list[float]:
     batch = task.sample("icl", 200)
-    qk = qk_strengths(model, batch, task).set_index(["layer", "query", "key"])["strength"]
-    ov = ov_strengths(model, batch, task).set_index(["layer", "read", "written"])["strength"]
+    qk = qk_strengths(network, batch, task).set_index(["layer", "query", "key"])["strength"]
+    ov = ov_strengths(network, batch, task).set_index(["layer", "read", "written"])["strength"]
     pairs = corrupted_pairs(task, Corruption.shuffle_positions, n_pairs=100)
-    edges = resolved(patch_paths(parameters_of(model), pairs)).set_index(["sender", "receiver"])["effect"]
-    found = order_parameters(model, task, n_sequences=200)
+    edges = mask_unresolved(patch_paths(network, pairs)).set_index(["sender", "receiver"])["effect"]
+    found = order_parameters(network, task, n_sequences=200)
     unit = float(batch.inputs[..., task.config.position_dim :].double().square().sum(-1).mean().sqrt())
     values = [
-        position_profile(model, task)[1],
+        position_profile(network, task)[1],
         qk[0, "position", "position"],
         ov[0, "content", "other"] / unit,
         qk[1, "content", "buffer"],
         found["alpha"],
         edges["0.0", "1.0.k"],
         ov[1, "content", "other"] / unit,
-        copying_score(model, task, batch),
+        copying_score(network, task, batch),
         found["xi"],
     ]
     return [0.0 if np.isnan(value) else float(value) for value in values]
@@ -66,7 +64,7 @@ def read(model, task) -> list[float]:
 
 @pytest.mark.parametrize("without", [None, *Operation])
 def test_every_twin_is_told_apart_by_what_it_lacks(full, without):
-    found = read(induction_head(full, **STRENGTHS, without=without), full.build_task())
+    found = read(induction_head(full, **STRENGTHS, without=without), mi.build_task(full))
     for number, (value, (name, whole)) in enumerate(zip(found, READINGS.items(), strict=True)):
         if without is not None and number in LACKING[without]:
             assert value == pytest.approx(0, abs=0.02), name
@@ -76,51 +74,50 @@ def test_every_twin_is_told_apart_by_what_it_lacks(full, without):
             assert abs(value) > 0.1, name
 
 
-def evidence(model, task) -> list[bool]:
-    return induction_head_evidence(parameters_of(model), task, n_pairs=100)["holds"].tolist()
+def evidence(network, task) -> list[bool]:
+    return induction_head_evidence(network, task, n_pairs=100)["holds"].tolist()
 
 
 def test_only_an_induction_head_is_called_one(full):
-    task = full.build_task()
+    task = mi.build_task(full)
     assert evidence(induction_head(full), task) == [True] * 4
     for operation in Operation:
         assert not all(evidence(induction_head(full, without=operation), task)), operation
     assert evidence(random_label_decoy(full), task) == [False] * 4  # no corruption changes its answers
-    assert evidence(build_model(full), task) == [False] * 4
+    assert evidence(Network.initial(full), task) == [False] * 4
 
 
 def test_a_memoriser_is_not_called_one():
     config = mi.RunConfig().updated({"task.n_classes": 64, "model.classifier_depth": 1, "model.classifier_width": 64})
-    model, task = memorising_decoy(config), config.build_task()
+    network, task = memorising_decoy(config), mi.build_task(config)
     iwl = task.sample("iwl", 200)
     with torch.no_grad():
-        assert (model(iwl.inputs).argmax(-1) == iwl.labels).double().mean() > 0.9
-    assert not any(evidence(model, task))
+        assert (forward(network, iwl.inputs).argmax(-1) == iwl.labels).double().mean() > 0.9
+    assert not any(evidence(network, task))
 
 
 def test_guessing_among_two_labels_is_no_answer_from_the_context():
     """Half of such guesses are right; the scale starts there."""
     config = mi.RunConfig().updated({"task.burstiness": 4})
-    table = induction_head_evidence(random_label_decoy(config), config.build_task(), n_pairs=200)
-    assert table["value"][0] == pytest.approx(0, abs=0.25)
-    assert not table["holds"].any()
-    assert induction_head_evidence(induction_head(config), config.build_task(), n_pairs=100)["holds"].all()
+    table = induction_head_evidence(random_label_decoy(config), mi.build_task(config), n_pairs=200)
+    assert table["value"].to_list()[0] == pytest.approx(0, abs=0.25)
+    assert not any(table["holds"])
+    assert all(induction_head_evidence(induction_head(config), mi.build_task(config), n_pairs=100)["holds"])
 
 
 def test_heads_that_share_the_work_are_taken_together(tiny_config):
     """Two heads in each layer, each with half of the values and half of the scores, are the same network."""
     one = tiny_config.updated({"model.classifier_depth": 0})
     two = one.updated({"model.n_heads": 2})
-    whole = parameters_of(induction_head(one))
+    whole = induction_head(one)
     halves = {"W_V": 0.5, "W_Q": 1.0, "W_K": 1.0}
     shared = {
         name: value.repeat(2, 1, 1) * next((half for kind, half in halves.items() if kind in name), 1.0)
         if ".attn." in name
         else value
-        for name, value in whole.items()
+        for name, value in whole.parameters.items()
     }
-    first = induction_head_evidence(whole, one.build_task(), n_pairs=100)
-    assert induction_head_evidence(shared, two.build_task(), n_pairs=100)["value"].tolist() == pytest.approx(
-        first["value"].tolist()
-    )
-    assert first["holds"].all()
+    first = induction_head_evidence(whole, mi.build_task(one), n_pairs=100)
+    second = induction_head_evidence(Network(two, shared), mi.build_task(two), n_pairs=100)
+    assert second["value"].tolist() == pytest.approx(first["value"].tolist())
+    assert all(first["holds"])

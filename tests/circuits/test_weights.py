@@ -1,9 +1,12 @@
 """Subspaces, QK and OV circuits and order parameters return the planted values, and rebuild what they explain."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+import mechinterp as mi
 from mechinterp.circuits.order_parameters import order_parameters
 from mechinterp.circuits.qk_ov import (
     composition_scores,
@@ -18,22 +21,20 @@ from mechinterp.circuits.qk_ov import (
 )
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
-from mechinterp.models.parameters import parameter_shapes
+from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation, induction_head, random_label_decoy
-from mechinterp.models.transformer import build_model
+from tests.helpers import hooked, random_network
 
-STRENGTHS = {"beta1": 2.0, "alpha": 3.0, "beta2": 0.7, "xi": 1.3}
+STRENGTHS: dict[str, Any] = {"beta1": 2.0, "alpha": 3.0, "beta2": 0.7, "xi": 1.3}
 
 
 @pytest.fixture(scope="module")
 def random_model(tiny_config):
-    rng = np.random.default_rng(5)
-    shapes = parameter_shapes(tiny_config)
-    return build_model(tiny_config, {n: torch.from_numpy(rng.normal(size=s) / s[-1] ** 0.5) for n, s in shapes.items()})
+    return hooked(random_network(tiny_config, seed=5))
 
 
 def test_subspaces_of_the_planted_head(tiny_config):
-    model, task = induction_head(tiny_config), tiny_config.build_task()
+    model, task = induction_head(tiny_config), mi.build_task(tiny_config)
     found = subspaces(model, task)
     assert {name: each.dim for name, each in found.items()} == {
         "position": 13,
@@ -53,13 +54,13 @@ def test_subspaces_of_the_planted_head(tiny_config):
 
 def test_labels_that_span_the_content_leave_nothing_of_it(tiny_config):
     config = tiny_config.updated({"task.content_dim": 3})
-    found = subspaces(build_model(config), config.build_task())
+    found = subspaces(Network.initial(config), mi.build_task(config))
     assert (found["labels"].dim, found["content_rest"].dim) == (3, 0)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_blocks_rebuild_the_scores(tiny_config, random_model, layer):
-    batch, task = tiny_config.build_task().sample("icl", 5), tiny_config.build_task()
+    batch, task = mi.build_task(tiny_config).sample("icl", 5), mi.build_task(tiny_config)
     blocks = score_blocks(random_model, task, batch.inputs, layer)
     assert len(blocks) == (4, 9)[layer]
     _, cache = random_model.run_with_cache(batch.inputs)
@@ -69,26 +70,28 @@ def test_blocks_rebuild_the_scores(tiny_config, random_model, layer):
 
 
 def test_only_the_planted_interactions_have_strength(tiny_config):
-    batch, task = tiny_config.build_task().sample("icl", 50), tiny_config.build_task()
+    batch, task = mi.build_task(tiny_config).sample("icl", 50), mi.build_task(tiny_config)
     table = qk_strengths(induction_head(tiny_config, **STRENGTHS), batch, task)
     found = table.set_index(["layer", "query", "key"])["strength"]
     expected = {(0, "position", "position"), (1, "content", "buffer"), (1, "position", "position")}
     assert set(found[found > 1e-9].index) == expected
     n_keys = np.arange(2, 8)  # the previous token has score β₁, the others 0
-    assert found[0, "position", "position"] == pytest.approx(2.0 * np.sqrt(np.mean((n_keys - 1) / n_keys**2)))
-    assert found[1, "position", "position"] == pytest.approx(0.7 * np.sqrt(3 / 7 * 4 / 7))
+    strength = found.to_dict()
+    assert strength[0, "position", "position"] == pytest.approx(2.0 * np.sqrt(np.mean((n_keys - 1) / n_keys**2)))
+    assert strength[1, "position", "position"] == pytest.approx(0.7 * np.sqrt(3 / 7 * 4 / 7))
 
 
 def test_strengths_beside_untrained_networks(tiny_config):
-    batch, task = tiny_config.build_task().sample("icl", 50), tiny_config.build_task()
+    batch, task = mi.build_task(tiny_config).sample("icl", 50), mi.build_task(tiny_config)
     band = null_band(tiny_config, batch, task, n_networks=5)
     assert len(band) == 13
-    assert (band["null_low"] < band["null_mean"]).all()
-    assert (band["null_mean"] < band["null_high"]).all()
+    low, mean, high = (band[name].to_numpy() for name in ("null_low", "null_mean", "null_high"))
+    assert (low < mean).all()
+    assert (mean < high).all()
 
 
 def test_written_blocks_rebuild_what_a_token_gives(tiny_config, random_model):
-    batch, task = tiny_config.build_task().sample("icl", 5), tiny_config.build_task()
+    batch, task = mi.build_task(tiny_config).sample("icl", 5), mi.build_task(tiny_config)
     _, cache = random_model.run_with_cache(batch.inputs)
     for layer in (0, 1):
         blocks = written_blocks(random_model, task, batch.inputs, layer)
@@ -98,13 +101,13 @@ def test_written_blocks_rebuild_what_a_token_gives(tiny_config, random_model):
 
 
 def test_only_the_planted_writing_has_strength(tiny_config):
-    task = tiny_config.build_task()
+    task = mi.build_task(tiny_config)
     batch = task.sample("icl", 50)
     table = ov_strengths(induction_head(tiny_config, **STRENGTHS), batch, task)
     found = table.set_index(["layer", "read", "written"])["strength"]
     content = batch.inputs[..., 13:].double().square().sum(-1).mean().sqrt()
     assert set(found[found > 1e-9].index) == {(0, "content", "other"), (1, "content", "other")}
-    assert found[0, "content", "other"] == pytest.approx(float(content))
+    assert found.to_dict()[0, "content", "other"] == pytest.approx(float(content))
     band = null_band(tiny_config, batch, task, ov_strengths, n_networks=5)
     assert list(band) == ["layer", "head", "read", "written", "null_mean", "null_low", "null_high"]
     assert len(band) == 4 + 6
@@ -112,7 +115,7 @@ def test_only_the_planted_writing_has_strength(tiny_config):
 
 def test_singular_directions_of_the_planted_head(tiny_config):
     """QK¹ moves 12 of 13 positions by one, times β₁; QK² is α times an identity of 11, beside two of β₂'s."""
-    table = singular_directions(induction_head(tiny_config, beta1=2.0, alpha=3.0), tiny_config.build_task(), n=13)
+    table = singular_directions(induction_head(tiny_config, beta1=2.0, alpha=3.0), mi.build_task(tiny_config), n=13)
     of = {key: rows.reset_index(drop=True) for key, rows in table.groupby(["circuit", "layer"])}
     assert of["qk", 0]["value"].tolist() == pytest.approx([2.0] * 12 + [0.0])
     assert of["qk", 1]["value"].tolist() == pytest.approx([3.0] * 11 + [0.0] * 2, abs=1e-12)
@@ -126,18 +129,18 @@ def test_singular_directions_of_the_planted_head(tiny_config):
 
 
 def test_position_profile_of_the_planted_head(tiny_config):
-    profile = position_profile(induction_head(tiny_config, **STRENGTHS), tiny_config.build_task())
+    profile = position_profile(induction_head(tiny_config, **STRENGTHS), mi.build_task(tiny_config))
     assert profile.tolist() == [0, 2.0, 0, 0, 0, 0, 0]
 
 
 def test_composition_goes_through_the_key(tiny_config):
-    scores = composition_scores(induction_head(tiny_config, beta1=2.0)).set_index("through")["score"]
+    scores = composition_scores(induction_head(tiny_config, beta1=2.0)).set_index("through")["score"].to_dict()
     assert scores["Q"] == scores["V"] == 0
     assert scores["K"] == pytest.approx(1 / 11**0.5)  # of W_V¹ = W_QK² = one identity of 11 dimensions each
 
 
 def test_copying_score(tiny_config):
-    task = tiny_config.build_task()
+    task = mi.build_task(tiny_config)
     batch = task.sample("icl", 20)
     assert copying_score(induction_head(tiny_config), task, batch) == pytest.approx(1.0)
     assert copying_score(induction_head(tiny_config, xi=-1.0), task, batch) == pytest.approx(-1.0)
@@ -145,7 +148,7 @@ def test_copying_score(tiny_config):
 
 
 def test_order_parameters_of_planted_heads(tiny_config):
-    task = tiny_config.build_task()
+    task = mi.build_task(tiny_config)
     found = order_parameters(induction_head(tiny_config, **STRENGTHS), task)
     for name in ("beta1", "alpha", "beta2"):
         assert found[name] == pytest.approx(STRENGTHS[name], abs=1e-6), name
@@ -168,8 +171,8 @@ def test_order_parameters_of_planted_heads(tiny_config):
     ],
 )
 def test_order_parameters_tell_the_twins_apart(tiny_config, missing, zero):
-    whole = order_parameters(induction_head(tiny_config, **STRENGTHS), tiny_config.build_task())
-    twin = order_parameters(induction_head(tiny_config, **STRENGTHS, without=missing), tiny_config.build_task())
+    whole = order_parameters(induction_head(tiny_config, **STRENGTHS), mi.build_task(tiny_config))
+    twin = order_parameters(induction_head(tiny_config, **STRENGTHS, without=missing), mi.build_task(tiny_config))
     assert twin[zero] == pytest.approx(0, abs=1e-6)
     assert whole[zero] > 0.5
 
@@ -185,7 +188,7 @@ def test_other_tasks_and_networks_are_refused(tiny_config):
             raise NotImplementedError
 
     with pytest.raises(MechinterpError, match=r"task .*Other: only item–label tokens"):
-        subspaces(build_model(tiny_config), Other())
+        subspaces(Network.initial(tiny_config), Other())
     three = tiny_config.updated({"model.n_layers": 3})
     with pytest.raises(MechinterpError, match="two layers with one head"):
-        order_parameters(build_model(three), three.build_task())
+        order_parameters(Network.initial(three), mi.build_task(three))

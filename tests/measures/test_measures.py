@@ -8,14 +8,14 @@ import mechinterp as mi
 from mechinterp.errors import MechinterpError, UnknownNameError
 from mechinterp.measures import MEASURES
 from mechinterp.measures.table import columns_for
-from mechinterp.models.parameters import parameter_shapes
+from mechinterp.models.registry import parameter_shapes
 
 T, N, L = 17, 8, 32
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return mi.RunConfig.preset("reddy2023").updated({"task.burstiness": 2}).build_task().sample("icl", 200)
+    return mi.build_task(mi.RunConfig.preset("reddy2023").updated({"task.burstiness": 2})).sample("icl", 200)
 
 
 def seen(batch, layer1=None, layer2=None, logits=None) -> mi.Observation:
@@ -152,7 +152,7 @@ def test_tca_counts_all_copies_and_takes_the_place_of_the_others_on_paired_items
     config = mi.RunConfig.preset("nguyen2024-fast").updated(
         {"task.n_pairs": 6, "task.n_items": 10, "model.n_layers": 2}
     )
-    task = config.build_task()
+    task = mi.build_task(config)
     batch = task.sample("train", 300)
     pattern = torch.zeros(300, 1, 7, 7, dtype=torch.float64)
     pattern[:, 0, -1] = torch.tensor([0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2])

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import mechinterp as mi
-from mechinterp.models.conventions import folded, plain
-from mechinterp.models.hooks import HookedTransformer, HookedTransformerConfig
-from mechinterp.models.parameters import initial_parameters, parameter_shapes
-from mechinterp.models.transformer import build_model
-from mechinterp.training.autograd import AutogradEngine
-from mechinterp.training.engine import build_engine
-from mechinterp.training.folded import FoldedEngine
+from mechinterp.models.forward import forward, run_with_cache
+from mechinterp.models.hooked import HookedTransformer, HookedTransformerConfig
+from mechinterp.models.network import Network
+from mechinterp.models.registry import architecture_of, initial_parameters, parameter_shapes
+from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine
+from tests.helpers import hooked, random_parameters
+from tests.reference_engine import ReferenceEngine
 
 CONVENTIONS = [
     {"model.use_attn_scale": True},
@@ -20,14 +20,6 @@ CONVENTIONS = [
     {"model.classifier_bias": "shared"},
     {"model.use_attn_scale": True, "model.output_matrix": "trained", "model.classifier_bias": "shared"},
 ]
-
-
-def random_parameters(config: mi.RunConfig) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
-        for name, shape in parameter_shapes(config).items()
-    }
 
 
 def test_scale_and_output_matrix_are_those_of_transformer_lens(tiny_config):
@@ -47,54 +39,68 @@ def test_scale_and_output_matrix_are_those_of_transformer_lens(tiny_config):
                 value.zero_()
             if name in parameters:
                 value.copy_(parameters[name])
-    inputs = config.build_task().sample("train", 5).inputs.double()
+    inputs = mi.build_task(config).sample("train", 5).inputs.double()
     residual = inputs
     for block in theirs.blocks:
         residual = block(residual)
-    _, cache = build_model(config, parameters).run_with_cache(inputs)
-    torch.testing.assert_close(cache["classifier.hook_in"], residual[:, -1], rtol=1e-12, atol=1e-12)
+    network = Network(config, parameters)
+    _, cache = hooked(network).run_with_cache(inputs)
+    for activations in (cache, run_with_cache(network, inputs)):
+        torch.testing.assert_close(activations["classifier.hook_in"], residual[:, -1], rtol=1e-12, atol=1e-12)
 
 
 def test_a_shared_bias_is_added_to_every_unit(tiny_config):
     config = tiny_config.updated({"model.classifier_bias": "shared", "model.classifier_depth": 1})
     parameters = {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items()}
     parameters["classifier.layers.0.b"] += 0.25
-    inputs = config.build_task().sample("train", 3).inputs
-    _, cache = build_model(config, parameters).run_with_cache(inputs)
-    assert bool((cache["classifier.layers.0.hook_post"] == 0.25).all())
+    inputs = mi.build_task(config).sample("train", 3).inputs
+    network = Network(config, parameters)
+    _, cache = hooked(network).run_with_cache(inputs)
+    for activations in (cache, run_with_cache(network, inputs)):
+        assert bool((activations["classifier.layers.0.hook_post"] == 0.25).all())
 
 
 @pytest.mark.parametrize("changes", CONVENTIONS)
 def test_gradients_by_the_chain_rule_equal_autograd(tiny_config, changes):
     config = tiny_config.updated({**changes, "training.weight_decay": 0.01})
-    parameters, batch = random_parameters(config), config.build_task().train_batch(0, 16)
-    ours, theirs = FoldedEngine(config, parameters), AutogradEngine(config, parameters)
-    (loss, _, gradients), (expected, _, wanted) = ours.gradients(batch), theirs.gradients(batch)
-    assert loss == pytest.approx(expected, rel=1e-12)
-    assert gradients.keys() == wanted.keys() == parameters.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-12)
-    ours.step(batch)
-    theirs.step(batch)
-    for name, value in theirs.parameters.items():
-        torch.testing.assert_close(ours.parameters[name], value.detach(), rtol=1e-9, atol=1e-12)
+    parameters, batch = random_parameters(config), mi.build_task(config).train_batch(0, 16)
+    for theirs in (AutogradEngine([config], [parameters]), ReferenceEngine(config, parameters)):
+        fused = FusedEngine([config], [parameters])
+        (loss, _, gradients), (expected, _, wanted) = fused.gradients(batch), theirs.gradients(batch)
+        assert loss == pytest.approx(expected, rel=1e-12)
+        assert gradients.keys() == wanted.keys() == parameters.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-12)
+        fused.step(batch)
+        theirs.step(batch)
+        for name, value in theirs.parameters.items():
+            torch.testing.assert_close(fused.parameters[name], value.detach(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", CONVENTIONS)
-def test_runs_are_trained_measured_and_opened_as_the_plain_network(tiny_config, changes, tmp_path):
+def test_runs_are_trained_measured_and_opened_as_the_canonical_network(tiny_config, changes, tmp_path):
     config = tiny_config.updated(changes)
-    assert build_engine(config, initial_parameters(config)).name == "folded"
+    assert build_engine(config, initial_parameters(config)).name == "fused"
     run = mi.train(config, tmp_path / "run.h5", progress=False)
     batch = run.task.sample("icl", 200)
     logits = run.model(run.steps[-1])(batch.inputs)
+    torch.testing.assert_close(forward(run.network(run.steps[-1]), batch.inputs), logits)
     accuracy = (logits.argmax(dim=-1) == batch.labels).double().mean().item()
     assert mi.measure(run, ["icl_accuracy"], n_sequences=200)["icl_accuracy"].iloc[-1] == pytest.approx(accuracy)
-    assert mi.analyse(run, "evidence", steps=[run.steps[-1]], n_pairs=16)["value"].notna().any()
+    assert bool(mi.analyse(run, "evidence", steps=[run.steps[-1]], n_pairs=16)["value"].notna().any())
 
 
-def test_a_plain_config_is_its_own_plain_one_and_nothing_is_folded(tiny_config):
+def test_a_canonical_config_and_its_parameters_stay_as_they_are(tiny_config):
     parameters = initial_parameters(tiny_config)
-    assert plain(tiny_config) is tiny_config
-    assert all(value is parameters[name] for name, value in folded(tiny_config, parameters).items())
-    with pytest.raises(mi.MechinterpError, match="hooked engine"):
-        build_engine(tiny_config.updated(CONVENTIONS[0]), parameters, "hooked")
+    canonical = architecture_of(tiny_config).canonical(tiny_config, parameters)
+    assert canonical.config is tiny_config
+    assert canonical.parameters.keys() == parameters.keys()
+    assert all(canonical.parameters[name] is value for name, value in parameters.items())
+
+
+def test_an_engine_that_is_gone_or_cannot_compute_a_config_is_replaced(tiny_config):
+    parameters = initial_parameters(tiny_config)
+    assert build_engine(tiny_config, parameters, "hooked").name == "fused"
+    assert build_engine(tiny_config, parameters, "autograd").name == "autograd"
+    heads = tiny_config.updated({"model.n_heads": 2})
+    assert build_engine(heads, initial_parameters(heads), "fused").name == "autograd"

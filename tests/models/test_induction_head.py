@@ -1,4 +1,4 @@
-"""The minimal induction head: its equations, its compiled transformer, its gradient by hand."""
+"""The minimal induction head: its equations, its canonical network, its gradient by hand."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 
 import mechinterp as mi
 from mechinterp.circuits.order_parameters import order_parameters
+from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import MechinterpError
-from mechinterp.models.functional import forward
-from mechinterp.models.induction_head import InductionHead, compiled
-from mechinterp.models.parameters import INDUCTION_HEAD, parameter_shapes
-from mechinterp.training.autograd import AutogradEngine
-from mechinterp.training.fused_induction_head import InductionHeadEngine
-from mechinterp.training.hooked import HookedEngine
+from mechinterp.models.forward import forward, run_with_cache
+from mechinterp.models.induction_head import STRENGTHS
+from mechinterp.models.network import Network
+from mechinterp.training.engines import AnalyticEngine, AutogradEngine
+from tests.helpers import hooked
+from tests.helpers import random_parameters as draw
+from tests.reference_engine import ReferenceEngine
 
 sizes = st.fixed_dictionaries(
     {
@@ -35,8 +37,7 @@ def config_of(changes: dict) -> mi.RunConfig:
 
 
 def random_parameters(config: mi.RunConfig, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    rng = np.random.default_rng(config.seed)
-    return {name: torch.from_numpy(rng.normal(size=s)).to(dtype) for name, s in parameter_shapes(config).items()}
+    return draw(config, config.seed, dtype, scale=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,11 @@ def minimal() -> mi.RunConfig:
 def test_logits_are_those_of_the_equations(changes):
     """Token by token, in NumPy (Reddy 2023, eqs 4 to 6)."""
     config = config_of(changes)
+    assert isinstance(config.task, ItemLabelConfig)
     parameters = random_parameters(config)
-    beta1, alpha, beta2 = (parameters[name].item() for name in INDUCTION_HEAD)
-    batch = config.build_task().sample("icl", 3)
-    logits, _ = forward(parameters, batch.inputs.double())
+    beta1, alpha, beta2 = (parameters[name].item() for name in STRENGTHS)
+    batch = mi.build_task(config).sample("icl", 3)
+    logits = forward(Network(config, parameters), batch.inputs.double())
     for sequence, found in zip(batch.inputs.double().numpy(), logits, strict=True):
         content, T = sequence[:, config.task.position_dim :], config.task.n_pos
         buffer = np.zeros_like(content)
@@ -72,12 +74,13 @@ def test_logits_are_those_of_the_equations(changes):
 @given(sizes, st.booleans())
 def test_gradients_by_hand_equal_autograd(changes, table):
     config = config_of(changes)
-    parameters, batch = random_parameters(config), config.build_task().train_batch(0, 17)
+    parameters, batch = random_parameters(config), mi.build_task(config).train_batch(0, 17)
     if not table:
         batch = mi.Batch(batch.inputs.double(), batch.labels)
-    (loss, accuracy, ours), (expected, right, theirs), (also, _, simple) = (
-        engine(config, parameters).gradients(batch) for engine in (InductionHeadEngine, HookedEngine, AutogradEngine)
+    (loss, accuracy, ours), (also, _, simple) = (
+        engine([config], [parameters]).gradients(batch) for engine in (AnalyticEngine, AutogradEngine)
     )
+    expected, right, theirs = ReferenceEngine(config, parameters).gradients(batch)
     assert (loss, accuracy, also) == (pytest.approx(expected, rel=1e-10), right, pytest.approx(expected, rel=1e-12))
     for name, gradient in theirs.items():
         scale = max(gradient.abs().max().item(), 1e-4)
@@ -85,11 +88,11 @@ def test_gradients_by_hand_equal_autograd(changes, table):
         assert (simple[name] - gradient).abs().max() < 1e-10 * scale, name
 
 
-@pytest.mark.parametrize("engine", [InductionHeadEngine, AutogradEngine])
+@pytest.mark.parametrize("engine", [AnalyticEngine, AutogradEngine])
 def test_a_step_is_the_same_step(minimal, engine):
     config = minimal.updated({"training.weight_decay": 0.01})
-    task = config.build_task()
-    ours, theirs = engine(config, random_parameters(config)), HookedEngine(config, random_parameters(config))
+    task = mi.build_task(config)
+    ours, theirs = engine([config], [random_parameters(config)]), ReferenceEngine(config, random_parameters(config))
     for step in range(3):
         batch = task.train_batch(step, 16)
         assert ours.step(batch) == pytest.approx(theirs.step(batch))
@@ -97,63 +100,89 @@ def test_a_step_is_the_same_step(minimal, engine):
         torch.testing.assert_close(ours.parameters[name].detach(), value.detach(), rtol=1e-9, atol=1e-12)
 
 
+def patterns_and_logits(config: mi.RunConfig, parameters: dict, inputs: torch.Tensor) -> tuple[list, torch.Tensor]:
+    """Eqs 4 to 6 of all tokens at once, in the parameters' own type."""
+    assert isinstance(config.task, ItemLabelConfig)
+    beta1, alpha, beta2 = (parameters[name] for name in STRENGTHS)
+    content, T = inputs[..., config.task.position_dim :].to(beta1.dtype), config.task.n_pos
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    later = torch.where(distance < 0, -torch.inf, 0.0)
+    first = (later + beta1 * (distance == 1)).softmax(-1).expand(len(inputs), 1, T, T)
+    buffer = first[:, 0] @ content
+    match = content @ buffer.transpose(1, 2)
+    second = (later + alpha * match + beta2 * (distance % 2)).softmax(-1)
+    x = torch.cat([content[:, -1], second[:, -1:].bmm(content)[:, 0]], dim=1)
+    for i in range(config.model.classifier_depth):
+        layer = f"classifier.layers.{i}"
+        x = (x @ parameters[f"{layer}.W"] + parameters[f"{layer}.b"]).relu()
+    return [first, second[:, None]], x @ parameters["classifier.readout.W"]
+
+
 @settings(max_examples=20, deadline=None)
 @given(sizes)
-def test_the_compiled_transformer_gives_the_same_logits(changes):
+def test_the_canonical_network_gives_the_same_patterns_and_logits(changes):
     config = config_of(changes)
-    parameters, inputs = random_parameters(config), config.build_task().sample("icl", 4).inputs
-    hooked, transformer = InductionHead(config, parameters), compiled(config, parameters)
-    logits, patterns = forward(parameters, inputs.double())
-    found, cache = transformer.run_with_cache(inputs)
+    parameters, inputs = random_parameters(config), mi.build_task(config).sample("icl", 4).inputs
+    network = Network(config, parameters)
+    patterns, logits = patterns_and_logits(config, parameters, inputs)
+    found, cache = hooked(network).run_with_cache(inputs)
+    ours = run_with_cache(network, inputs)
     torch.testing.assert_close(found, logits, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(hooked(inputs), logits, rtol=0, atol=0)
-    for name, pattern in patterns.items():
+    torch.testing.assert_close(ours.logits, logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(forward(network, inputs, target_only=True), logits, rtol=1e-10, atol=1e-10)
+    for layer, pattern in enumerate(patterns):
+        name = f"blocks.{layer}.attn.hook_pattern"
         torch.testing.assert_close(cache[name], pattern, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours[name], pattern, rtol=1e-10, atol=1e-10)
 
 
-def test_the_compiled_transformer_in_float32_at_full_size():
+def test_the_canonical_network_in_float32_at_full_size():
     config = mi.RunConfig.preset("reddy2023-minimal")
     parameters = random_parameters(config, torch.float32) | {
-        name: torch.full((1,), value) for name, value in zip(INDUCTION_HEAD, (3.0, 8.0, 1.5), strict=True)
+        name: torch.full((1,), value) for name, value in zip(STRENGTHS, (3.0, 8.0, 1.5), strict=True)
     }
     for name in parameters:
         if name.endswith(".W"):
             parameters[name] = parameters[name] / parameters[name].shape[0] ** 0.5
-    inputs = config.build_task().sample("icl", 100).inputs
-    difference = compiled(config, parameters)(inputs) - forward(parameters, inputs)[0]
-    assert difference.abs().max() < 1e-5
+    inputs, network = mi.build_task(config).sample("icl", 100).inputs, Network(config, parameters)
+    _, expected = patterns_and_logits(config, parameters, inputs)
+    for logits in (hooked(network)(inputs), forward(network, inputs)):
+        assert (logits - expected).abs().max() < 1e-5
 
 
-def test_order_parameters_of_the_compiled_transformer_are_its_parameters(minimal):
+def test_order_parameters_of_the_canonical_network_are_its_parameters(minimal):
     parameters = random_parameters(minimal)
-    found = order_parameters(compiled(minimal, parameters), minimal.build_task())
-    for name, argument in INDUCTION_HEAD.items():
-        assert found[argument] == pytest.approx(parameters[name].item(), abs=1e-6)
+    network = Network(minimal, parameters)
+    for model in (network, hooked(network)):
+        found = order_parameters(model, mi.build_task(minimal))
+        for name, argument in STRENGTHS.items():
+            assert found[argument] == pytest.approx(parameters[name].item(), abs=1e-6)
 
 
 def test_hooks_are_checked_and_act(minimal):
-    model, inputs = InductionHead(minimal, random_parameters(minimal)), minimal.build_task().sample("icl", 5).inputs
+    network, inputs = Network(minimal, random_parameters(minimal)), mi.build_task(minimal).sample("icl", 5).inputs
+    model = hooked(network)
     with pytest.raises(MechinterpError, match=r"did you mean 'blocks.1.attn.hook_pattern'"):
         model.run_with_cache(inputs, names_filter="blocks.1.attn.hook_patern")
     uniform = torch.full((7, 7), 1 / 7, dtype=torch.float64).expand(5, 1, 7, 7)
     hook = "blocks.1.attn.hook_pattern"
     by_hooks = model.run_with_hooks(inputs, fwd_hooks=[(hook, lambda pattern, hook: uniform)])
-    by_function, _ = forward(random_parameters(minimal), inputs.double(), {hook: lambda pattern: uniform})
+    by_function = forward(network, inputs.double(), {hook: lambda pattern: uniform})
     torch.testing.assert_close(by_hooks, by_function)
     assert not torch.allclose(by_hooks, model(inputs))
     with pytest.raises(MechinterpError, match="unknown hook"):
-        forward(random_parameters(minimal), inputs.double(), {"blocks.2.attn.hook_pattern": lambda pattern: pattern})
+        forward(network, inputs.double(), {"blocks.2.attn.hook_pattern": lambda pattern: pattern})
 
 
 def test_a_run_is_trained_measured_analysed_and_resumed(minimal, tmp_path):
     config = minimal.updated({"training.steps": 20, "training.batch_size": 16, "checkpoints.every": 10})
     run = mi.train(config, tmp_path / "run.h5", progress=False)
-    assert run.environment["engine"] == "fused"
+    assert run.environment["engine"] == "analytic"
     table = mi.measure(run, n_sequences=50)
     assert {"icl_accuracy", "ila1", "tila2", "cla"} <= set(table.columns)
     assert run.model(20)(run.task.sample("icl", 2).inputs).shape == (2, 7)
-    strengths = mi.analyse(run, "order_parameters", steps=20).set_index("parameter")["value"]
-    for name, argument in INDUCTION_HEAD.items():
+    strengths = mi.analyse(run, "order_parameters", steps=20).set_index("parameter")["value"].to_dict()
+    for name, argument in STRENGTHS.items():
         assert strengths[argument] == pytest.approx(run.weights(20)[name].item(), abs=1e-4)
     assert set(mi.analyse(run, "paths", steps=20, n_pairs=20)["sender"])
     assert run.densify(every=3).exact

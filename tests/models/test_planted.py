@@ -1,6 +1,7 @@
 """Planted circuits do what the equations of the minimal model say, token by token."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,16 +9,20 @@ import pytest
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
 from mechinterp.measures import MEASURES, Observation
+from mechinterp.models.forward import forward, run_with_cache
 from mechinterp.models.planted import Operation, induction_head, memorising_decoy, random_label_decoy
+from mechinterp.tasks import ItemLabelTask
 
-STRENGTHS = {"beta1": 2.0, "alpha": 3.0, "beta2": 0.7, "xi": 1.3}
+STRENGTHS: dict[str, Any] = {"beta1": 2.0, "alpha": 3.0, "beta2": 0.7, "xi": 1.3}
 
 
 def by_the_equations(config, batch, beta1, alpha, beta2, xi):
     """Patterns and logits of Reddy 2023, eqs 4 to 6, one sequence and one token at a time."""
     P, T = config.task.position_dim, config.task.n_pos
     content = batch.inputs[:, :, P:].double().numpy()
-    dual = np.linalg.pinv(config.build_task().label_vectors.astype(float))
+    task = mi.build_task(config)
+    assert isinstance(task, ItemLabelTask)
+    dual = np.linalg.pinv(task.label_vectors.astype(float))
     patterns, logits = np.zeros((2, len(batch), T, T)), np.zeros((len(batch), config.task.n_labels))
     for b, u in enumerate(content):
         buffer = np.zeros_like(u)
@@ -32,25 +37,25 @@ def by_the_equations(config, batch, beta1, alpha, beta2, xi):
     return patterns, logits
 
 
-def accuracy(model, batch):
-    return (model(batch.inputs).argmax(dim=-1) == batch.labels).double().mean().item()
+def accuracy(network, batch):
+    return (forward(network, batch.inputs).argmax(dim=-1) == batch.labels).double().mean().item()
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_the_induction_head_follows_the_equations(tiny_config, depth):
     config = tiny_config.updated({"model.classifier_depth": depth})
-    batch = config.build_task().sample("icl", 5)
-    logits, cache = induction_head(config, **STRENGTHS).run_with_cache(batch.inputs)
+    batch = mi.build_task(config).sample("icl", 5)
+    cache = run_with_cache(induction_head(config, **STRENGTHS), batch.inputs)
     patterns, expected = by_the_equations(config, batch, **STRENGTHS)
     for layer in range(2):
         found = cache[f"blocks.{layer}.attn.hook_pattern"][:, 0].numpy()
         assert np.abs(found - patterns[layer]).max() < 1e-12
-    assert np.abs(logits.detach().numpy() - expected).max() < 1e-12
+    assert np.abs(cache.logits.numpy() - expected).max() < 1e-12
 
 
 @pytest.mark.parametrize("missing", Operation)
 def test_a_twin_lacks_its_operation_only(tiny_config, missing):
-    batch = tiny_config.build_task().sample("icl", 5)
+    batch = mi.build_task(tiny_config).sample("icl", 5)
     zeroed = {
         Operation.previous_token: {"beta1": 0.0},
         Operation.match: {"alpha": 0.0},
@@ -58,18 +63,18 @@ def test_a_twin_lacks_its_operation_only(tiny_config, missing):
         Operation.write: {"alpha": 0.0},  # nothing in the buffer to match
         Operation.copy: {"xi": 0.0},  # nothing to read out
     }[missing]
-    logits, cache = induction_head(tiny_config, **STRENGTHS, without=missing).run_with_cache(batch.inputs)
+    cache = run_with_cache(induction_head(tiny_config, **STRENGTHS, without=missing), batch.inputs)
     patterns, expected = by_the_equations(tiny_config, batch, **{**STRENGTHS, **zeroed})
     assert np.abs(cache["blocks.0.attn.hook_pattern"][:, 0].numpy() - patterns[0]).max() < 1e-12
     assert np.abs(cache["blocks.1.attn.hook_pattern"][:, 0].numpy() - patterns[1]).max() < 1e-12
-    assert np.abs(logits.detach().numpy() - expected).max() < 1e-12
+    assert np.abs(cache.logits.numpy() - expected).max() < 1e-12
 
 
 def test_measures_return_the_analytic_values_at_full_size():
     config = mi.RunConfig.preset("reddy2023")
-    batch, beta1 = config.build_task().sample("icl", 200), 2.5
-    logits, cache = induction_head(config, beta1=beta1, alpha=0.0, beta2=1.5).run_with_cache(batch.inputs)
-    seen = Observation(batch, logits, cache.cache_dict)
+    batch, beta1 = mi.build_task(config).sample("icl", 200), 2.5
+    cache = run_with_cache(induction_head(config, beta1=beta1, alpha=0.0, beta2=1.5), batch.inputs)
+    seen = Observation(batch, cache.logits, cache.values)
     N, T, odd = 8, 17, math.exp(1.5)
     expected = {
         "ila1": np.mean([math.exp(beta1) / (math.exp(beta1) + 2 * k - 1) for k in range(1, N + 1)]),
@@ -83,7 +88,7 @@ def test_measures_return_the_analytic_values_at_full_size():
 
 def test_a_strong_head_solves_the_task_and_no_twin_or_decoy_does():
     config = mi.RunConfig.preset("reddy2023")
-    batch = config.build_task().sample("icl", 1000)
+    batch = mi.build_task(config).sample("icl", 1000)
     assert accuracy(induction_head(config), batch) > 0.99
     for missing in Operation:
         assert accuracy(induction_head(config, without=missing), batch) < 0.25, missing
@@ -93,9 +98,9 @@ def test_a_strong_head_solves_the_task_and_no_twin_or_decoy_does():
 
 def test_the_memorising_decoy_knows_trained_classes_only():
     config = mi.RunConfig().updated({"task.n_classes": 64, "model.classifier_width": 64, "model.classifier_depth": 2})
-    task, model = config.build_task(), memorising_decoy(config)
-    assert accuracy(model, task.sample("iwl", 500)) > 0.95
-    assert accuracy(model, task.sample("icl", 500)) < 0.15
+    task, network = mi.build_task(config), memorising_decoy(config)
+    assert accuracy(network, task.sample("iwl", 500)) > 0.95
+    assert accuracy(network, task.sample("icl", 500)) < 0.15
 
 
 @pytest.mark.parametrize(

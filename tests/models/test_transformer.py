@@ -1,4 +1,4 @@
-"""The hooked model against an independent NumPy transcription of the paper's equations, and its hooks."""
+"""The forward pass and the hooked model against a NumPy transcription of the paper's equations, and their hooks."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,12 @@ import torch
 
 import mechinterp as mi
 from mechinterp.errors import MechinterpError, UnknownNameError
-from mechinterp.models.functional import forward
-from mechinterp.models.parameters import initial_parameters, parameter_shapes
-from mechinterp.models.transformer import build_model, set_parameters
+from mechinterp.models.forward import forward, run_with_cache
+from mechinterp.models.hooked import set_parameters
+from mechinterp.models.network import Network
+from mechinterp.models.registry import initial_parameters, parameter_shapes
+from tests.helpers import hooked
+from tests.helpers import random_parameters as draw
 
 
 def config_of(n_layers: int = 2, n_heads: int = 1, depth: int = 3) -> mi.RunConfig:
@@ -24,8 +27,7 @@ def config_of(n_layers: int = 2, n_heads: int = 1, depth: int = 3) -> mi.RunConf
 
 
 def random_parameters(config: mi.RunConfig, seed: int = 0) -> dict[str, torch.Tensor]:
-    rng = np.random.default_rng(seed)
-    return {name: torch.from_numpy(rng.normal(size=shape) * 0.3) for name, shape in parameter_shapes(config).items()}
+    return draw(config, seed, scale=0.3)
 
 
 def inputs_of(config: mi.RunConfig, batch: int = 17) -> torch.Tensor:
@@ -58,23 +60,27 @@ def test_logits_equal_the_equations(n_layers, n_heads, depth):
     config = config_of(n_layers, n_heads, depth)
     parameters, inputs = random_parameters(config), inputs_of(config)
     expected = reddy_2023(parameters, inputs.numpy(), n_layers, n_heads, depth)
-    model = build_model(config, parameters)
-    assert model(inputs).detach().numpy() == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    assert forward(parameters, inputs)[0].numpy() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    network = Network(config, parameters)
+    assert hooked(network)(inputs).detach().numpy() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert forward(network, inputs).numpy() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("n_heads", [1, 3])
-def test_the_plain_forward_gives_the_hooked_patterns(n_heads):
+def test_every_activation_of_the_forward_pass_is_that_of_the_hooked_model(n_heads):
     config = config_of(n_heads=n_heads)
-    parameters, inputs = random_parameters(config), inputs_of(config)
-    _, cache = build_model(config, parameters).run_with_cache(inputs)
-    for name, pattern in forward(parameters, inputs)[1].items():
-        assert torch.allclose(pattern, cache[name], rtol=1e-12, atol=1e-12)
+    network, inputs = Network(config, random_parameters(config)), inputs_of(config)
+    _, cache = hooked(network).run_with_cache(inputs)
+    ours, patterns = run_with_cache(network, inputs), [f"blocks.{layer}.attn.hook_pattern" for layer in range(2)]
+    assert set(ours.values) == set(network.hook_names) <= set(cache)
+    for name, value in ours.values.items():
+        assert torch.allclose(value, cache[name], rtol=1e-12, atol=1e-12), name
+    for name, pattern in run_with_cache(network, inputs, patterns).values.items():
+        assert torch.allclose(pattern, cache[name], rtol=1e-12, atol=1e-12), name
 
 
 def test_standard_hooks_have_their_shapes():
     config = config_of()
-    _, cache = build_model(config, random_parameters(config)).run_with_cache(inputs_of(config))
+    _, cache = hooked(Network(config, random_parameters(config))).run_with_cache(inputs_of(config))
     assert cache["hook_embed"].shape == (17, 7, 24)
     assert cache["blocks.0.hook_resid_pre"].shape == (17, 7, 24)
     assert cache["blocks.0.attn.hook_q"].shape == (17, 7, 1, 24)
@@ -87,7 +93,7 @@ def test_standard_hooks_have_their_shapes():
 
 def test_hooks_change_the_run_and_are_removed():
     config = config_of()
-    model, inputs = build_model(config, random_parameters(config)), inputs_of(config)
+    model, inputs = hooked(Network(config, random_parameters(config))), inputs_of(config)
     before = model(inputs)
     silenced = model.run_with_hooks(inputs, fwd_hooks=[("classifier.layers.0.hook_pre", lambda x, hook: x * 0)])
     assert not torch.allclose(before, silenced)
@@ -96,7 +102,7 @@ def test_hooks_change_the_run_and_are_removed():
 
 def test_attention_is_causal_and_only_the_target_is_read():
     config = config_of()
-    model, inputs = build_model(config, random_parameters(config)), inputs_of(config)
+    model, inputs = hooked(Network(config, random_parameters(config))), inputs_of(config)
     changed = inputs.clone()
     changed[:, 4] += 1
     pre, post = (model(each, stop_at_layer=2) for each in (inputs, changed))
@@ -110,13 +116,13 @@ def test_attention_is_causal_and_only_the_target_is_read():
 
 def test_start_and_stop_at_layer_compose():
     config = config_of()
-    model, inputs = build_model(config, random_parameters(config)), inputs_of(config)
+    model, inputs = hooked(Network(config, random_parameters(config))), inputs_of(config)
     assert torch.equal(model(model(inputs, stop_at_layer=1), start_at_layer=1), model(inputs))
 
 
 def test_frozen_parts_have_no_gradient_and_the_right_values():
     config = config_of()
-    model = build_model(config, random_parameters(config))
+    model = hooked(Network(config, random_parameters(config)))
     model(inputs_of(config)).sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in parameter_shapes(config)), name
@@ -126,7 +132,7 @@ def test_frozen_parts_have_no_gradient_and_the_right_values():
 
 def test_a_misspelt_hook_raises_with_the_nearest_name():
     config = config_of()
-    model, inputs = build_model(config), inputs_of(config).float()
+    model, inputs = hooked(Network.initial(config)), inputs_of(config).float()
     nearest = "did you mean 'blocks.0.attn.hook_pattern'"
     with pytest.raises(UnknownNameError, match=nearest):
         model.run_with_cache(inputs, names_filter="blocks.0.attn.hook_patern")
@@ -155,7 +161,7 @@ def test_initial_values_have_the_papers_scales():
 
 def test_set_parameters_refuses_other_names_and_shapes():
     config = config_of()
-    model, parameters = build_model(config), initial_parameters(config)
+    model, parameters = hooked(Network.initial(config)), initial_parameters(config)
     with pytest.raises(MechinterpError, match=r"classifier\.readout\.W"):
         set_parameters(model, {name: value for name, value in parameters.items() if "readout" not in name})
     parameters["classifier.readout.W"] = parameters["classifier.readout.W"].T
@@ -164,7 +170,7 @@ def test_set_parameters_refuses_other_names_and_shapes():
 
 
 def test_a_hook_that_does_not_fire_is_an_error(tiny_config):
-    model, inputs = build_model(tiny_config), tiny_config.build_task().sample("icl", 2).inputs
+    model, inputs = hooked(Network.initial(tiny_config)), mi.build_task(tiny_config).sample("icl", 2).inputs
 
     def untouched(value, hook):
         return value

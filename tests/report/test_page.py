@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import mechinterp as mi
+from mechinterp.analysis.checkpoints import circuit_graphs
 from mechinterp.circuits.svg import panels
-from mechinterp.circuits.trajectory import circuit_graphs
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
 from mechinterp.report import html
@@ -24,11 +24,17 @@ def _scripts(page: str) -> list[str]:
     return re.findall(r"<script>(.*?)</script>", page, flags=re.S)
 
 
+def _group(pattern: str, text: str, flags: int = 0) -> str:
+    """What the group of the pattern matches, where it first does."""
+    match = re.search(pattern, text, flags=flags)
+    assert match, f"nothing matches {pattern}"
+    return match[1]
+
+
 def _data(page: str, name: str) -> dict:
     """What lies beside the figure of this name."""
-    figure = re.search(rf'data-name="{name}">(.*?)</figure>', page, flags=re.S)
-    assert figure, f"no figure {name}"
-    return json.loads(re.search(r'<script type="application/json">(.*)</script>', figure[1], flags=re.S)[1])
+    figure = _group(rf'data-name="{name}">(.*?)</figure>', page, re.S)
+    return json.loads(_group(r'<script type="application/json">(.*)</script>', figure, re.S))
 
 
 def _array(packed: dict) -> np.ndarray:
@@ -51,9 +57,9 @@ def test_the_page_asks_for_nothing_outside_and_runs_only_its_own_scripts(odd_pag
     _, _, page = odd_page
     scripts = _scripts(page)
     assert len(scripts) == 2
-    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page, flags=re.S)[1]
+    policy = _group(r'Content-Security-Policy" content="(.*?)"', page, re.S)
     digests = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts]
-    assert re.search(r"script-src (.*?);", policy)[1] == " ".join(f"'sha256-{each}'" for each in digests)
+    assert _group(r"script-src (.*?);", policy) == " ".join(f"'sha256-{each}'" for each in digests)
     assert policy.startswith("default-src 'none'")
     for each in scripts:
         page = page.replace(each, "")
@@ -78,7 +84,7 @@ def test_every_figure_has_a_caption_and_its_numbers(odd_page):
     figures = re.findall(r"<figure .*?</figure>", page, flags=re.S)
     assert len(figures) == 10  # of paths there is nothing to show
     for figure in figures:
-        assert len(re.search(r"<figcaption>(.*?)<button", figure)[1]) > 40
+        assert len(_group(r"<figcaption>(.*?)<button", figure)) > 40
         assert '<button class="csv"' in figure
     assert run.digest(20) in page
 
@@ -99,7 +105,8 @@ def test_attention_is_that_of_the_run_at_every_step(odd_page):
 
 def test_blocks_are_those_of_the_analysis_at_every_step(odd_page):
     run, table, page = odd_page
-    strengths = mi.analyse(run, "qkov", n_sequences=50).set_index(["step", "quantity", "part"])["value"]
+    strengths = mi.analyse(run, "qkov", n_sequences=50)
+    strengths = strengths.set_index(["step", "quantity", "layer", "head", "part", "other"])["value"]
     drawings = _data(page, "qk-and-ov-circuits")["drawings"]
     assert [each["data"][0]["name"] for each in drawings] == [
         "QK, layer 1",
@@ -111,7 +118,7 @@ def test_blocks_are_those_of_the_analysis_at_every_step(odd_page):
     for index, step in enumerate(table.index):
         for row, query in enumerate(second["data"][0]["y"]):
             for column, key in enumerate(second["data"][0]["x"]):
-                expected = strengths[step, "qk 1.0", f"{query}–{key}"]
+                expected = strengths[step, "qk", 1, 0, query, key]
                 assert _array(second["frames"])[index, row, column] == pytest.approx(expected, rel=1e-6)
 
 
@@ -125,7 +132,7 @@ def test_the_circuit_is_drawn_as_measured_at_every_step(odd_page):
     _, drawn = panels(graphs)
     for step, graph in graphs.items():
         weights = {(a, b): edge["weight"] for a, b, edge in graph.edges(data=True)}
-        here = measured[measured["step"] == step]
+        here = pd.DataFrame(measured[measured["step"] == step])
         assert len(here) == len(weights)
         for row in here.to_dict("records"):
             assert row["weight"] == pytest.approx(weights[row["source"], row["target"]], abs=1e-5)

@@ -9,8 +9,8 @@ import torch
 
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
+from mechinterp.run import resume
 from mechinterp.store.schema import digest
-from mechinterp.training import resume
 
 
 @contextmanager

@@ -15,9 +15,10 @@ import pytest
 
 import mechinterp as mi
 from mechinterp.errors import MechinterpError, RunFileError
+from mechinterp.run import replay
 from mechinterp.store.schema import digest
-from mechinterp.store.verify import verify
-from mechinterp.training.replay import replay
+from mechinterp.verify import verify
+from tests.helpers import dataset
 
 N_STEPS = 600
 KILLS = 30
@@ -70,7 +71,7 @@ def test_a_run_killed_at_random_moments_and_resumed_has_the_same_bits(spawn, sur
             assert not seen
     if not path.exists():
         mi.train(survivor_config.updated({"training.steps": 10}), path, progress=False)
-    from mechinterp.training import resume
+    from mechinterp.run import resume
     from tests.store.survival_children import one_thread
 
     with one_thread():
@@ -118,7 +119,7 @@ def test_a_live_reader_sees_only_committed_checkpoints(spawn, survivor_config, s
 
 
 def test_a_second_writer_is_refused(spawn, survivor_config, tmp_path):
-    from mechinterp.training import resume
+    from mechinterp.run import resume
     from tests.store.survival_children import train_or_resume
 
     path = tmp_path / "run.h5"
@@ -159,7 +160,7 @@ sys.exit(main({["train", "--config", str(tmp_path / "run.toml"), "--out", str(pa
 
 
 def test_resume_goes_on_after_an_end_and_refuses_to_go_back(tiny_run, tiny_config, tmp_path):
-    from mechinterp.training import resume
+    from mechinterp.run import resume
 
     path = shutil.copy(tiny_run.path, tmp_path / "run.h5")
     run = resume(path, until=30, progress=False)
@@ -172,19 +173,19 @@ def test_resume_goes_on_after_an_end_and_refuses_to_go_back(tiny_run, tiny_confi
 
 
 def test_a_resume_that_stops_short_of_the_end_says_so(tiny_config, tmp_path, monkeypatch):
-    from mechinterp.training import resume
-    from mechinterp.training.fused import FusedEngine
+    from mechinterp.run import resume
+    from mechinterp.training.engines import FusedEngine
 
-    path, original, calls = tmp_path / "run.h5", FusedEngine.step, []
+    path, original, calls = tmp_path / "run.h5", FusedEngine.step_runs, []
 
-    def step(self, batch):
+    def step_runs(self, batches, interventions):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return original(self, batch)
+        return original(self, batches, interventions)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FusedEngine, "step", step)
+        patched.setattr(FusedEngine, "step_runs", step_runs)
         with pytest.raises(KeyboardInterrupt):
             mi.train(tiny_config, path, progress=False)
     run = resume(path, until=10, progress=False)
@@ -232,12 +233,17 @@ def test_steps_that_nothing_could_prove_are_refused(tiny_run):
 def test_another_environment_is_reported_as_approximate(tiny_run, tmp_path):
     path = shutil.copy(tiny_run.path, tmp_path / "run.h5")
     with h5py.File(path, "r+") as file:
-        text = bytes(file.attrs["environments"]).decode().replace(mi.open_run(path).environment["torch"], "1.0")
+        text = (
+            np.asarray(file.attrs["environments"])
+            .item()
+            .decode()
+            .replace(mi.open_run(path).environment["torch"], "1.0")
+        )
         file.attrs["environments"] = np.bytes_(text.encode())
-        weights = file["weights/classifier.readout.W"]
+        weights = dataset(file, "weights/classifier.readout.W")
         weights[5] = weights[5] + np.float32(1e-6)
     run = mi.open_run(path)
-    from mechinterp.training.replay import replay
+    from mechinterp.run import replay
 
     proof = replay(run, [9], lambda step, weights, metrics: None)
     assert proof.exact, "the digest was not touched"
@@ -250,19 +256,20 @@ def test_another_environment_is_reported_as_approximate(tiny_run, tmp_path):
 
 
 def test_a_resume_that_another_process_has_overtaken_changes_nothing(tiny_config, tmp_path, monkeypatch):
+    from mechinterp import run as runs
     from mechinterp.errors import BusyError
-    from mechinterp.training import resume, trainer
+    from mechinterp.run import resume
 
     path = tmp_path / "run.h5"
     mi.train(tiny_config.updated({"training.steps": 10}), path, progress=False)
-    build = trainer.build_engine
+    build = runs.build_engine
 
     def overtaken(*arguments, **named):
-        monkeypatch.setattr(trainer, "build_engine", build)
+        monkeypatch.setattr(runs, "build_engine", build)
         resume(path, until=20, progress=False)
         return build(*arguments, **named)
 
-    monkeypatch.setattr(trainer, "build_engine", overtaken)
+    monkeypatch.setattr(runs, "build_engine", overtaken)
     with pytest.raises(BusyError, match="another process has gone on with it"):
         resume(path, until=20, progress=False)
     run = mi.open_run(path)
@@ -275,7 +282,7 @@ def test_verify_names_the_first_fault(tiny_run, tmp_path, capsys):
     path = shutil.copy(tiny_run.path, tmp_path / "run.h5")
     assert main(["verify", str(path)]) == 0
     with h5py.File(path, "r+") as file:
-        weights = file["weights/blocks.1.attn.W_K"]
+        weights = dataset(file, "weights/blocks.1.attn.W_K")
         weights[7] = weights[7] + 1
     assert main(["verify", str(path)]) == 1
     assert "the weights of step 14 do not match their digest" in capsys.readouterr().out

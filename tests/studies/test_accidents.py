@@ -18,7 +18,7 @@ import pytest
 import mechinterp as mi
 from mechinterp.cli import main
 from mechinterp.studies.cluster import cluster
-from mechinterp.studies.conduct import run_study
+from mechinterp.studies.runner import run_study
 from mechinterp.studies.study import Study
 from tests.studies.helpers import digests, straight, written
 
@@ -114,7 +114,7 @@ def test_a_study_that_is_killed_at_random_five_times_gives_the_same_table(long_s
         process.wait()
         until(partial(ended, workers))
     (out / "long.csv").unlink()
-    command[command.index("study") : command.index("study") + 1] = ["study", "resume"]
+    command[command.index("study") : command.index("study") + 1] = ["study", "retry"]
     assert subprocess.run([*command, str(folder)], stdout=subprocess.DEVNULL).returncode == 0
     assert [(out / name).read_bytes() for name in ("long.csv", "long-variants.csv")] == tables
     assert digests(long_study, folder) == digests(long_study, tmp_path / "whole")
@@ -125,7 +125,7 @@ def test_a_full_disk_fails_the_runs_it_stops_and_they_go_on_when_there_is_room(l
     write_toml(long_study, file)
     full = f"""
 import resource, sys
-from mechinterp.studies.conduct import run_study
+from mechinterp.studies.runner import run_study
 from mechinterp.studies.study import Study
 resource.setrlimit(resource.RLIMIT_FSIZE, ({FULL}, {FULL}))
 for error in run_study(Study.from_toml({str(file)!r}), {str(folder)!r}, workers=1, progress=False)["error"]:
@@ -137,14 +137,14 @@ for error in run_study(Study.from_toml({str(file)!r}), {str(folder)!r}, workers=
     assert main(["study", "collect", str(file), *options[2:]]) == 1
     assert pd.read_csv(out / "long.csv")["status"].tolist() == ["done", "failed"]
     assert main(["study", "status", str(file), "--runs", str(folder), "--json"]) == 0
-    assert main(["study", "resume", str(file), *options]) == 0
+    assert main(["study", "retry", str(file), *options]) == 0
     assert pd.read_csv(out / "long.csv")["status"].tolist() == ["done", "done"]
     assert digests(long_study, folder) == expected
 
 
 def test_to_resume_what_was_never_begun_is_refused(long_study, tmp_path, capsys):
     write_toml(long_study, tmp_path / "long.toml")
-    for command in ("resume", "collect"):
+    for command in ("retry", "collect"):
         assert main(["study", command, str(tmp_path / "long.toml"), "--runs", str(tmp_path / "none")]) == 2
         assert f"begin: mechinterp study {tmp_path / 'long.toml'}" in capsys.readouterr().err
         assert main(["study", command, str(tmp_path / "long.toml"), "--runs", str(tmp_path / "long.toml")]) == 2

@@ -3,7 +3,10 @@
 import pytest
 
 import mechinterp as mi
+from mechinterp.config import ItemLabelConfig
+from mechinterp.config.interventions import Window
 from mechinterp.errors import ConfigError, MechinterpError
+from mechinterp.studies.jobs import grouped, jobs_of
 from mechinterp.studies.study import Study, flat
 
 STUDY = """
@@ -43,7 +46,10 @@ def test_a_study_is_its_base_times_variants_times_seeds(file):
     free, _, clamped, _ = (run.config for run in study.runs)
     base = mi.RunConfig.preset("reddy2023-fast", seed=3)
     assert free == base.updated({"training.steps": 50, "checkpoints.every": 5})
-    assert (clamped.task.burstiness, clamped.interventions[0].stop) == (2, 9)
+    clamp = clamped.interventions[0]
+    assert isinstance(clamped.task, ItemLabelConfig)
+    assert isinstance(clamp, Window)
+    assert (clamped.task.burstiness, clamp.stop) == (2, 9)
     assert clamped.updated({"interventions": [], "task.burstiness": 1}) == free
 
 
@@ -51,6 +57,7 @@ def test_paper_scale_changes_the_base(file):
     study = Study.from_toml(file, paper_scale=True)
     (free, clamped) = (run.config for run in study.runs)
     assert (free.seed, free.training.steps, free.training.learning_rate) == (7, 70, 0.01)
+    assert isinstance(clamped.task, ItemLabelConfig)
     assert (clamped.task.burstiness, clamped.training.steps) == (4, 70)
     assert free.checkpoints.every == 5
 
@@ -178,3 +185,12 @@ def test_paper_scale_reaches_one_grid(tmp_path):
     path.write_text(GRIDS + "[paper_scale]\nseeds = []\n")
     with pytest.raises(ConfigError, match="seeds is empty"):
         Study.from_toml(path, paper_scale=True)
+
+
+def test_runs_of_other_shapes_are_no_group(tmp_path):
+    base = mi.RunConfig.preset("nguyen2024-fast")
+    changes = {"narrow": {"task.item_dim": 16}, "rare": {"task.zipf_exponent": 1.0}, "long": {"task.n_pairs": 40}}
+    study = Study.of("shapes", base, {"same": {}, **changes}, seeds=[0, 1])
+    jobs = [job for _, job in jobs_of(study, tmp_path)]
+    groups = [[study.runs[jobs.index(job)].variant for job in group] for group in grouped(jobs, 8)]
+    assert sorted(map(sorted, groups)) == [["long", "long"], ["narrow", "narrow"], ["rare", "rare", "same", "same"]]

@@ -10,6 +10,7 @@ import mechinterp as mi
 from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import UnknownNameError
 from mechinterp.tasks import ItemLabelTask
+from tests.helpers import token_labels
 
 N = 8
 
@@ -29,11 +30,11 @@ def classes_of(batch, task: ItemLabelTask, slots) -> torch.Tensor:
 def test_bursty_contexts_repeat_each_label_equally_and_hold_the_target(evaluation, burstiness):
     made = task(burstiness=burstiness, p_in_context=0.5)
     batch = made.sample(evaluation, 300)
-    shown = batch.token_labels[:, 1::2]
+    shown = token_labels(batch)[:, 1::2]
     counts = torch.nn.functional.one_hot(shown, 32).sum(dim=1)
     assert set(counts.unique().tolist()) == {0, burstiness}
     assert batch.roles["correct_label"].sum(dim=1).eq(burstiness).all()
-    assert batch.token_labels[batch.roles["correct_label"]].view(300, -1).eq(batch.labels[:, None]).all()
+    assert token_labels(batch)[batch.roles["correct_label"]].view(300, -1).eq(batch.labels[:, None]).all()
 
 
 def test_tokens_are_one_hot_positions_in_a_uniform_window():
@@ -62,16 +63,16 @@ def test_labels_are_noiseless_and_belong_to_the_class():
     made = task(epsilon=0.05)
     batch = made.sample("train", 500)
     shown = batch.inputs[:, 1::2, 65:]
-    assert torch.equal(shown, torch.from_numpy(made.label_vectors)[batch.token_labels[:, 1::2]])
+    assert torch.equal(shown, torch.from_numpy(made.label_vectors)[token_labels(batch)[:, 1::2]])
     items = classes_of(batch, made, slice(0, 16, 2))
-    assert torch.equal(items % 32, batch.token_labels[:, 1::2])
+    assert torch.equal(items % 32, token_labels(batch)[:, 1::2])
     assert torch.equal(classes_of(batch, made, [16])[:, 0] % 32, batch.labels)
 
 
 def test_swapped_labels_are_shifted_by_one():
     made = task(epsilon=0.05)
     batch = made.sample("swap", 500)
-    assert torch.equal((classes_of(batch, made, slice(0, 16, 2)) + 1) % 32, batch.token_labels[:, 1::2])
+    assert torch.equal((classes_of(batch, made, slice(0, 16, 2)) + 1) % 32, token_labels(batch)[:, 1::2])
     assert torch.equal((classes_of(batch, made, [16])[:, 0] + 1) % 32, batch.labels)
 
 
@@ -141,7 +142,7 @@ def test_batches_drawn_together_are_those_drawn_alone():
         alone = made.train_batch(step, 64)
         assert torch.equal(batch.inputs, alone.inputs)
         assert torch.equal(batch.labels, alone.labels)
-        assert torch.equal(batch.token_labels, alone.token_labels)
+        assert torch.equal(token_labels(batch), token_labels(alone))
         assert all(torch.equal(batch.roles[name], alone.roles[name]) for name in alone.roles)
 
 
@@ -182,6 +183,7 @@ def test_the_look_up_table_equals_the_inputs(labels_classes, pairs_copies, p_bur
     )
     batch = ItemLabelTask(config, 1).train_batch(0, 11)
     table, P = batch.table, config.position_dim
+    assert table is not None
     assert torch.equal(batch.inputs[:, :, :P], torch.nn.functional.one_hot(table.positions, P).float())
     contents = torch.cat([table.shared.expand(11, -1, -1), table.own], dim=1)
     assert torch.equal(batch.inputs[:, :, P:], contents[torch.arange(11)[:, None], table.content])
@@ -210,4 +212,11 @@ def test_fixed_novel_classes_are_the_same_in_every_batch_of_training_only():
     assert shared(fresh.train_batch(0, 200), fresh.train_batch(1, 200)) == 0
     assert shared(fixed.train_batch(0, 200), fixed.sample("icl", 200)) == 0
     assert torch.equal(fixed.sample("icl", 50).inputs, fresh.sample("icl", 50).inputs)
-    assert torch.equal(fixed.train_batch(3, 50).token_labels, fresh.train_batch(3, 50).token_labels)
+    assert torch.equal(token_labels(fixed.train_batch(3, 50)), token_labels(fresh.train_batch(3, 50)))
+
+
+def test_the_parts_of_a_token_are_its_position_and_its_content():
+    batch, parts = task().sample("icl", 4), task().token_parts
+    one_hot, content = batch.inputs[..., parts["position"]], batch.inputs[..., parts["content"]]
+    assert torch.equal(one_hot.sum(dim=-1), torch.ones(4, 17))
+    assert torch.equal(content[0, 1], torch.from_numpy(task().label_vectors)[token_labels(batch)[0, 1]])

@@ -8,7 +8,8 @@ import mechinterp as mi
 from mechinterp.config import PairedItemsConfig
 from mechinterp.errors import ConfigError, MechinterpError, UnknownNameError
 from mechinterp.tasks import PairedItemsTask, Task
-from mechinterp.tasks.corruption import corrupted_pairs
+from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+from tests.helpers import token_labels
 
 
 def task(seed: int = 0, **changes) -> PairedItemsTask:
@@ -28,12 +29,12 @@ def test_training_sequences_show_pairs_of_the_dataset_and_one_of_their_items_aga
     assert isinstance(made, Task)
     assert batch.inputs.shape == (400, 21, made.d_model)
     found, labels = items_of(batch, made), torch.from_numpy(made.labels)
-    assert (labels[found[:, :-1]] == batch.token_labels[:, :-1]).all()
+    assert (labels[found[:, :-1]] == token_labels(batch)[:, :-1]).all()
     assert (labels[found[:, -1]] == batch.labels).all()
     copies = found[:, :-1] == found[:, -1:]
     assert (copies == batch.roles["correct_item"][:, :-1]).all()
     assert copies.any(dim=1).all()
-    assert batch.token_labels[:, -1].eq(-1).all()
+    assert token_labels(batch)[:, -1].eq(-1).all()
     counts = torch.bincount(found[:, :-1].flatten(), minlength=60) / (400 * 20)
     assert (counts - 1 / 60).abs().max() < 5 * (1 / 60 / 8_000) ** 0.5
 
@@ -42,7 +43,7 @@ def test_plain_tokens_are_an_item_and_its_sign_and_normalised_ones_have_mean_0_a
     plain, normalised = task(tokens="plain"), task()
     assert plain.d_model == normalised.d_model == 33
     batch = plain.train_batch(0, 50)
-    signs = 1 - 2 * batch.token_labels[:, :-1]
+    signs = 1 - 2 * token_labels(batch)[:, :-1]
     assert (batch.inputs[:, :-1, -2] == signs).all()
     assert (batch.inputs[:, :-1, -1] == 0).all()
     assert (batch.inputs[:, -1, -2:] == torch.tensor([0.0, 1.0])).all()  # no label, and it is the target
@@ -52,7 +53,7 @@ def test_plain_tokens_are_an_item_and_its_sign_and_normalised_ones_have_mean_0_a
     torch.testing.assert_close(tokens.mean(dim=-1), torch.zeros(50, 21), rtol=0, atol=1e-6)
     torch.testing.assert_close(tokens.var(dim=-1, unbiased=False), torch.ones(50, 21), rtol=1e-3, atol=0)
     label_part = tokens[:, :-1, 31:]
-    assert (label_part.argmax(dim=-1) == normalised.train_batch(0, 50).token_labels[:, :-1]).all()
+    assert (label_part.argmax(dim=-1) == token_labels(normalised.train_batch(0, 50))[:, :-1]).all()
     assert (tokens[:, -1, 31] == tokens[:, -1, 32]).all()  # no label
 
 
@@ -64,13 +65,13 @@ def test_evaluation_sets_tell_the_two_ways_apart():
     assert near < 0.9  # no item of the dataset
     copy = icl.inputs[icl.roles["correct_item"]].view(300, -1)  # one each: all items of a context are different
     assert (torch.nn.functional.cosine_similarity(copy[:, :31], icl.inputs[:, -1, :31]) > 0.95).all()
-    assert icl.token_labels[icl.roles["correct_label"]].eq(icl.labels).all()
+    assert token_labels(icl)[icl.roles["correct_label"]].eq(icl.labels).all()
     found, labels = items_of(iwl, made), torch.from_numpy(made.labels)
     assert not (found[:, :-1] == found[:, -1:]).any()
     assert not iwl.roles["correct_item"].any()
     assert (labels[found[:, -1]] == iwl.labels).all()
     found = items_of(swap, made)
-    assert (swap.token_labels[:, :-1] == 1 - labels[found[:, :-1]]).all()
+    assert (token_labels(swap)[:, :-1] == 1 - labels[found[:, :-1]]).all()
     assert (swap.labels == 1 - labels[found[:, -1]]).all()
 
 
@@ -90,10 +91,10 @@ def test_a_fresh_dataset_has_new_items_in_every_sequence_and_nothing_to_memorise
 def test_balanced_contexts_have_as_many_of_either_label(dataset, evaluation):
     made = task(dataset=dataset, balanced=True)
     batch = made.sample(evaluation, 200)
-    assert batch.token_labels[:, :-1].sum(dim=1).eq(10).all()
+    assert token_labels(batch)[:, :-1].sum(dim=1).eq(10).all()
     assert 0.4 < float(batch.labels.double().mean()) < 0.6
-    assert len(batch.token_labels[:, :-1].unique(dim=0)) > 150  # in random order
-    others = task(dataset=dataset).sample(evaluation, 200).token_labels[:, :-1].sum(dim=1)
+    assert len(token_labels(batch)[:, :-1].unique(dim=0)) > 150  # in random order
+    others = token_labels(task(dataset=dataset).sample(evaluation, 200))[:, :-1].sum(dim=1)
     assert len(others.unique()) > 5
 
 
@@ -150,13 +151,11 @@ def test_paired_items_are_corrupted_in_one_thing(tokens, corruption):
     pairs = corrupted_pairs(made, corruption, n_pairs=80, seed=1)
     clean, corrupt = pairs.clean, pairs.corrupt
     assert len(clean) == 80
-    assert (pairs.foils == 1 - pairs.answers).all()
-    assert clean.token_labels is not None
-    assert corrupt.token_labels is not None
+    assert (pairs.wrong_labels == 1 - pairs.answers).all()
     items = [torch.from_numpy(made.items_of(batch.inputs[:, :-1])) for batch in (clean, corrupt)]
     torch.testing.assert_close(items[0], items[1], rtol=1e-4, atol=1e-5)
     same_target = (clean.inputs[:, -1] == corrupt.inputs[:, -1]).all(dim=1)
-    changed = clean.token_labels[:, :-1] != corrupt.token_labels[:, :-1]
+    changed = token_labels(clean)[:, :-1] != token_labels(corrupt)[:, :-1]
     if corruption == "replace_target":
         assert not same_target.any()
         assert not changed.any()
@@ -165,15 +164,15 @@ def test_paired_items_are_corrupted_in_one_thing(tokens, corruption):
         rows = torch.arange(80)
         exact = made.tokens(items[0].numpy(), None)
         nearest = (exact - corrupt.inputs[:, -1:]).norm(dim=-1).argmin(dim=1)
-        assert (clean.token_labels[rows, nearest] == pairs.foils).all()
+        assert (token_labels(clean)[rows, nearest] == pairs.wrong_labels).all()
         torch.testing.assert_close(exact[rows, nearest], corrupt.inputs[:, -1], rtol=1e-4, atol=1e-4)
     else:
         assert same_target.all()
         copy = clean.roles["copy"].int().argmax(dim=1)
-        assert (corrupt.token_labels[torch.arange(80), copy] == pairs.foils).all()
-        shown = made.tokens(items[0].numpy(), corrupt.token_labels[:, :-1].numpy())
+        assert (token_labels(corrupt)[torch.arange(80), copy] == pairs.wrong_labels).all()
+        shown = made.tokens(items[0].numpy(), token_labels(corrupt)[:, :-1].numpy())
         torch.testing.assert_close(corrupt.inputs[:, :-1], shown, rtol=1e-4, atol=1e-4)
-        counts = [batch.token_labels[:, :-1].sum(dim=1) for batch in (clean, corrupt)]
+        counts = [token_labels(batch)[:, :-1].sum(dim=1) for batch in (clean, corrupt)]
         assert changed.all() if corruption == "swap_label" else (counts[0] == counts[1]).all()
 
 
@@ -181,3 +180,14 @@ def test_paired_items_have_no_positions_to_shuffle():
     made = PairedItemsTask(PairedItemsConfig(n_items=50, n_pairs=6), 0)
     with pytest.raises(MechinterpError, match="carry no position"):
         corrupted_pairs(made, "shuffle_positions")
+
+
+class _Offering(PairedItemsTask):
+    corruptions = (Corruption.swap_label,)
+
+
+def test_a_task_offers_the_corruptions_that_it_declares():
+    config = PairedItemsConfig(n_items=50, n_pairs=6)
+    assert len(corrupted_pairs(_Offering(config, 0), n_pairs=5).clean) == 5
+    with pytest.raises(MechinterpError, match="break_pairing does not apply to _Offering; use one of swap_label"):
+        corrupted_pairs(_Offering(config, 0), "break_pairing")

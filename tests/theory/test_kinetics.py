@@ -46,6 +46,7 @@ def test_the_loss_is_that_of_contexts_drawn_one_by_one(w, beta, balanced):
 
 def test_the_loss_takes_many_points():
     found = Kinetics(10).loss(np.array([[0.0, 1.0]]), np.array([[0.5], [2.0]]))
+    assert isinstance(found, np.ndarray)
     assert found.shape == (2, 2)
     assert found[1, 1] == Kinetics(10).loss(1.0, 2.0)
     assert Kinetics(10).loss(0.0, 3.0) == pytest.approx(np.log(2))
@@ -186,6 +187,7 @@ def test_descent_is_the_expanded_flow_near_the_origin_and_only_goes_down():
     np.testing.assert_allclose(exact[["w", "beta"]], expanded[["w", "beta"]], rtol=0.02)
     path = Kinetics(20).descent(0.0, 0.0, 500.0)
     losses = Kinetics(20).loss(path["w"].to_numpy(), path["beta"].to_numpy())
+    assert isinstance(losses, np.ndarray)
     assert (np.diff(losses) < 0).all()
     assert losses[-1] < 0.05
 

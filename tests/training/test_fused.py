@@ -1,4 +1,4 @@
-"""The fused engines take the same step as autograd through the hooked model."""
+"""The fused engine takes the same step as autograd through the hooked model."""
 
 import dataclasses
 
@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
-from mechinterp.models.parameters import parameter_shapes
 from mechinterp.tasks import Batch
-from mechinterp.training import fused
-from mechinterp.training.captured import CapturedEngine
-from mechinterp.training.engine import build_engine
-from mechinterp.training.fused import FusedEngine
-from mechinterp.training.hooked import HookedEngine
+from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine
+from mechinterp.training.engines.fused import driver
+from tests.helpers import random_parameters as draw
+from tests.reference_engine import ReferenceEngine
 
 sizes = st.fixed_dictionaries(
     {
@@ -44,14 +42,13 @@ def config_of(changes: dict) -> mi.RunConfig:
 def as_dtype(batch: Batch, dtype: torch.dtype, table: bool) -> Batch:
     if not table:
         return Batch(batch.inputs.to(dtype), batch.labels)
+    assert batch.table is not None
     exact = dataclasses.replace(batch.table, shared=batch.table.shared.to(dtype), own=batch.table.own.to(dtype))
     return Batch(None, batch.labels, table=exact)
 
 
 def random_parameters(config: mi.RunConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    rng = np.random.default_rng(config.seed)
-    shapes = parameter_shapes(config)
-    return {name: torch.from_numpy(rng.normal(size=s) / s[-1] ** 0.5).to(dtype) for name, s in shapes.items()}
+    return draw(config, config.seed, dtype)
 
 
 def worst_deviation(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -62,35 +59,34 @@ def worst_deviation(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tenso
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes, st.booleans(), st.sampled_from([FusedEngine, CapturedEngine]))
-def test_float64_gradients_equal_autograd(changes, table, engine):
+@given(sizes, st.booleans())
+def test_float64_gradients_equal_autograd(changes, table):
     config = config_of(changes)
-    batch = as_dtype(config.build_task().train_batch(0, config.training.batch_size), torch.float64, table)
+    batch = as_dtype(mi.build_task(config).train_batch(0, config.training.batch_size), torch.float64, table)
     parameters = random_parameters(config, torch.float64)
-    fused, hooked = engine(config, parameters), HookedEngine(config, parameters)
+    fused, hooked = FusedEngine([config], [parameters]), ReferenceEngine(config, parameters)
     (loss, accuracy, ours), (expected, right, theirs) = fused.gradients(batch), hooked.gradients(batch)
     assert (loss, accuracy) == (pytest.approx(expected, rel=1e-12), pytest.approx(right))
     assert worst_deviation(ours, theirs) < 1e-11
 
 
-@pytest.mark.parametrize("engine", [FusedEngine, CapturedEngine])
 @pytest.mark.parametrize("table", [True, False])
-def test_float32_gradients_equal_autograd_at_full_size(table, engine):
+def test_float32_gradients_equal_autograd_at_full_size(table):
     config = mi.RunConfig.preset("reddy2023", seed=3)
-    batch = as_dtype(config.build_task().train_batch(0, 128), torch.float32, table)
+    batch = as_dtype(mi.build_task(config).train_batch(0, 128), torch.float32, table)
     parameters = random_parameters(config, torch.float32)
-    fused, hooked = engine(config, parameters), HookedEngine(config, parameters)
+    fused, hooked = FusedEngine([config], [parameters]), ReferenceEngine(config, parameters)
     ours, theirs = fused.gradients(batch)[2], hooked.gradients(batch)[2]
     assert worst_deviation(ours, theirs) < 1e-5
 
 
 @settings(max_examples=10, deadline=None)
-@given(sizes, st.sampled_from([FusedEngine, CapturedEngine]))
-def test_steps_stay_together(changes, engine):
+@given(sizes)
+def test_steps_stay_together(changes):
     config = config_of(changes)
-    task = config.build_task()
+    task = mi.build_task(config)
     parameters = random_parameters(config, torch.float64)
-    fused, hooked = engine(config, parameters), HookedEngine(config, parameters)
+    fused, hooked = FusedEngine([config], [parameters]), ReferenceEngine(config, parameters)
     for step in range(5):
         batch = as_dtype(task.train_batch(step, config.training.batch_size), torch.float64, step % 2 == 0)
         fused.step(batch)
@@ -101,8 +97,8 @@ def test_steps_stay_together(changes, engine):
 
 def test_a_changed_batch_size_is_no_problem():
     config = config_of({"task.n_labels": 5})
-    task, engine = config.build_task(), FusedEngine(config, random_parameters(config, torch.float32))
-    alone = FusedEngine(config, random_parameters(config, torch.float32))
+    task, engine = mi.build_task(config), FusedEngine([config], [random_parameters(config, torch.float32)])
+    alone = FusedEngine([config], [random_parameters(config, torch.float32)])
     engine.gradients(task.train_batch(0, 7))
     first = engine.gradients(task.train_batch(1, 12))[2]["blocks.0.attn.W_Q"]
     assert torch.equal(first, alone.gradients(task.train_batch(1, 12))[2]["blocks.0.attn.W_Q"])
@@ -111,9 +107,9 @@ def test_a_changed_batch_size_is_no_problem():
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_the_bits_depend_on_the_number_of_threads_only(n_threads):
     config = config_of({"task.n_labels": 5})
-    task, parameters, before = config.build_task(), random_parameters(config, torch.float32), torch.get_num_threads()
-    engines = [FusedEngine(config, parameters) for _ in range(2)]
-    reference = HookedEngine(config, parameters)
+    task, parameters, before = mi.build_task(config), random_parameters(config, torch.float32), torch.get_num_threads()
+    engines = [FusedEngine([config], [parameters]) for _ in range(2)]
+    reference = ReferenceEngine(config, parameters)
     torch.set_num_threads(n_threads)
     try:
         for step in range(20):
@@ -129,9 +125,9 @@ def test_the_bits_depend_on_the_number_of_threads_only(n_threads):
 @pytest.mark.parametrize("label", [-1, 5])
 def test_labels_out_of_range_are_refused_and_change_nothing(label):
     config = config_of({"task.n_labels": 5})
-    batch, parameters = config.build_task().train_batch(0, 40), random_parameters(config, torch.float32)
+    batch, parameters = mi.build_task(config).train_batch(0, 40), random_parameters(config, torch.float32)
     batch.labels[39] = label
-    engine = FusedEngine(config, parameters)
+    engine = FusedEngine([config], [parameters])
     with pytest.raises(MechinterpError, match="out of range"):
         engine.step(batch)
     assert all(torch.equal(value, parameters[name]) for name, value in engine.parameters.items())
@@ -140,18 +136,18 @@ def test_labels_out_of_range_are_refused_and_change_nothing(label):
 @pytest.mark.parametrize("field", ["content", "positions"])
 def test_tables_out_of_range_are_refused(field):
     config = config_of({"task.n_labels": 5})
-    batch = config.build_task().train_batch(0, 40)
+    batch = mi.build_task(config).train_batch(0, 40)
     getattr(batch.table, field)[3, 2] = 1000
     with pytest.raises(MechinterpError, match="out of range"):
-        FusedEngine(config, random_parameters(config, torch.float32)).step(batch)
+        FusedEngine([config], [random_parameters(config, torch.float32)]).step(batch)
 
 
 def test_after_a_refused_batch_the_next_one_is_computed_right():
     config = config_of({"task.n_labels": 5})
-    task, parameters = config.build_task(), random_parameters(config, torch.float32)
+    task, parameters = mi.build_task(config), random_parameters(config, torch.float32)
     engine, expected = (
-        FusedEngine(config, parameters),
-        FusedEngine(config, parameters).gradients(task.train_batch(1, 40)),
+        FusedEngine([config], [parameters]),
+        FusedEngine([config], [parameters]).gradients(task.train_batch(1, 40)),
     )
     bad = task.train_batch(0, 40)
     bad.labels[0] = 5
@@ -162,20 +158,20 @@ def test_after_a_refused_batch_the_next_one_is_computed_right():
 
 def test_a_part_that_cannot_start_lets_the_others_go(monkeypatch):
     config = config_of({"task.n_labels": 5})
-    task, parameters = config.build_task(), random_parameters(config, torch.float32)
+    task, parameters = mi.build_task(config), random_parameters(config, torch.float32)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        engine = FusedEngine(config, parameters)
+        engine = FusedEngine([config], [parameters])
         expected = engine.gradients(task.train_batch(1, 40))[:2]
-        kernel = fused.step_part
+        kernel = driver.step_part
 
         def broken(*arguments):
             if arguments[-4] == 1:  # the second part
                 raise MemoryError("no memory for a thread")
             return kernel(*arguments)
 
-        monkeypatch.setattr(fused, "step_part", broken)
+        monkeypatch.setattr(driver, "step_part", broken)
         with pytest.raises(MemoryError, match="no memory"):
             engine.step(task.train_batch(0, 40))
         monkeypatch.undo()
@@ -186,8 +182,8 @@ def test_a_part_that_cannot_start_lets_the_others_go(monkeypatch):
 
 def test_parameters_that_overflow_once_leave_nothing_behind():
     config = config_of({"task.n_labels": 5})
-    task, parameters = config.build_task(), random_parameters(config, torch.float32)
-    engine = FusedEngine(config, parameters)
+    task, parameters = mi.build_task(config), random_parameters(config, torch.float32)
+    engine = FusedEngine([config], [parameters])
     expected = engine.gradients(task.train_batch(1, 40))[0]
     for value in engine.parameters.values():
         value.fill_(1e30)
@@ -209,17 +205,17 @@ def test_parameters_that_overflow_once_leave_nothing_behind():
 )
 def test_tables_of_other_shapes_are_refused(changes, match):
     config = mi.RunConfig()
-    batch = config.build_task().train_batch(0, 40)
+    batch = mi.build_task(config).train_batch(0, 40)
     for name, value in changes.items():
         object.__setattr__(batch.table, name, value)  # as a user's table can be, who has no type checker
     with pytest.raises(MechinterpError, match=match):
-        FusedEngine(config, random_parameters(config, torch.float32)).step(batch)
+        FusedEngine([config], [random_parameters(config, torch.float32)]).step(batch)
 
 
 def test_inputs_of_another_shape_are_refused():
     config = mi.RunConfig()
-    batch = config.build_task().train_batch(0, 40)
-    engine = FusedEngine(config, random_parameters(config, torch.float32))
+    batch = mi.build_task(config).train_batch(0, 40)
+    engine = FusedEngine([config], [random_parameters(config, torch.float32)])
     with pytest.raises(MechinterpError, match="contents are"):
         engine.step(Batch(batch.inputs[:, :, :100], batch.labels))
     batch.labels = batch.labels[:39]
@@ -234,15 +230,15 @@ def test_other_networks_are_left_to_autograd(changes):
     config = mi.RunConfig().updated(changes)
     parameters = random_parameters(config, torch.float32)
     engine = build_engine(config, parameters)
-    assert engine.name == "autograd"
-    batch = config.build_task().train_batch(0, 5)
+    assert isinstance(engine, AutogradEngine)
+    batch = mi.build_task(config).train_batch(0, 5)
     (loss, accuracy, ours), (expected, right, theirs) = (
-        each.gradients(batch) for each in (engine, build_engine(config, parameters, "hooked"))
+        each.gradients(batch) for each in (engine, ReferenceEngine(config, parameters))
     )
     assert (loss, accuracy) == (pytest.approx(expected, rel=1e-5), right)
     assert worst_deviation(ours, theirs) < 1e-4
     with pytest.raises(MechinterpError, match="two layers"):
-        FusedEngine(config, parameters)
+        FusedEngine([config], [parameters])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -253,12 +249,12 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_captured_steps_on_cuda_stay_with_the_cpu():
+def test_steps_on_cuda_stay_with_the_cpu():
     config = mi.RunConfig.preset("reddy2023-fast")
-    task, parameters = config.build_task(), random_parameters(config, torch.float32)
-    captured, fused = build_engine(config, parameters, device="cuda"), build_engine(config, parameters)
+    task, parameters = mi.build_task(config), random_parameters(config, torch.float32)
+    cuda, fused = build_engine(config, parameters, device="cuda"), build_engine(config, parameters)
     for step in range(20):
-        ours, theirs = captured.step(task.train_batch(step, 128)), fused.step(task.train_batch(step, 128))
+        ours, theirs = cuda.step(task.train_batch(step, 128)), fused.step(task.train_batch(step, 128))
         assert ours == pytest.approx(theirs, rel=1e-3)
     for name, value in fused.parameters.items():
-        assert torch.allclose(captured.parameters[name].cpu(), value, atol=1e-3), name
+        assert torch.allclose(cuda.parameters[name].cpu(), value, atol=1e-3), name

@@ -2,21 +2,20 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechinterp as mi
+from mechinterp.config.interventions import ActivationIntervention, Graft
 from mechinterp.errors import ConfigError, MechinterpError
-from mechinterp.models.functional import forward
-from mechinterp.models.parameters import initial_parameters
-from mechinterp.models.transformer import build_model
-from mechinterp.training.autograd import AutogradEngine
-from mechinterp.training.engine import build_engine
-from mechinterp.training.fused import FusedEngine
-from mechinterp.training.interventions import Interventions, Under, acts_on_activations
+from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
+from mechinterp.models.forward import forward, run_with_cache
+from mechinterp.models.network import Network
+from mechinterp.models.registry import initial_parameters
+from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine
+from tests.helpers import hooked, random_parameters
 
 CLAMPS = ["previous_token", "uniform", "correct_label", "labels"]
 FORWARD = [
@@ -33,10 +32,11 @@ def under(config: mi.RunConfig, *interventions: dict) -> mi.RunConfig:
 
 
 def seen(config: mi.RunConfig, step: int = 0, evaluation: str = "icl"):
-    """A batch, and logits and patterns of the initial network under a config's interventions."""
-    batch = config.build_task().sample(evaluation, 5)
-    under = Interventions(config).at(step, batch)
-    return batch, *forward(initial_parameters(config), batch.inputs, under.hooks() if under else None)
+    """A batch, and logits and activations of the initial network under a config's interventions."""
+    batch = mi.build_task(config).sample(evaluation, 5)
+    acting = ForwardInterventions.at(config, step, batch)
+    activations = run_with_cache(Network.initial(config), batch.inputs, None, acting.hooks() if acting else None)
+    return batch, activations.logits, activations
 
 
 def released(config: mi.RunConfig) -> mi.RunConfig:
@@ -78,8 +78,7 @@ def test_a_target_without_a_correct_label_is_not_clamped(tiny_config):
 
 
 def test_temperature_and_silence(tiny_config):
-    parameters, batch = initial_parameters(tiny_config), tiny_config.build_task().sample("icl", 5)
-    model = build_model(tiny_config, parameters)
+    batch, model = mi.build_task(tiny_config).sample("icl", 5), hooked(Network.initial(tiny_config))
     _, cache = model.run_with_cache(batch.inputs)
     _, _, patterns = seen(under(tiny_config, {"kind": "temperature", "layer": 0, "tau": 3.0}))
     expected = (cache["blocks.0.attn.hook_attn_scores"] / 3).softmax(-1)
@@ -101,15 +100,17 @@ def test_the_same_hooks_do_the_same_in_the_hooked_model(tiny_config, n_heads, he
     at = {} if head is None else {"head": head}
     chosen = [each if each["kind"] == "copy" else {**each, **at} for each in FORWARD]
     config = under(tiny_config.updated({"model.n_heads": n_heads}), *chosen)
-    batch, parameters = config.build_task().sample("icl", 5), initial_parameters(config)
-    hooks = Interventions(config).at(0, batch).hooks()
+    batch, network = mi.build_task(config).sample("icl", 5), Network.initial(config)
+    acting = ForwardInterventions.at(config, 0, batch)
+    assert acting is not None
+    hooks = acting.hooks()
     assert len(hooks) == 5
-    logits, _ = forward(parameters, batch.inputs, hooks)
-    only, _ = forward(parameters, batch.inputs, hooks, target_only=True)
-    expected = build_model(config, parameters).run_with_hooks(batch.inputs, fwd_hooks=list(hooks.items()))
+    logits = forward(network, batch.inputs, hooks)
+    only = forward(network, batch.inputs, hooks, target_only=True)
+    expected = hooked(network).run_with_hooks(batch.inputs, fwd_hooks=list(hooks.items()))
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(only, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(expected, forward(parameters, batch.inputs)[0])
+    assert not torch.allclose(expected, forward(network, batch.inputs))
 
 
 def train(config: mi.RunConfig, path) -> mi.Run:
@@ -135,9 +136,11 @@ def test_the_arithmetic_at_strength_zero_changes_no_bit(tiny_config, interventio
     """Not only by leaving it out."""
     zero = {**intervention, **({"tau": 1.0} if "tau" in intervention else {"strength": 0.0})}
     config = under(tiny_config, zero)
-    batch = config.build_task().train_batch(0, 16)
-    acting = Under(list(config.interventions), batch, 1)
-    plain, clamped = (engine(config, initial_parameters(config)) for _ in range(2))
+    batch = mi.build_task(config).train_batch(0, 16)
+    (acting_config,) = config.interventions
+    assert isinstance(acting_config, ActivationIntervention)
+    acting = ForwardInterventions([acting_config], batch, 1)
+    plain, clamped = (engine([config], [initial_parameters(config)]) for _ in range(2))
     assert plain.step(batch) == clamped.step(batch, acting)
     for name, value in plain.parameters.items():
         assert torch.equal(value, clamped.parameters[name]), name
@@ -158,16 +161,13 @@ def test_the_fused_engine_clamps_as_autograd_does(chosen, n_pairs, size, p_burst
     changes |= {"task.n_classes": 8, "task.n_labels": 4, "task.n_novel_classes": 8, "task.distinct_labels": False}
     config = under(mi.RunConfig().updated(changes | {"task.p_bursty": p_bursty}), *chosen)
     assert build_engine(config, initial_parameters(config)).name == "fused"
-    rng = np.random.default_rng(size)
-    parameters = {
-        name: torch.from_numpy(rng.normal(size=value.shape) / value.shape[-1] ** 0.5)
-        for name, value in initial_parameters(config).items()
-    }
-    batch = config.build_task().train_batch(0, size)
+    parameters = random_parameters(config, size)
+    batch = mi.build_task(config).train_batch(0, size)
+    assert batch.table is not None
     exact = dataclasses.replace(batch.table, shared=batch.table.shared.double(), own=batch.table.own.double())
     batch = mi.Batch(None, batch.labels, batch.roles, batch.token_labels, exact)
     (loss, accuracy, ours), (expected, right, theirs) = (
-        engine(config, parameters).gradients(batch, Interventions(config).at(0, batch))
+        engine([config], [parameters]).gradients(batch, ForwardInterventions.at(config, 0, batch))
         for engine in (FusedEngine, AutogradEngine)
     )
     assert (loss, accuracy) == (pytest.approx(expected, rel=1e-11), pytest.approx(right))
@@ -188,9 +188,9 @@ def test_a_window_acts_within_its_steps_only(tiny_config, tmp_path):
     same = [ours.digest(step) == theirs.digest(step) for step in (0, 4, 8, 10, 12, 20)]
     assert same == [True, True, True, False, False, False]
     config = under(tiny_config, clamp)
-    assert acts_on_activations(config)
-    batch = config.build_task().sample("icl", 2)
-    assert [bool(Interventions(config).at(step, batch)) for step in (7, 8, 11, 12)] == [False, True, True, False]
+    assert len(forward_interventions(config)) == 1
+    batch = mi.build_task(config).sample("icl", 2)
+    assert [bool(ForwardInterventions.at(config, step, batch)) for step in (7, 8, 11, 12)] == [False, True, True, False]
 
 
 def test_fixed_frozen_and_grafted_parameters(tiny_config, tiny_run, tmp_path):
@@ -213,13 +213,15 @@ def test_fixed_frozen_and_grafted_parameters(tiny_config, tiny_run, tmp_path):
     donor = tiny_run.weights(20)[key]
     assert not torch.equal(weights[4][key], donor)
     assert all(torch.equal(weights[step][key], donor) for step in (6, 8, 20))
-    assert run.config.interventions[2].digest == tiny_run.digest(20)
+    graft = run.config.interventions[2]
+    assert isinstance(graft, Graft)
+    assert graft.digest == tiny_run.digest(20)
     assert run.environment["engine"] == "fused"
 
 
 @pytest.mark.parametrize("others", [[], FORWARD], ids=["parameters", "all"])
 def test_runs_under_interventions_replay_and_resume_exactly(tiny_config, tiny_run, tmp_path, others):
-    from mechinterp.training import resume
+    from mechinterp.run import resume
 
     config = under(
         tiny_config,
@@ -248,10 +250,11 @@ def test_accuracy_is_measured_clamped_and_released(tiny_config, tmp_path):
     copying = [{"kind": "copy", "stop": 10}, {"kind": "clamp", "layer": 1, "pattern": "correct_label", "stop": 10}]
     run = train(under(tiny_config, *copying), tmp_path / "run.h5")
     table = mi.measure(run, ["icl_accuracy", "tila2"], n_sequences=50)
-    assert (table["clamped_icl_accuracy"][:5] == 1).all()
-    assert (table["icl_accuracy"][:5] < 0.9).all()
-    assert (table["clamped_tila2"][:5] == 1).all()
-    assert (table["clamped_icl_accuracy"] == table["icl_accuracy"])[5:].all()
+    clamped, released = table["clamped_icl_accuracy"].to_numpy(), table["icl_accuracy"].to_numpy()
+    assert (clamped[:5] == 1).all()
+    assert (released[:5] < 0.9).all()
+    assert (table["clamped_tila2"].to_numpy()[:5] == 1).all()
+    assert (clamped[5:] == released[5:]).all()
     free = mi.measure(train(under(tiny_config), tmp_path / "free.h5"), n_sequences=50)
     assert not [name for name in free if name.startswith("clamped")]
 

@@ -7,10 +7,11 @@ import torch
 
 import mechinterp as mi
 from mechinterp.errors import ConfigError, MechinterpError
-from mechinterp.models.parameters import initial_parameters
-from mechinterp.models.transformer import build_model
-from mechinterp.training import resume
+from mechinterp.models.network import Network
+from mechinterp.models.registry import initial_parameters
+from mechinterp.run import resume
 from mechinterp.training.stopping import StopRule
+from tests.helpers import dataset, hooked
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def config(tiny_config) -> mi.RunConfig:
 
 def ends(config: mi.RunConfig, losses: list[float], weights=None) -> int | None:
     """The first checkpoint, ten steps apart, at which the rule ends a run of these losses."""
-    rule, weights = StopRule(config, config.build_task()), weights or (lambda step: initial_parameters(config))
+    rule, weights = StopRule(config, mi.build_task(config)), weights or (lambda step: initial_parameters(config))
     for number, loss in enumerate(losses):
         step = 10 * number
         if rule.reached(step, weights(step), {"train_loss": loss, "train_accuracy": 0.0}):
@@ -41,11 +42,11 @@ def test_a_loss_at_rest_ends_a_run_after_the_window(config):
 def test_an_accuracy_that_moves_keeps_a_run_going(config):
     other = initial_parameters(config.updated({"seed": 9}))
     initial = initial_parameters(config)
-    task = config.build_task()
+    task = mi.build_task(config)
 
     def accuracy(weights: dict[str, torch.Tensor]) -> float:
         batch = task.sample("icl", 500)
-        logits = build_model(config, weights)(batch.inputs)
+        logits = hooked(Network(config, weights))(batch.inputs)
         return (logits.argmax(dim=-1) == batch.labels).double().mean().item()
 
     assert abs(accuracy(other) - accuracy(initial)) > 0.02
@@ -60,7 +61,7 @@ def test_a_run_that_is_cut_off_and_resumed_ends_where_it_would_have(config, tmp_
     mi.train(config.updated({"training.steps": last - 20, "training.stop_plateau": None}), cut, progress=False)
     with h5py.File(cut, "r+") as file:  # as if it had been trained by the same config, and been killed
         file.attrs["config"] = np.bytes_(config.canonical_json().encode())
-        file["status"][0] = 0
+        dataset(file, "status")[0] = 0
     resumed = resume(cut, progress=False)
     assert resumed.steps == whole.steps
     assert resumed.digest(last) == whole.digest(last)

@@ -8,8 +8,8 @@ import torch
 
 import mechinterp as mi
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError
-from mechinterp.models.parameters import initial_parameters
-from mechinterp.training.fused import FusedEngine
+from mechinterp.models.registry import initial_parameters
+from mechinterp.training.engines import FusedEngine
 
 
 class FirstTokenTask:
@@ -67,7 +67,7 @@ def test_scheduled_steps_are_saved_and_step_0_is_the_initial_state(tiny_run, tin
 
 
 def test_saved_weights_are_those_of_the_steps_before(tiny_run, tiny_config):
-    engine, task = FusedEngine(tiny_config, initial_parameters(tiny_config)), tiny_config.build_task()
+    engine, task = FusedEngine([tiny_config], [initial_parameters(tiny_config)]), mi.build_task(tiny_config)
     losses = [engine.step(task.train_batch(step, 16))[0] for step in range(4)]
     for name, value in engine.parameters.items():
         assert torch.equal(tiny_run.weights(4)[name], value)
@@ -82,7 +82,7 @@ def test_the_same_config_gives_the_same_bits(tiny_run, tiny_config, tmp_path):
     assert other.digest(20) != tiny_run.digest(20)
 
 
-def test_networks_the_fused_engine_cannot_do_train_on_the_hooked_model(tiny_config, tmp_path):
+def test_networks_the_fused_engine_cannot_do_train_by_autograd(tiny_config, tmp_path):
     run = mi.train(tiny_config.updated({"model.n_heads": 2, "training.steps": 2}), tmp_path / "a.h5", progress=False)
     assert run.environment["engine"] == "autograd"
     assert run.weights(2)["blocks.0.attn.W_Q"].shape == (2, 24, 24)
@@ -99,16 +99,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(tiny_config, t
 
 
 def test_an_interrupt_keeps_what_was_saved(tiny_config, tmp_path, monkeypatch):
-    original = FusedEngine.step
+    original = FusedEngine.step_runs
     calls = []
 
-    def step(self, batch):
+    def step_runs(self, batches, interventions):
         calls.append(1)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return original(self, batch)
+        return original(self, batches, interventions)
 
-    monkeypatch.setattr(FusedEngine, "step", step)
+    monkeypatch.setattr(FusedEngine, "step_runs", step_runs)
     with pytest.raises(KeyboardInterrupt):
         mi.train(tiny_config, tmp_path / "stopped.h5", progress=False)
     run = mi.open_run(tmp_path / "stopped.h5")

@@ -1,0 +1,89 @@
+"""The cache of computed tables, beside the run in ``RUN.cache/``.
+
+The key of a table is the digest of the weights, with the analysis, its arguments and its code: a checkpoint is not
+analysed twice, and tables of other weights or of changed code are not used.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import Enum
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mechinterp.config import RunConfig
+from mechinterp.files import replace_text
+
+
+class TableCache:
+    """Tables by the digest of the weights, for one analysis and its arguments: a JSON file beside the run."""
+
+    def __init__(
+        self, run: Path, config: RunConfig, analysis: str, home: str, arguments: Mapping[str, Any], *, keep: bool = True
+    ):
+        """Without `keep`, nothing is read or written."""
+        self.tables: dict[str, dict[str, list[Any]]] = {}
+        self._changed, self._keep = False, keep
+        if not keep:
+            return
+        values = {name: value.name if isinstance(value, Enum) else value for name, value in arguments.items()}
+        config_digest = hashlib.sha256(config.canonical_json().encode()).hexdigest()
+        self._about = {"code": code_digest(home), "config": config_digest, "analysis": analysis, "arguments": values}
+        key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:12]
+        self._path = run.with_name(run.name + ".cache") / f"{analysis}-{key}.json"
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            if content["about"] == self._about and isinstance(content["tables"], dict):
+                self.tables = content["tables"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # a missing or damaged file is replaced
+
+    def add(self, digest: str, table: dict[str, list[Any]]) -> None:
+        """Add the table of one checkpoint."""
+        self.tables[digest], self._changed = table, True
+
+    def save(self) -> None:
+        """Replace the file atomically, if tables have been added."""
+        if not (self._keep and self._changed):
+            return
+        with suppress(OSError):  # the folder of the run may be read-only
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self._path, json.dumps({"about": self._about, "tables": self.tables}))
+
+
+@cache
+def code_digest(home: str) -> str:
+    """A digest of the sources of `imported_modules`."""
+    sources = "".join(_source(name) for name in sorted(imported_modules(home)))
+    return hashlib.sha256(sources.encode()).hexdigest()[:16]
+
+
+@cache
+def imported_modules(home: str) -> frozenset[str]:
+    """A module and all modules of its package that it imports, directly or indirectly, by their sources."""
+    package, reached, waiting = home.partition(".")[0], set[str](), [home]
+    while waiting:
+        module = waiting.pop()
+        if module in reached or not _source(module):
+            continue
+        reached.add(module)
+        for node in ast.walk(ast.parse(_source(module))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] == package]
+    return frozenset(reached)
+
+
+@cache
+def _source(module: str) -> str:
+    """The source text of a module; empty for a name that is no module."""
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        return ""
+    return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""

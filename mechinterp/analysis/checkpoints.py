@@ -1,0 +1,77 @@
+"""Circuit analyses over a run: a tidy table, step × site × value, computed once and kept beside the run.
+
+table = mi.analyse(run, "patch", corruption="replace_target")
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from mechinterp.analysis.cache import TableCache
+from mechinterp.analysis.registry import analysis_of, checked_arguments
+from mechinterp.run import Run
+from mechinterp.threads import torch_threads
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from mechinterp.circuits.diagram import Weight
+
+__all__ = ["analyse", "circuit_graphs"]
+
+
+def analyse(
+    run: Run,
+    analysis: str,
+    *,
+    steps: int | Iterable[int] | None = None,
+    progress: bool = False,
+    keep: bool = True,
+    **arguments: Any,
+) -> pd.DataFrame:
+    """The table of an analysis at every saved step of a run, or at the given ones; the first column is ``step``.
+
+    `arguments` are those of the analysis; members of an enum may be given by name. An unknown analysis, argument,
+    member or step raises before anything is computed. With `keep`, results are read from and kept in the folder
+    ``RUN.cache`` beside the run file.
+    """
+    entry, chosen = analysis_of(analysis), checked_arguments(analysis, arguments)
+    wanted = run.steps if steps is None else [steps] if isinstance(steps, int) else list(steps)
+    digests, function = [run.digest(step) for step in wanted], entry.function(analysis)
+    keep = keep and run.config.task.kind != "custom"  # the file of a custom task does not contain the task
+    kept = TableCache(run.path, run.config, analysis, entry.home, chosen, keep=keep)
+    task, tables = run.task, []
+    try:
+        for step, digest in tqdm(
+            list(zip(wanted, digests, strict=True)), unit="checkpoint", disable=None if progress else True
+        ):
+            if digest not in kept.tables:
+                with torch_threads(1):
+                    table = function(run.network(step), task, **chosen)
+                kept.add(digest, table.to_dict("list"))
+            table = pd.DataFrame(kept.tables[digest])
+            table.insert(0, "step", step)
+            tables.append(table)
+    finally:
+        kept.save()
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def circuit_graphs(
+    run: Run,
+    *,
+    steps: int | Iterable[int] | None = None,
+    weight: "Weight | str" = "effect",
+    threshold: float | None = None,
+    **arguments: Any,
+) -> "dict[int, nx.DiGraph]":
+    """The circuit (`circuits.diagram.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
+    from mechinterp.circuits.diagram import THRESHOLD, checked, graph_of
+
+    weight, threshold = checked(weight, THRESHOLD if threshold is None else threshold)
+    steps = steps if steps is None or isinstance(steps, int) else dict.fromkeys(steps)
+    table = analyse(run, "circuit", steps=steps, **arguments)
+    by_step = table.groupby("step", sort=False) if len(table) else ()
+    return {int(str(step)): graph_of(rows, weight=weight, threshold=threshold) for step, rows in by_step}

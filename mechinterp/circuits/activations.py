@@ -1,0 +1,136 @@
+"""Activations of the model that a circuit analysis is given: a `Network`, or a hooked model.
+
+A hooked model that a `Network` represents is analysed as that network, by the fast forward pass. A model with further
+parts (a scale, another W_O, biases, permanent hooks, additional layers) is run by its forward method with hooks, which
+is several times slower; an analysis that needs the weights refuses it with the reason.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.models.forward import Activations, forward, run_with_cache
+from mechinterp.models.network import Network
+from mechinterp.randomness import Stream, generator
+
+_N_COMPARED = 8
+"""Random sequences on which a model's logits are compared with its network's."""
+
+
+@dataclass(frozen=True)
+class ModelActivations:
+    """Activations of a hooked model, by its forward method; the interface of `models.forward.Activations`."""
+
+    model: Any
+    inputs: Float[Tensor, "batch pos d_token"]
+    values: Mapping[str, Tensor]
+    logits: Float[Tensor, "batch n_labels"]
+
+    @property
+    def n_layers(self) -> int:
+        """Attention layers."""
+        return self.model.cfg.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Heads in a layer."""
+        return self.model.cfg.n_heads
+
+    def __getitem__(self, hook: str) -> Tensor:
+        if hook not in self.values:
+            raise unknown_name("hook", hook, self.values)
+        return self.values[hook]
+
+    def forward_from(
+        self, hook: str, value: Tensor, also: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "batch n_labels"]:
+        """Logits with the activation at `hook` replaced by `value`."""
+        if self[hook].shape != value.shape:
+            raise ValueError(f"{hook} has shape {tuple(self[hook].shape)}, the replacement {tuple(value.shape)}")
+        return self.model.run_with_hooks(self.inputs, fwd_hooks=[(hook, lambda *_, **__: value)])
+
+
+AnyActivations = Activations | ModelActivations
+
+
+def activations_of(model: Network | nn.Module) -> Callable[[Tensor], AnyActivations]:
+    """A function from inputs [batch, pos, d_token] to all activations of a model.
+
+    Raises MechinterpError for what is neither a network nor a hooked model, and for a model that does not answer
+    vectors [batch, pos, d_token] with logits [batch, n_labels].
+    """
+    network, reason = _represented(model)
+    if network is not None:
+        return lambda inputs: run_with_cache(network, inputs)
+    if not hasattr(model, "run_with_hooks"):
+        raise MechinterpError(f"{_name(model)} {reason}")
+    return lambda inputs: _by_hooks(model, inputs)
+
+
+def network_of(model: Network | nn.Module) -> Network:
+    """The network that a model computes; where none does, MechinterpError tells the reason."""
+    network, reason = _represented(model)
+    if network is None:
+        raise MechinterpError(f"{_name(model)} {reason}")
+    return network
+
+
+def _represented(model: Any) -> tuple[Network | None, str]:
+    """The network that computes the same as a model, or None and the reason why none does."""
+    if isinstance(model, Network):
+        return model, ""
+    if isinstance(model, Mapping):
+        raise MechinterpError(
+            "weights alone do not say how a network uses them; give run.network(step), Network(config, weights) or a"
+            " hooked model"
+        )
+    if not isinstance(model, nn.Module) or not hasattr(model, "network"):
+        return None, "is not a model that run.model(step) gives; this analysis reads a Network or such a model"
+    return _by_weights(model)
+
+
+def _by_weights(model: Any) -> tuple[Network | None, str]:
+    """The network of a hooked model's weights, if it computes the same logits, or None and the reason."""
+    hooked = [name for name, point in model.hook_dict.items() if any(hook.is_permanent for hook in point.fwd_hooks)]
+    if hooked:
+        return (
+            None,
+            f"has a permanent hook at {hooked[0]}, which its weights do not show; this analysis needs them alone",
+        )
+    network = model.network()
+    normal = generator(0, Stream.TASK).standard_normal((_N_COMPARED, network.config.task.n_pos, network.d_model))
+    inputs = torch.from_numpy(normal / network.d_model**0.5).to(network.dtype)
+    with torch.no_grad():
+        ours, theirs = forward(network, inputs), model(inputs)
+    tolerance = (1e-4 if network.dtype == torch.float32 else 1e-8) * float(ours.abs().max().clamp(min=1))
+    if ours.shape != theirs.shape or not bool(((ours - theirs).abs() <= tolerance).all()):
+        return None, (
+            "does not answer as its attention and classifier weights alone do (an attention scale, another W_O, biases"
+            " or layers of its own); this analysis needs the network that run.network(step) gives"
+        )
+    return network, ""
+
+
+def _by_hooks(model: Any, inputs: Tensor) -> ModelActivations:
+    try:
+        logits, cache = model.run_with_cache(inputs)
+    except MechinterpError:
+        raise
+    except Exception as error:
+        raise MechinterpError(
+            f"{_name(model)} cannot be run on these inputs, vectors {tuple(inputs.shape)}"
+            f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'});"
+            " give run.network(step) or run.model(step)"
+        ) from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise MechinterpError(f"{_name(model)} does not answer with logits [batch, n_labels] at the last token")
+    return ModelActivations(model, inputs, dict(cache.items()), logits)
+
+
+def _name(model: object) -> str:
+    return f"the {type(model).__name__}"

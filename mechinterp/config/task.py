@@ -1,0 +1,181 @@
+"""The tasks that a config may name."""
+
+# A section may have as a field or a property what its family declares: sections are frozen.
+# pyright: reportIncompatibleVariableOverride=false
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mechinterp.config.section import Family
+
+
+class TaskConfig(Family):
+    """The section of a task."""
+
+    if TYPE_CHECKING:  # as fields or properties of every section
+        d_model: ClassVar[int]  # width of a token
+        n_pos: ClassVar[int]  # T, the number of tokens in a sequence; the last one is the target
+        n_labels: ClassVar[int]  # L, the number of labels, and of the network's outputs
+
+    @property
+    def content_width(self) -> int:
+        """D, the width of a token's content, which scales the initial attention weights."""
+        return self.d_model
+
+
+class ItemLabelConfig(TaskConfig):
+    """In-context classification of item–label sequences (Reddy 2023, section 2).
+
+    A sequence is x₁ ℓ₁ … x_N ℓ_N x_q, T = 2N+1 tokens; the network names the label of the target x_q.
+    """
+
+    kind: Literal["item_label"] = "item_label"
+    n_classes: int = Field(default=256, ge=1, le=1_000_000)
+    """K, the number of trained classes; a multiple of n_labels. Class k carries label k mod L."""
+    n_labels: int = Field(default=32, ge=2, le=10_000)
+    """L, the number of labels, and of the network's outputs."""
+    n_pairs: int = Field(default=8, ge=1, le=1_000)
+    """N, the number of item–label pairs in a context."""
+    content_dim: int = Field(default=63, ge=1, le=4_096)
+    """D, the dimensions that carry content; class means and label vectors are N(0, 1/D)."""
+    position_dim: int = Field(default=65, ge=3, le=4_096)
+    """P, the dimensions that carry the one-hot position; at least 2N+1."""
+    epsilon: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
+    """ε, within-class variability: content is (μ + ε η)/√(1+ε²)."""
+    zipf_exponent: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """α of the rank–frequency law f(k) ∝ k^−α over the trained classes."""
+    burstiness: int = Field(default=1, ge=0)
+    """B, copies of a class in a bursty context; divides N. 0: classes and target are drawn i.i.d."""
+    p_bursty: float = Field(default=1.0, ge=0.0, le=1.0)
+    """p_B, the fraction of bursty sequences among those that are not in-context ones; the rest is i.i.d."""
+    p_in_context: float = Field(default=0.0, ge=0.0, le=1.0)
+    """p_C, the fraction of in-context sequences: all classes novel, drawn anew for every batch."""
+    n_novel_classes: int = Field(default=128, ge=1, le=1_000_000)
+    """Novel classes drawn for every batch, shared by its sequences; a multiple of n_labels."""
+    novel_classes: Literal["fresh", "fixed"] = "fresh"
+    """fixed: those of training are drawn once instead, so that they can be memorised; evaluation sets draw new ones."""
+    distinct_labels: bool = True
+    """True: the N/B classes of a bursty context carry N/B different labels, whatever their frequency.
+    False: they are drawn i.i.d. from f (labels, and classes, may repeat), as Zipf experiments need."""
+
+    @property
+    def n_pos(self) -> int:
+        """T = 2N+1, the number of tokens."""
+        return 2 * self.n_pairs + 1
+
+    @property
+    def d_model(self) -> int:
+        """P + D, the width of a token."""
+        return self.position_dim + self.content_dim
+
+    @property
+    def content_width(self) -> int:
+        return self.content_dim
+
+    @property
+    def copies(self) -> int:
+        """Copies of the target's class in a bursty or in-context sequence: max(B, 1)."""
+        return max(self.burstiness, 1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ItemLabelConfig":
+        K, L, N, B = self.n_classes, self.n_labels, self.n_pairs, self.burstiness
+        faults = []
+        if K < L:
+            faults.append(f"n_classes (K={K}) is smaller than n_labels (L={L}): raise n_classes to at least {L}")
+        elif K % L:
+            faults.append(f"n_classes (K={K}) is no multiple of n_labels (L={L}): use {K - K % L} or {K - K % L + L}")
+        if self.n_novel_classes % L:
+            more = self.n_novel_classes - self.n_novel_classes % L + L
+            faults.append(f"n_novel_classes ({self.n_novel_classes}) is no multiple of n_labels (L={L}): use {more}")
+        if B and N % B:
+            allowed = ", ".join(str(b) for b in range(1, N + 1) if N % b == 0)
+            faults.append(f"n_pairs (N={N}) is not divisible by burstiness (B={B}): use B in {{0, {allowed}}}")
+        elif self.distinct_labels and N // self.copies > L:
+            faults.append(
+                f"a context of N/B = {N // self.copies} distinct labels needs more than n_labels (L={L}):"
+                " raise n_labels or burstiness, or set distinct_labels = false"
+            )
+        if self.n_pos > self.position_dim:
+            faults.append(
+                f"the sequence of 2N+1 = {self.n_pos} tokens is longer than position_dim (P={self.position_dim}):"
+                f" raise position_dim to at least {self.n_pos}, or lower n_pairs"
+            )
+        if self.zipf_exponent > 0 and self.distinct_labels and B and self.p_bursty > 0 and self.p_in_context < 1:
+            faults.append(
+                f"zipf_exponent (α={self.zipf_exponent}) has no effect on bursty sequences with distinct labels:"
+                " set distinct_labels = false"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class PairedItemsConfig(TaskConfig):
+    """In-context classification of item–label pairs, with a dataset to memorise (Nguyen & Reddy 2024, section 2).
+
+    A sequence has N tokens x ⊕ ℓ, ℓ = ±1, and a target x_q, which is the item of one of them: T = N+1 tokens.
+    """
+
+    n_labels: ClassVar[int] = 2
+    """ℓ = +1 and ℓ = −1."""
+
+    kind: Literal["paired_items"] = "paired_items"
+    dataset: Literal["fixed", "fresh"] = "fixed"
+    """fixed: sequences are drawn from K pairs. fresh: all pairs of a sequence are new, K = ∞."""
+    n_items: int = Field(default=10_000, ge=2, le=1_000_000)
+    """K, the number of pairs of a fixed dataset."""
+    n_pairs: int = Field(default=100, ge=2, le=10_000)
+    """N, the number of pairs in a context; with an iwl evaluation set, fewer than K."""
+    item_dim: int = Field(default=63, ge=1, le=4_096)
+    """D, the dimensions of an item; its components are N(0, 1/D)."""
+    zipf_exponent: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """α of the rank–frequency law f(k) ∝ k^−α over a fixed dataset's pairs."""
+    balanced: bool = False
+    """Whether exactly N/2 labels of a context are +1 (𝒟′ of section 4); N must then be even."""
+    tokens: Literal["normalised", "plain"] = "normalised"
+    """normalised: LayerNorm (without parameters) of x ⊕ one-hot ℓ, (0, 0) for the target; the transformer's tokens.
+    plain: x ⊕ ℓ ⊕ 0, and x ⊕ 0 ⊕ 1 for the target; the additive model's tokens."""
+
+    @property
+    def n_pos(self) -> int:
+        """T = N+1, the number of tokens."""
+        return self.n_pairs + 1
+
+    @property
+    def d_model(self) -> int:
+        """D+2."""
+        return self.item_dim + 2
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PairedItemsConfig":
+        faults = []
+        if self.balanced and self.n_pairs % 2:
+            faults.append(
+                f"n_pairs (N={self.n_pairs}) is odd, and half of its labels are to be +1: use {self.n_pairs + 1}"
+            )
+        if self.dataset == "fixed" and self.n_items <= self.n_pairs:
+            faults.append(
+                f"n_items (K={self.n_items}) must exceed n_pairs (N={self.n_pairs}), or no item is left that a context"
+                " does not show"
+            )
+        if self.dataset == "fresh" and self.zipf_exponent:
+            faults.append("zipf_exponent has no effect on a fresh dataset: leave it out, or set dataset = 'fixed'")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class CustomTaskConfig(TaskConfig):
+    """The shape of a task that the user defines and passes to `train` and `open_run`."""
+
+    kind: Literal["custom"] = "custom"
+    name: str = Field(max_length=200)
+    """The class of the user's task."""
+    d_model: int = Field(ge=1, le=8_192)
+    """Width of a token."""
+    n_pos: int = Field(ge=1, le=8_192)
+    """Number of tokens in a sequence."""
+    n_labels: int = Field(ge=1, le=10_000)
+    """Number of the network's outputs."""

@@ -1,0 +1,1 @@
+"""Interventions on the forward pass and on parameters, in training and analysis."""

@@ -1,0 +1,258 @@
+"""The forward pass of a canonical network: with hooks, with a cache, or from any activation onwards.
+
+Hooks have TransformerLens' names (B sequences, T positions, H heads, d = d_model, W classifier width, L labels):
+
+==========================================  ==========================================================
+``hook_embed``                              [B, T, d], the tokens
+``blocks.{l}.hook_resid_{pre,post}``        [B, T, d], the residual stream before and after a layer
+``blocks.{l}.attn.hook_{q,k,v}``            [B, T, H, d]
+``blocks.{l}.attn.hook_attn_scores``        [B, H, query, key], −∞ where the key is later
+``blocks.{l}.attn.hook_pattern``            [B, H, query, key], rows sum to 1
+``blocks.{l}.attn.hook_z``                  [B, query, H, d]
+``blocks.{l}.hook_attn_out``                [B, query, d], the sum of z over heads, as W_O is the identity
+``classifier.hook_in``                      [B, d], the target's residual stream
+``classifier.layers.{i}.hook_{pre,post}``   [B, W]
+``classifier.hook_logits``                  [B, L]
+==========================================  ==========================================================
+
+Activations that are hooked or kept are computed as in the table. Otherwise products are associated so that value and
+key matrices act on few vectors, and after the last layer only the target is computed. Results are those of the
+HookedTransformer (`models.hooked`), up to rounding.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mechinterp.errors import unknown_name
+from mechinterp.models.network import Network
+
+Hooks = Mapping[str, Callable[[Tensor], Tensor]]
+"""Functions that replace an activation, by hook name."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of a network on a batch, by TransformerLens hook name."""
+
+    network: Network
+    values: dict[str, Tensor]
+
+    @property
+    def logits(self) -> Float[Tensor, "batch n_labels"]:
+        """The network's answer."""
+        return self.values["classifier.hook_logits"]
+
+    @property
+    def n_layers(self) -> int:
+        """Attention layers."""
+        return self.network.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Heads in a layer."""
+        return self.network.n_heads
+
+    def __getitem__(self, hook: str) -> Tensor:
+        if hook not in self.values:
+            raise unknown_name("hook", hook, self.values)
+        return self.values[hook]
+
+    def forward_from(
+        self, hook: str, value: Tensor, also: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "batch n_labels"]:
+        """Logits with the activation at `hook` replaced by `value`; activations before it are not computed again.
+
+        `also` has activations of the same layer that are known to follow from `value`, by short name (``q``, ``k``,
+        ``v``). Takes the activations of `run_with_cache` at all hooks.
+        """
+        if self[hook].shape != value.shape:
+            raise ValueError(f"{hook} has shape {tuple(self[hook].shape)}, the replacement {tuple(value.shape)}")
+        if hook.startswith("classifier."):
+            return _classify(self.network, {hook: value}, _Tap())
+        if hook == "hook_embed":
+            hook = "blocks.0.hook_resid_pre"
+        layer, name = int(hook.split(".")[1]), hook.split("hook_")[1]
+        known = {"resid_pre": self[f"blocks.{layer}.hook_resid_pre"]}
+        if name in ("q", "k", "v"):  # the other two stay
+            known |= {other: self[f"blocks.{layer}.attn.hook_{other}"] for other in "qkv"}
+        elif name in ("attn_scores", "pattern"):
+            known["v"] = self[f"blocks.{layer}.attn.hook_v"]
+        residual, tap = _after_layer(self.network, layer, known | {name: value, **(also or {})}, _Tap()), _Tap()
+        for later in range(layer + 1, self.n_layers):
+            residual = _after_layer(self.network, later, {"resid_pre": residual}, tap)
+        return _classify(self.network, {"classifier.hook_in": residual[:, -1]}, tap)
+
+
+def forward(
+    network: Network,
+    inputs: Float[Tensor, "batch pos d_token"],
+    hooks: Hooks | None = None,
+    *,
+    target_only: bool = False,
+) -> Float[Tensor, "batch n_labels"]:
+    """Logits at the last token, the target; see `run_with_cache`."""
+    return run_with_cache(network, inputs, (), hooks, target_only=target_only).logits
+
+
+def run_with_cache(
+    network: Network,
+    inputs: Float[Tensor, "batch pos d_token"],
+    names: Collection[str] | None = None,
+    hooks: Hooks | None = None,
+    *,
+    target_only: bool = False,
+) -> Activations:
+    """Activations at the hooks in `names` (None: at all) and the logits, with `hooks` in place.
+
+    With `target_only`, the last layer's queries (of its q, scores, pattern and z) are the target's alone, as training
+    needs no others. An unknown hook raises UnknownNameError.
+    """
+    tap = _Tap(hooks or {}, names)
+    for name in (*tap.hooks, *(names or ())):
+        if name not in network.hook_names:
+            raise unknown_name("hook", name, network.hook_names)
+    width = inputs.shape[-1]
+    padded = inputs if width == network.d_model else pad(inputs, (0, network.d_model - width))
+    residual = tap("hook_embed", padded.to(network.dtype))
+    for layer in range(network.n_layers):
+        residual = tap(f"blocks.{layer}.hook_resid_pre", residual)
+        residual = _after_layer(network, layer, {"resid_pre": residual}, tap, target_only)
+    logits = _classify(network, {"classifier.hook_in": tap("classifier.hook_in", residual[:, -1])}, tap)
+    return Activations(network, tap.kept | {"classifier.hook_logits": logits})
+
+
+class _Tap:
+    """Applies hooks to activations, and keeps those whose names are given (None: all)."""
+
+    def __init__(self, hooks: Hooks | None = None, names: Collection[str] | None = ()):
+        self.hooks, self._names = hooks or {}, names
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if name in self.hooks:
+            value = self.hooks[name](value)
+        if self._names is None or name in self._names:
+            self.kept[name] = value
+        return value
+
+    def wants(self, *names: str) -> bool:
+        """Whether any of these activations is hooked or kept."""
+        return self._names is None or any(name in self.hooks or name in self._names for name in names)
+
+
+def _after_layer(
+    network: Network, layer: int, known: Mapping[str, Tensor], tap: _Tap, target_only: bool = False
+) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream after a layer, from the given activations of it; of the last layer, at the target."""
+    block, attn = f"blocks.{layer}", f"blocks.{layer}.attn"
+    last, target = layer == network.n_layers - 1, slice(-1, None)
+    after = last and not tap.wants(f"{attn}.hook_z", f"{block}.hook_attn_out", f"{block}.hook_resid_post")
+    rows = target if after or (last and target_only) else slice(None)
+    residual = known["resid_pre"]
+    if "resid_post" in known:
+        return known["resid_post"]
+    if "attn_out" in known:
+        return (residual + known["attn_out"])[:, rows]
+    if "z" in known:
+        return residual[:, rows] + known["z"][:, rows].sum(dim=2)
+    asked = tap.wants(f"{attn}.hook_q", f"{attn}.hook_attn_scores", f"{attn}.hook_pattern")
+    queries = rows if target_only or not asked else slice(None)
+    pattern = known.get("pattern")
+    pattern = _attend(network, layer, known, tap, attn, queries) if pattern is None else pattern[:, :, rows]
+    columns, z = _read(network, layer, known, tap, attn, pattern, rows)
+    if z.shape[-1] < network.d_model and not tap.wants(f"{attn}.hook_z", f"{block}.hook_attn_out"):
+        written = residual[:, rows].clone()
+        written[..., columns] += z.sum(dim=2)
+        return tap(f"{block}.hook_resid_post", written)
+    if z.shape[-1] < network.d_model:
+        z = pad(z, (columns.start, network.d_model - columns.stop))
+    z = tap(f"{attn}.hook_z", z)
+    out = tap(f"{block}.hook_attn_out", z.sum(dim=2))
+    return tap(f"{block}.hook_resid_post", residual[:, -out.shape[1] :] + out)
+
+
+def _attend(
+    network: Network, layer: int, known: Mapping[str, Tensor], tap: _Tap, attn: str, queries: slice
+) -> Float[Tensor, "batch head query key"]:
+    """The attention pattern of these queries over the keys up to the query."""
+    if "attn_scores" in known:
+        return attention_pattern(known["attn_scores"][:, :, queries])
+    scores = _scores(network, layer, known, tap, attn, queries)
+    n_pos = scores.shape[3]
+    later = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).triu(1)[-scores.shape[2] :]
+    scores = tap(f"{attn}.hook_attn_scores", scores.masked_fill(later, -torch.inf))
+    return tap(f"{attn}.hook_pattern", attention_pattern(scores))
+
+
+def attention_pattern(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
+    """The pattern of attention scores: a softmax over the keys."""
+    return scores.softmax(dim=-1)
+
+
+def _scores(
+    network: Network, layer: int, known: Mapping[str, Tensor], tap: _Tap, attn: str, queries: slice
+) -> Float[Tensor, "batch head query key"]:
+    """q_i·k_j, unmasked; as x_i (W_Q W_Kᵀ) x_j where neither q nor k is hooked or kept and queries are many."""
+    residual = known["resid_pre"]
+    asking, q = residual[:, queries], known["q"][:, queries] if "q" in known else None
+    few = asking.shape[0] * asking.shape[1] < network.d_model
+    keys = "k" in known or tap.wants(f"{attn}.hook_k")
+    if q is None and (keys or few or tap.wants(f"{attn}.hook_q")):
+        q = tap(f"{attn}.hook_q", torch.einsum("bpd,hdk->bphk", asking, network.matrix(layer, "Q")))
+    if q is None:
+        rows, columns, product = network.qk(layer)
+        sought = torch.einsum("bqd,hde->bhqe", asking[..., rows], product)
+        return sought @ residual[..., columns].transpose(1, 2)[:, None]
+    if not keys:
+        sought = torch.einsum("bqhk,hdk->bhqd", q, network.matrix(layer, "K"))
+        return sought @ residual.transpose(1, 2)[:, None]
+    k = known["k"] if "k" in known else torch.einsum("bpd,hdk->bphk", residual, network.matrix(layer, "K"))
+    return torch.einsum("bqhk,bphk->bhqp", q, k if "k" in known else tap(f"{attn}.hook_k", k))
+
+
+def _read(
+    network: Network,
+    layer: int,
+    known: Mapping[str, Tensor],
+    tap: _Tap,
+    attn: str,
+    pattern: Float[Tensor, "batch head query key"],
+    rows: slice,
+) -> tuple[slice, Float[Tensor, "batch row head written"]]:
+    """z_i = Σ_j p_ij v_j for these rows, and the columns outside of which it is zero.
+
+    It is computed as (Σ_j p_ij x_j) W_V where v is not hooked or kept.
+    """
+    residual, pattern = known["resid_pre"], pattern[:, :, rows]
+    if "v" not in known and not tap.wants(f"{attn}.hook_v"):
+        inside, columns, W_V = network.block(layer, "V")
+        return columns, torch.einsum("bhqd,hde->bqhe", pattern @ residual[:, None, :, inside], W_V)
+    v = known["v"] if "v" in known else torch.einsum("bpd,hdk->bphk", residual, network.matrix(layer, "V"))
+    v = v if "v" in known else tap(f"{attn}.hook_v", v)
+    return slice(None), torch.einsum("bhqp,bphk->bqhk", pattern, v)
+
+
+def _classify(network: Network, known: Mapping[str, Tensor], tap: _Tap) -> Float[Tensor, "batch n_labels"]:
+    """The classifier's logits from one of its activations."""
+    ((hook, x),) = known.items()
+    if hook == "classifier.hook_logits":
+        return x
+    start = 0
+    if hook != "classifier.hook_in":
+        start = int(hook.split(".")[2]) + 1
+        x = torch.relu(x) if hook.endswith("pre") else x
+    for i in range(start, network.depth):
+        layer = f"classifier.layers.{i}"
+        pre = tap(f"{layer}.hook_pre", x @ network.parameters[f"{layer}.W"] + network.parameters[f"{layer}.b"])
+        x = tap(f"{layer}.hook_post", torch.relu(pre))
+    return tap("classifier.hook_logits", x @ network.parameters["classifier.readout.W"])
+
+
+def classify(network: Network, x: Float[Tensor, "batch d_token"]) -> Float[Tensor, "batch n_labels"]:
+    """The classifier's logits for targets without attention."""
+    return _classify(network, {"classifier.hook_in": pad(x, (0, network.d_model - x.shape[-1]))}, _Tap())

@@ -1,0 +1,223 @@
+"""The HookedTransformer view of a network. No other module imports TransformerLens, which takes seconds.
+
+All standard hook names work (``blocks.0.attn.hook_pattern``, ``blocks.1.hook_resid_post``, …); hooks that
+TransformerLens fires on request only (``hook_result``) need its ``set_use_…``. Of a language model's embedding and
+unembedding only ``hook_embed`` is left, for the input vectors. The classifier has the hooks of `models.forward`.
+
+Hook names that do not exist, and hooks that do not fire, are ignored by TransformerLens and raise here.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformer_lens import HookedTransformer as HookedTransformer
+    from transformer_lens import HookedTransformerConfig as HookedTransformerConfig
+    from transformer_lens.hook_points import HookedRootModule as HookedRootModule
+    from transformer_lens.hook_points import HookPoint as HookPoint
+
+from mechinterp.config import RunConfig
+from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.models.network import Network
+from mechinterp.models.registry import parameter_shapes
+
+NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
+
+_SELDOM = (
+    "TransformerLens fires hook_result, hook_attn_in and hook_q_input (k, v) on request only (model.set_use_attn_result"
+    " and so on), there is no MLP, and a run stopped at a layer ends there"
+)
+
+
+class CheckedHooks(HookedRootModule):
+    """`hooks`, `run_with_hooks` and `run_with_cache` of a HookedRootModule, with checks of hook names and firing."""
+
+    def hooks(
+        self, fwd_hooks: Sequence[NamedHook] = (), bwd_hooks: Sequence[NamedHook] = (), *options: Any, **named: Any
+    ):  # type: ignore[override]
+        """As in TransformerLens; an unknown hook name raises with the nearest one."""
+        for name, _ in [*fwd_hooks, *bwd_hooks]:
+            self._require_hook(name)
+        return super().hooks(list(fwd_hooks), list(bwd_hooks), *options, **named)
+
+    def run_with_hooks(self, *inputs: Any, fwd_hooks: Sequence[NamedHook] = (), **options: Any):  # type: ignore[override]
+        """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
+        fired = [False] * len(fwd_hooks)
+
+        def watched(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def call(*arguments: Any, **named: Any) -> Any:
+                fired[number] = True
+                return function(*arguments, **named)
+
+            return call
+
+        hooks = [(name, watched(number, function)) for number, (name, function) in enumerate(fwd_hooks)]
+        result = super().run_with_hooks(*inputs, fwd_hooks=hooks, **options)
+        for (name, _), has_fired in zip(fwd_hooks, fired, strict=True):
+            if not has_fired:
+                what = f"hook {name!r}" if isinstance(name, str) else "a hook given by a filter"
+                raise MechinterpError(f"{what} did not fire in this run; {_SELDOM}")
+        return result
+
+    def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
+        result = super().run_with_cache(*inputs, names_filter=names_filter, **options)
+        wanted = [names_filter] if isinstance(names_filter, str) else names_filter
+        for name in wanted if isinstance(wanted, list) else ():
+            if name not in result[1]:
+                raise MechinterpError(f"hook {name!r} did not fire in this run; {_SELDOM}")
+        return result
+
+    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any):  # type: ignore[override]
+        """As in TransformerLens; an unknown hook name raises with the nearest one."""
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+        for name in names if isinstance(names, list) else ():
+            self._require_hook(name)
+        return super().get_caching_hooks(names_filter, *args, **options)
+
+    def _require_hook(self, name: str | Callable[[str], bool]) -> None:
+        if isinstance(name, str) and name not in self.hook_dict:
+            raise unknown_name("hook", name, self.hook_dict)
+        if callable(name) and not any(name(known) for known in self.hook_dict):
+            raise MechinterpError("the hook filter matches no hook of this model")
+
+
+class ClassifierLayer(nn.Module):
+    """h = ReLU(x W + b), with x [batch, in] and W [in, width]."""
+
+    def __init__(self, fan_in: int, width: int, dtype: torch.dtype):
+        super().__init__()
+        self.W = nn.Parameter(torch.zeros(fan_in, width, dtype=dtype))
+        self.b = nn.Parameter(torch.zeros(width, dtype=dtype))
+        self.hook_pre = HookPoint()
+        self.hook_post = HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch fan_in"]) -> Float[Tensor, "batch width"]:
+        pre = self.hook_pre(x @ self.W + self.b)
+        return self.hook_post(torch.relu(pre))
+
+
+class Readout(nn.Module):
+    """logits = x W, with W [width, n_labels]; no bias."""
+
+    def __init__(self, fan_in: int, n_labels: int, dtype: torch.dtype):
+        super().__init__()
+        self.W = nn.Parameter(torch.zeros(fan_in, n_labels, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "batch fan_in"]) -> Float[Tensor, "batch n_labels"]:
+        return x @ self.W
+
+
+class Classifier(nn.Module):
+    """ReLU layers and a linear readout, from the target's residual stream to logits."""
+
+    def __init__(self, d_model: int, width: int, depth: int, n_labels: int, dtype: torch.dtype):
+        super().__init__()
+        fans = [d_model] + [width] * depth
+        self.hook_in = HookPoint()
+        self.layers = nn.ModuleList(ClassifierLayer(fan_in, width, dtype) for fan_in in fans[:-1])
+        self.readout = Readout(fans[-1], n_labels, dtype)
+        self.hook_logits = HookPoint()
+
+    def forward(self, residual: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_labels"]:
+        x = self.hook_in(residual)
+        for layer in self.layers:
+            x = layer(x)
+        return self.hook_logits(self.readout(x))
+
+
+class VectorTransformer(CheckedHooks, HookedTransformer):
+    """A HookedTransformer from vectors [batch, pos, d_model] to logits [batch, n_labels] at the last token.
+
+    `run_with_cache`, `run_with_hooks` and `hooks` behave as in TransformerLens, except that a hook name that does
+    not exist raises, and so does a hook that does not fire in `run_with_hooks` or `run_with_cache`.
+    """
+
+    def __init__(self, network: Network):
+        """A copy of the network's parameters; W_O is the identity and frozen. Narrower inputs are padded with zeros."""
+        config, d_model, n_labels = network.config, network.d_model, network.config.task.n_labels
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # HookedTransformer leaves with TransformerLens 4
+            super().__init__(
+                HookedTransformerConfig(
+                    n_layers=network.n_layers,
+                    n_heads=network.n_heads,
+                    d_model=d_model,
+                    d_head=d_model,
+                    n_ctx=config.task.n_pos,
+                    d_vocab=n_labels,
+                    attn_only=True,
+                    normalization_type=None,
+                    use_attn_scale=False,
+                    init_weights=False,
+                    device="cpu",
+                    dtype=network.dtype,
+                )
+            )
+        for part in ("embed", "pos_embed", "hook_pos_embed", "unembed"):
+            delattr(self, part)
+        self.classifier = Classifier(d_model, config.model.classifier_width, network.depth, n_labels, network.dtype)
+        self.config: RunConfig = config
+        """The config of the canonical network."""
+        self.trained = tuple(parameter_shapes(config))
+        """Names of the trained parameters; everything else is frozen."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name in self.trained)
+                parameter.zero_()
+                if name.endswith("attn.W_O"):
+                    parameter.copy_(torch.eye(d_model, dtype=network.dtype).expand_as(parameter))
+        set_parameters(self, network.parameters)
+        self.setup()  # names the classifier's hook points
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Float[Tensor, "batch pos d_model"],
+        return_type: str | None = "logits",
+        stop_at_layer: int | None = None,
+        start_at_layer: int = 0,
+    ) -> Tensor | None:
+        """Logits at the last token; with `stop_at_layer` the residual stream before that layer, as TransformerLens.
+
+        With `start_at_layer` the input is the residual stream before that layer.
+        """
+        if return_type not in ("logits", None):
+            raise MechinterpError(f"return_type {return_type!r}: this model returns 'logits' or None")
+        layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
+        if start_at_layer == 0:
+            padded = functional.pad(input.to(self.cfg.dtype), (0, self.cfg.d_model - input.shape[-1]))
+            residual = self.hook_embed(padded)
+        else:
+            residual = input
+        for layer in layers:
+            residual = self.blocks[layer](residual)
+        if stop_at_layer is not None:
+            return residual
+        return self.classifier(residual[:, -1]) if return_type else None
+
+    def network(self) -> Network:
+        """The network of the trained parameters; other changes of the model are not in it."""
+        parameters = dict(self.named_parameters())
+        return Network(self.config, {name: parameters[name].detach() for name in self.trained})
+
+
+def set_parameters(model: VectorTransformer, parameters: Mapping[str, Tensor]) -> None:
+    """Copy all trained parameters into a hooked model; a missing or extra name, or another shape, is an error."""
+    if odd := sorted(set(parameters) ^ set(model.trained)):
+        raise MechinterpError(f"parameters do not fit the model: missing or unexpected {', '.join(odd)}")
+    current = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in parameters.items():
+            if current[name].shape != value.shape:
+                shapes = f"{tuple(value.shape)}, expected {tuple(current[name].shape)}"
+                raise MechinterpError(f"parameter {name} has shape {shapes}")
+            current[name].copy_(value)

@@ -1,0 +1,291 @@
+"""Runs: training, resuming and opening them, and the network at any of their steps.
+
+A run can be opened while it is being written.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mechinterp.config import Graft, RunConfig
+from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError
+from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
+from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
+from mechinterp.models.network import Network
+from mechinterp.models.registry import initial_parameters
+from mechinterp.store import RunWriter, Trajectory
+from mechinterp.tasks import Task, build_task
+from mechinterp.tasks.registry import config_of_task
+from mechinterp.threads import recorded_threads, torch_threads
+from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
+from mechinterp.training.loop import RunningMean
+from mechinterp.training.replay import Keep, ReplayCheck, densify, environment_changes, replay_steps, usable_device
+from mechinterp.training.stopping import StopRule
+from mechinterp.training.trainer import WrittenRun, train_runs
+
+if TYPE_CHECKING:
+    from mechinterp.emergence import Emergence
+    from mechinterp.models.hooked import VectorTransformer
+
+
+class ApproximateReplayWarning(UserWarning):
+    """Warning that a step was rebuilt, but not bit for bit."""
+
+
+class Run(Trajectory):
+    """A trajectory with its task, and the network at any step up to the last saved one."""
+
+    def __init__(self, path: str | Path, *, task: Task | None = None):
+        super().__init__(path)
+        if task is not None:
+            _require_same_shape(self, task)
+        self._task = task
+
+    @property
+    def task(self) -> Task:
+        """The task that the run was trained on."""
+        if self._task is None:
+            try:
+                self._task = build_task(self.config)
+            except ConfigError as error:
+                raise ConfigError(f"{self.path}: {error}") from None
+        return self._task
+
+    def network(self, step: int) -> Network:
+        """The canonical network at any step: read if the step is stored, else rebuilt by replaying the training.
+
+        The replay continues to the next saved checkpoint and compares digests. If they differ (another machine, or
+        another build of torch) an ApproximateReplayWarning tells the deviation.
+        """
+        if step in self.steps:
+            return Network(self.config, self.weights(step))
+        rebuilt: dict[int, dict[str, Tensor]] = {}
+        check = replay(self, [step], lambda at, weights, metrics: rebuilt.update({at: weights}))
+        if not check.exact:
+            warnings.warn(f"{self.path}: step {step} is {check}", ApproximateReplayWarning, stacklevel=2)
+        return Network(self.config, rebuilt[step])
+
+    def model(self, step: int) -> "VectorTransformer":
+        """The HookedTransformer view of `network` at any step."""
+        from mechinterp.models.hooked import VectorTransformer  # imports TransformerLens, which takes seconds
+
+        return VectorTransformer(self.network(step))
+
+    def densify(
+        self,
+        *,
+        around: "Emergence | None" = None,
+        start: int | None = None,
+        stop: int | None = None,
+        every: int = 10,
+        progress: bool = False,
+    ) -> ReplayCheck:
+        """Rebuild every `every`-th step of an interval and keep them in the side file; returns the replay's check.
+
+        The interval is `start` to `stop` (both included, by default the whole run), or one 10–90 % width to either
+        side of a located transition (`around`). The rebuilt steps are then among `steps`.
+        """
+        saved = self.file.steps
+        if around is not None:
+            if around.step is None or around.width is None:
+                raise MechinterpError(f"{self.path}: there is no transition to densify around ({around.reason})")
+            start, stop = int(around.step - around.width), int(around.step + around.width)
+            start, stop = max(start, saved[0]), min(stop, saved[-1])
+        start, stop = saved[0] if start is None else start, saved[-1] if stop is None else stop
+        if every < 1 or not saved[0] <= start <= stop <= saved[-1]:
+            raise MechinterpError(
+                f"{self.path}: cannot rebuild steps {start} to {stop} every {every}; use a stretch within"
+                f" {saved[0]} to {saved[-1]} and every at least 1"
+            )
+        check = densify(self, self.task, range(start, stop + 1, every), progress=progress)
+        self.open_side_file()
+        return check
+
+    def __repr__(self) -> str:
+        steps = self.steps
+        return f"Run({str(self.path)!r}, {self.status}, {len(steps)} steps up to {steps[-1] if steps else None})"
+
+
+def open_run(path: str | Path, *, task: Task | None = None) -> Run:
+    """The run of a file, also while it is being written. A run on a custom task needs that `task`."""
+    return Run(path, task=task)
+
+
+def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
+    """The runs, by file name (by path where names repeat); at least one is needed, and all with a checkpoint."""
+    if not paths:
+        raise MechinterpError("name at least one run file")
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
+    runs = {name: open_run(path) for name, path in zip(names, paths, strict=True)}
+    for run in runs.values():
+        if not run.steps:
+            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    return runs
+
+
+def train(
+    config: RunConfig,
+    path: str | Path,
+    *,
+    task: Task | None = None,
+    device: Device = "cpu",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Train the network of `config` and write its trajectory to `path`; returns the finished run.
+
+    Pass `task` to train on a custom task; the config then records only its name and shape. Training stops early
+    by a stop rule of the config. On `device="cuda"` the same steps are taken on a GPU. A loss or weight that is
+    not finite raises DivergedError; Ctrl-C raises KeyboardInterrupt; either way every checkpoint committed before is
+    in the file, and `resume` continues from the last.
+    """
+    config = pin_graft_digests(config if task is None else config_of_task(task, config))
+    for intervention in config.interventions:
+        if isinstance(intervention, Graft) and Path(intervention.run).resolve() == Path(path).resolve():
+            raise ConfigError(f"{path}: is the run that is grafted from; choose another file for the new one")
+    trained_on: Task = build_task(config) if task is None else task
+    if task is not None:
+        _require_batches(task)
+    parameters = initial_parameters(config)
+    first = trained_on.train_batch(0, 2)
+    ForwardInterventions(forward_interventions(config), first, config.model.n_layers - 1).hooks()  # raises if it cannot
+    ParameterInterventions(config).apply_scheduled(0, parameters)
+    engine = build_engine(config, parameters, device=device)
+    writer = RunWriter(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
+    _write_first(writer, engine.parameters)
+    rule = StopRule(config, trained_on)
+    run = WrittenRun(config, trained_on, engine.parameters, writer, range(config.training.steps), rule)
+    train_runs([run], engine, progress=progress)
+    if run.error:
+        raise run.error
+    return open_run(path, task=trained_on)
+
+
+def resume(path: str | Path, *, until: int | None = None, task: Task | None = None, progress: bool = True) -> Run:
+    """Continue a run from its last checkpoint, to the configured end or to step `until`; returns the run.
+
+    The same bits follow as in a run that never stopped, if the environment is the same. A file left behind by a
+    killed writer is recovered: its committed checkpoints are copied to a new file, which replaces it. An `until`
+    beyond the configured end prolongs the run, without a stop rule. A run that another process is writing is refused.
+    """
+    run = open_run(path, task=task)
+    if not run.file.steps:
+        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    last, end = run.file.steps[-1], run.config.training.steps if until is None else until
+    rule = None if until is not None else StopRule(run.config, run.task)
+    if rule and rule.recall(run.file):
+        if run.status != "running":
+            raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
+        end = last  # its writer was killed before it recorded the end
+    if end < last:
+        raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
+    config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
+    device = usable_device(run.environment)
+    engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device)
+    for change in environment_changes(run.environment):
+        _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
+    if run.status == "running":
+        _say(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
+    unfinished = "interrupted" if until is not None and end < config.training.steps else None
+    with torch_threads(recorded_threads(run.environment)):
+        writer = RunWriter(path, config, continues=run.file, last=last, engine=engine.name, device=device)
+        resumed = WrittenRun(config, run.task, engine.parameters, writer, range(last, end), rule, unfinished)
+        train_runs([resumed], engine, progress=progress)
+    if resumed.error:
+        raise resumed.error
+    return open_run(path, task=run.task)
+
+
+def train_batched(configs: Sequence[RunConfig], paths: Sequence[str | Path], *, device: Device = "cpu") -> list[Run]:
+    """Train several runs in one batch, to one file per run; returns them in order.
+
+    They must share model, task shape and batch size, and have no interventions.
+
+    A file that exists already is resumed from its last checkpoint; one that is complete is left as it is. A run that
+    diverges, or has before, does not affect the others; when they are done, DivergedError names it.
+    """
+    require_device(device)
+    AutogradEngine(configs, [initial_parameters(config) for config in configs])  # raises if it cannot be
+    runs: list[WrittenRun] = []
+    diverged: list[DivergedError] = []
+    try:
+        for config, path in zip(configs, paths, strict=True):
+            try:
+                runs += _begun_or_resumed(config, Path(path), device)
+            except DivergedError as error:
+                diverged.append(error)
+    except BaseException as error:
+        for run in runs:
+            run.close(error)
+        raise
+    train_runs(runs, device=device)
+    diverged += [run.error for run in runs if run.error]
+    if diverged:
+        raise diverged[0]
+    return [open_run(path) for path in paths]
+
+
+def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False) -> ReplayCheck:
+    """Rebuild steps of a run and pass them to `keep`; see `training.replay.replay_steps`."""
+    return replay_steps(run, run.task, steps, keep, progress=progress)
+
+
+def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[WrittenRun]:
+    """A run of a batch at its last checkpoint, or at the start; none if it is complete."""
+    task = build_task(config)
+    rule, end = StopRule(config, task), config.training.steps
+    if not path.exists():
+        writer, parameters = RunWriter(path, config, engine=BATCHED, device=device), initial_parameters(config)
+        _write_first(writer, parameters)
+        return [WrittenRun(config, task, parameters, writer, range(end), rule)]
+    run = open_run(path)
+    if run.config != config:
+        raise MechinterpError(f"{path}: holds another run; choose another file")
+    if run.status == "complete":
+        return []
+    if run.status == "diverged":
+        raise DivergedError(f"{path}: the run diverged; lower training.learning_rate")
+    last = run.file.steps[-1]
+    end = last if rule.recall(run.file) else end  # its writer was killed before it recorded the end
+    writer = RunWriter(path, config, continues=run.file, last=last, engine=BATCHED, device=device)
+    return [WrittenRun(config, task, run.file.weights(last), writer, range(last, end), rule)]
+
+
+def _write_first(writer: RunWriter, parameters: dict[str, Tensor]) -> None:
+    """Write the checkpoint of step 0; on an error, the file is closed."""
+    try:
+        writer.append(0, parameters, RunningMean().pop())
+    except BaseException as error:
+        writer.close(error)
+        raise
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+
+
+def _require_same_shape(run: Run, task: Task) -> None:
+    ours = {name: getattr(run.config.task, name) for name in ("d_model", "n_pos", "n_labels")}
+    theirs = {name: getattr(task, name) for name in ours}
+    if ours != theirs:
+        raise RunFileError(f"{run.path}: the run was trained on a task with {ours}, the given task has {theirs}")
+
+
+def _require_batches(task: Task) -> None:
+    """ConfigError unless a task's first batch has the shapes and types that networks take."""
+    batch, name = task.train_batch(0, 2), type(task).__qualname__
+    expected = (2, task.n_pos, task.d_model)
+    if tuple(batch.inputs.shape) != expected or batch.inputs.dtype != torch.float32:
+        got = f"{tuple(batch.inputs.shape)} {batch.inputs.dtype}"
+        raise ConfigError(f"task {name}: inputs are {got}, expected {expected} torch.float32")
+    is_vector = batch.labels.shape == (2,) and batch.labels.dtype == torch.int64
+    if not is_vector or not bool(((batch.labels >= 0) & (batch.labels < task.n_labels)).all()):
+        raise ConfigError(f"task {name}: labels must be 2 int64 from 0 to {task.n_labels - 1}, got {batch.labels}")

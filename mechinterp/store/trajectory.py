@@ -1,0 +1,75 @@
+"""A trajectory: a run file and its side file, read as one.
+
+The side file (``fast.dense.h5`` beside ``fast.h5``) has steps that were rebuilt between the saved ones.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from mechinterp.errors import RunFileError, UnknownNameError
+from mechinterp.store.file import RunFile
+from mechinterp.store.schema import dense_path
+
+
+class Trajectory:
+    """The config of a run and its weights at every stored step, also while the run is being written."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.file = RunFile(self.path)
+        self.config, self.environment, self.created = self.file.config, self.file.environment, self.file.created
+        self.side_file: RunFile | None = None
+        self.open_side_file()
+
+    @property
+    def dense_path(self) -> Path:
+        """The path of the side file of rebuilt steps, whether or not it exists."""
+        return dense_path(self.path)
+
+    @property
+    def steps(self) -> list[int]:
+        """The stored steps, ascending. Step s is the state after s updates."""
+        return sorted({*self.file.steps, *(self.side_file.steps if self.side_file else ())})
+
+    @property
+    def status(self) -> str:
+        """ "complete", "interrupted", "diverged", "failed" or "running" (also: its writer was killed)."""
+        return self.file.status
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Training loss and accuracy by step: means since the previous stored step."""
+        tables = [self.file.metrics()] + ([self.side_file.metrics()] if self.side_file else [])
+        return pd.concat(tables).sort_index()
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The trained parameters at a stored step, by name (float32)."""
+        return self._file_with(step).weights(step)
+
+    def digest(self, step: int) -> str:
+        """SHA-256 of the weights at a stored step (hexadecimal), stored when they were written."""
+        return self._file_with(step).digest(step)
+
+    def open_side_file(self) -> None:
+        """Open the side file if there is one; RunFileError if it belongs to another run."""
+        self.side_file = RunFile(self.dense_path) if self.dense_path.exists() else None
+        side = self.side_file
+        if side and (side.created, side.config.task) != (self.created, self.config.task):
+            raise RunFileError(f"{self.dense_path}: holds steps of another run than {self.path.name}; delete it")
+
+    def _file_with(self, step: int) -> RunFile:
+        """The file that stores a step."""
+        if step in self.file.steps:
+            return self.file
+        if self.side_file and step in self.side_file.steps:
+            return self.side_file
+        steps = self.steps
+        if not steps:
+            raise UnknownNameError(f"{self.path}: no step is saved yet")
+        near = min(steps, key=lambda saved: abs(saved - step))
+        raise UnknownNameError(
+            f"{self.path}: step {step} is not saved; the nearest is {near}"
+            f" ({len(steps)} from {steps[0]} to {steps[-1]})"
+        )

@@ -1,0 +1,252 @@
+"""Execution of studies on any `concurrent.futures.Executor`, every worker with a process that executes its runs.
+
+A worker takes one core: its run computes, and draws its batches, on one thread. No run is done twice: a finished run is
+recognised by its id, an interrupted one is resumed to the same bits, and a failed one is recorded and left until a
+retry is asked for. So a study gives the same bits on one worker, on several, and on a cluster (but not in batches on a
+GPU, where sums depend on the other runs of the batch). This module does not import torch: only workers do.
+"""
+
+import os
+import sys
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from tqdm import tqdm
+
+from mechinterp.errors import MechinterpError
+from mechinterp.files import make_folder, require_place
+from mechinterp.studies import processes
+from mechinterp.studies.cost import estimate
+from mechinterp.studies.jobs import Job, distinct_jobs, grouped, jobs_of
+from mechinterp.studies.results import Results, forget_failure, write_failure
+from mechinterp.studies.study import Study, StudyRun
+
+_LOCATED = ("transition", "step", "low", "high", "width", "before", "after")
+_COLUMNS = ("variant", "seed", "run", "status", "error", *_LOCATED)
+
+
+def run_study(
+    study: Study,
+    folder: str | Path = "checkpoints/studies",
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    retry: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+    runs_per_device: int = 1,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The table of a study, one row per run (`study_table`), after executing all runs that are not done yet.
+
+    Run files are written to `folder`, by id; studies may share one. Runs are executed by `workers` processes on this
+    machine (by default as many as there are cores), or by `executor`, for instance a cluster's, which the caller shuts
+    down. A run that failed before is tried again with `retry` only. Everything is validated before anything starts.
+
+    On a GPU (`device="cuda"`), every worker can train `runs_per_device` runs in one batch (`train_batched`).
+    """
+    for name, number in (("workers", workers), ("runs_per_device", runs_per_device)):
+        if number is not None and number < 1:
+            raise MechinterpError(f"{name} is {number}; at least one is needed")
+    jobs, outcomes = [job for _, job in distinct_jobs(study, Path(folder), device)], Results(Path(folder))
+    todo = [job for job in jobs if outcomes.awaits(job, retry)]
+    if todo:
+        workers = workers or os.cpu_count() or 1
+        try:
+            processes.begin(0 if executor else min(workers, len(todo)))
+            _check(study, device)
+            make_folder(Path(folder))
+            if progress:
+                cost = estimate(study, outcomes, folder, clocked=device == "cpu", retry=retry)
+                print(cost.on(None if executor else workers), file=sys.stderr)
+            with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=not progress or None) as bar:
+                _execute_all(study, grouped(todo, runs_per_device), workers, executor, bar)
+        finally:
+            processes.end()
+    return study_table(study, folder)
+
+
+def _execute_all(study: Study, groups: list[list[Job]], workers: int, executor: Executor | None, bar: tqdm) -> None:
+    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="study")
+    lost: list[BaseException] = []
+    futures = {
+        pool.submit(execute_job, jobs[0]) if len(jobs) == 1 else pool.submit(execute_jobs, jobs): len(jobs)
+        for jobs in groups
+    }
+    try:
+        for future in as_completed(futures):
+            if error := future.exception():
+                lost.append(error)
+            bar.update(futures[future])
+    except BaseException:
+        processes.stop()  # no further run begins here, and those that run here end; what they have written is kept
+        for future in futures:
+            future.cancel()
+        raise
+    finally:
+        if executor is None:
+            pool.shutdown(cancel_futures=True)
+    if lost:
+        raise MechinterpError(
+            f"study {study.name}: {len(lost)} runs were lost with their workers ({type(lost[0]).__name__}: {lost[0]});"
+            " carry it out again: what is finished is kept, and the others are resumed"
+        )
+
+
+def execute_job(job: Job) -> str | None:
+    """The error of one job, executed in a process of its own, or None; an error is also recorded.
+
+    An executor's worker calls this function. If that worker is killed, the process ends too. If the process is stopped
+    from outside, no failure is recorded, and the next process resumes the run.
+    """
+    forget_failure(job)
+    reply = processes.ask({"what": "do", "job": job, "device": job["device"], "cwd": job["cwd"]})
+    error = reply["error"]
+    if error is not None and not reply.get("told_to_end"):
+        write_failure(job, error, reply["output"])
+    return error
+
+
+def execute_jobs(jobs: list[Job]) -> list[str | None]:
+    """The errors of several jobs, whose runs are trained in one batch; otherwise as `execute_job`."""
+    for job in jobs:
+        forget_failure(job)
+    shared = {"device": jobs[0]["device"], "cwd": jobs[0]["cwd"]}
+    reply = processes.ask({"what": "do together", "jobs": jobs, **shared})
+    errors = [reply["error"] or reply["errors"].get(job["id"]) for job in jobs]
+    for job, error in zip(jobs, errors, strict=True):
+        if error is not None and not reply.get("told_to_end"):
+            write_failure(job, error, reply.get("output", ""))
+    return errors
+
+
+def begun(study: Study, folder: str | Path) -> bool:
+    """Whether the folder has a run file, an outcome or a recorded failure of any run of a study."""
+    outcomes = Results(Path(folder))
+    jobs = [job for _, job in jobs_of(study, Path(folder))]
+    return any(outcomes.begun(job) or outcomes.of(job) or outcomes.error(job) for job in jobs)
+
+
+def states(study: Study, outcomes: Results, folder: str | Path) -> pd.DataFrame:
+    """How many runs of each variant are ``done``, ``failed``, ``begun`` (there is a run file) and ``not begun``."""
+    counts = {variant: dict.fromkeys(("done", "failed", "begun", "not begun"), 0) for variant in study.variants}
+    for run, job in jobs_of(study, Path(folder)):
+        if outcomes.of(job):
+            state = "done"
+        elif outcomes.error(job):
+            state = "failed"
+        else:
+            state = "begun" if outcomes.begun(job) else "not begun"
+        counts[run.variant][state] += 1
+    return pd.DataFrame.from_dict(counts, orient="index").rename_axis("variant")
+
+
+def study_table(study: Study, folder: str | Path = "checkpoints/studies") -> pd.DataFrame:
+    """The runs of a study, one row per variant and seed, from the folder's index; no run file is opened.
+
+    Columns: ``variant``, ``seed``, ``run`` (its id), ``status`` (done, failed, or not done), ``error``; of the main
+    measure ``transition``, ``step``, ``low``, ``high``, ``width``, ``before``, ``after``; of every other measure m
+    ``{m}_step`` and ``{m}_lag`` (its step minus that of the main measure; negative: earlier); and final accuracies and
+    losses without interventions (``final_icl_accuracy``, …) and under them (``final_clamped_icl_accuracy``, …).
+    """
+    outcomes = Results(Path(folder))
+    rows = [_row(run, job, study, outcomes) for run, job in jobs_of(study, Path(folder))]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
+
+
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """The variants of a study's table: number of transitions, median step, and ratio to the step of the first variant.
+
+    ``after`` is the median plateau after the transition.
+
+    ``ratio`` is the median over seeds of step(variant) / step(first variant), over the seeds in which both make the
+    transition; below 1, the variant makes it sooner. ``ratio_low`` and ``ratio_high`` are the extremes over seeds.
+    """
+    first = table["variant"].iloc[0]
+    reference = table[table["variant"] == first].set_index("seed")["step"].astype(float)
+    rows = {}
+    for variant, runs in table.groupby("variant", sort=False):
+        steps = runs.set_index("seed")["step"].astype(float)
+        ratio = (steps / reference).dropna()
+        rows[str(variant)] = {
+            "runs": len(runs),
+            "done": int((runs["status"] == "done").sum()),
+            "transitions": int(steps.notna().sum()),
+            "step": steps.median(),
+            "step_low": steps.min(),
+            "step_high": steps.max(),
+            "after": pd.Series(runs["after"], dtype=float).median(),
+            "ratio": ratio.median(),
+            "ratio_low": ratio.min(),
+            "ratio_high": ratio.max(),
+        }
+        finals = [str(name) for name in runs if str(name).startswith("final_") and "icl_accuracy" in str(name)]
+        rows[str(variant)] |= {name: pd.Series(runs[name], dtype=float).median() for name in finals}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
+
+
+def table_folder(study: Study, out: Path) -> Path:
+    """The folder of a study's tables and page, made if need be; MechinterpError if they cannot be written there."""
+    make_folder(out)
+    for ending in (".csv", "-variants.csv", ".html"):
+        require_place(out / f"{study.name}{ending}")
+    return out
+
+
+def write_tables(study: Study, table: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, Path, Path]:
+    """The comparison of a study's variants (`compare`), and the paths to which the table and it were written."""
+    runs, variants, compared = out / f"{study.name}.csv", out / f"{study.name}-variants.csv", compare(table)
+    table.to_csv(runs, index=False, float_format="%.6g")
+    compared.to_csv(variants, float_format="%.6g")
+    return compared, runs, variants
+
+
+def measured(study: Study, folder: str | Path = "checkpoints/studies") -> dict[tuple[str, int], pd.DataFrame]:
+    """The progress measures of every run that is done, step × measure, by variant and seed."""
+    outcomes = Results(Path(folder))
+    return {
+        (run.variant, run.seed): pd.read_csv(Path(folder) / f"{run.id}.csv", index_col="step")
+        for run, job in jobs_of(study, Path(folder))
+        if outcomes.of(job)
+    }
+
+
+def _check(study: Study, device: str) -> None:
+    """Raise MechinterpError if a variant cannot be trained or measured by workers."""
+    for variant, config in study.variants.items():
+        if unknown := _custom_measures(study):
+            error = f"workers do not know your measure {unknown[0]!r}; take it afterwards, with mi.measure"
+        elif config.task.kind == "custom":
+            error = "its task is your own, which a worker cannot make from a config; train it in Python"
+        else:
+            request = {"config": config.model_dump(mode="json"), "measures": list(study.measures), "device": device}
+            error = processes.ask({"what": "check", **request, "cwd": os.getcwd()})["error"]
+        if error:
+            raise MechinterpError(f"study {study.name}: variant {variant!r}: {error}")
+
+
+def _custom_measures(study: Study) -> list[str]:
+    """The study's measures that the user has registered in this process."""
+    base = sys.modules.get("mechinterp.measures.base")  # without it, nothing is registered; importing it takes torch
+    measures = {} if base is None else base.MEASURES
+    custom = tuple(name for name, entry in measures.items() if not entry.compute.__module__.startswith("mechinterp."))
+    return [name for name in study.measures if name.removeprefix("clamped_").endswith(custom)]
+
+
+def _row(run: StudyRun, job: Job, study: Study, outcomes: Results) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "run": job["id"]}
+    outcome = outcomes.of(job)
+    if outcome is None:
+        error = outcomes.error(job)
+        return row | {"status": "failed" if error else "not done", "error": error}
+    main, *others = study.measures
+    row |= {"status": "done", "error": None}
+    row |= {name: outcome.get(f"{main}.{name}") for name in _LOCATED}
+    for name in others:
+        step = outcome.get(f"{name}.step")
+        row[f"{name}_step"] = step
+        row[f"{name}_lag"] = None if step is None or row["step"] is None else step - row["step"]
+    finals = [name for name in outcome if name.startswith("final.")]
+    finals.sort(key=lambda name: ("clamped_" in name, name.endswith("_loss"), name))
+    return row | {name.replace(".", "_", 1): outcome[name] for name in finals}

@@ -1,0 +1,46 @@
+"""The task of a config, and the config of a task."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mechinterp.config import CustomTaskConfig, RunConfig, TaskConfig
+from mechinterp.errors import ConfigError
+from mechinterp.tasks.base import Task
+
+TaskClass = TypeVar("TaskClass", bound=type)
+
+_TASKS: dict[type[TaskConfig], type] = {}
+
+
+def register_task(section: type[TaskConfig]) -> Callable[[TaskClass], TaskClass]:
+    """A decorator that makes a class, which is called with a section and a seed, the task of configs with `section`."""
+
+    def register(task_class: TaskClass) -> TaskClass:
+        _TASKS[section] = task_class
+        return task_class
+
+    return register
+
+
+def build_task(config: RunConfig) -> Task:
+    """The task of a run, seeded with the run's seed; ConfigError if it is a user's custom task."""
+    if isinstance(config.task, CustomTaskConfig):
+        raise ConfigError(
+            f"this run was trained on the custom task {config.task.name!r}, which its file does not contain:"
+            " open it in Python with open_run(path, task=your_task)"
+        )
+    return _TASKS[type(config.task)](config.task, seed=config.seed)
+
+
+def config_of_task(task: Any, config: RunConfig) -> RunConfig:
+    """The config with the section of `task` if its class is registered, otherwise with a custom one of its shape."""
+    section = getattr(task, "config", None)
+    task_class = _TASKS.get(type(section)) if isinstance(section, TaskConfig) else None
+    if task_class and isinstance(task, task_class):
+        if task.seed != config.seed:
+            raise ConfigError(f"the task's seed is {task.seed}, the config's {config.seed}; make them equal")
+    else:
+        section = CustomTaskConfig(
+            name=type(task).__qualname__, d_model=task.d_model, n_pos=task.n_pos, n_labels=task.n_labels
+        )
+    return config.model_copy(update={"task": section})

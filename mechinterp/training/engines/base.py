@@ -1,0 +1,73 @@
+"""The interface of engines, which update the parameters of one run, or of several of one shape, by SGD."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mechinterp.config import RunConfig
+from mechinterp.interventions.forward import ForwardInterventions
+from mechinterp.models.registry import architecture_of
+from mechinterp.tasks.base import Batch
+
+
+class Engine(ABC):
+    """Takes steps of SGD, p ← (1−λ)·p − lr·∂ℒ/∂p, with ℒ the mean cross-entropy at the target.
+
+    Losses, accuracies and gradients are those of the forward pass under interventions.
+    """
+
+    name: str = ""
+    """Its name in run files; unique."""
+
+    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
+        self.device = device
+        self.runs: list[dict[str, Tensor]] = []
+        """The parameters of every run, by name: views of the tensors that are updated."""
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, config: RunConfig, device: str) -> bool:
+        """Whether it can compute a run exactly on a device."""
+
+    @abstractmethod
+    def step_runs(
+        self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
+    ) -> list[tuple[float, float]]:
+        """Update every run on its batch, in place; the losses and accuracies before the update."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters of the first run."""
+        return self.runs[0]
+
+    def step(self, batch: Batch, interventions: ForwardInterventions | None = None) -> tuple[float, float]:
+        """Update the only run on a batch; the loss and accuracy before the update."""
+        return self.step_runs([batch], [interventions])[0]
+
+
+def pull_back(
+    config: RunConfig, parameters: Mapping[str, Tensor], canonical_gradients: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The gradient with respect to an architecture's parameters, from that with respect to its canonical network's.
+
+    It is the vector–Jacobian product of `Architecture.canonical`.
+    """
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        canonical = architecture_of(config).canonical(config, leaves).parameters
+    same = {name for name, leaf in leaves.items() if canonical.get(name) is leaf}
+    changed = [name for name, value in canonical.items() if name not in same and value.requires_grad]
+    slopes = torch.autograd.grad(
+        [canonical[name] for name in changed],
+        list(leaves.values()),
+        [canonical_gradients[name] for name in changed],
+        allow_unused=True,
+    )
+    gradients = {}
+    for name, slope in zip(leaves, slopes, strict=True):
+        direct = canonical_gradients[name] if name in same else None
+        terms = [term for term in (direct, slope) if term is not None]
+        gradients[name] = sum(terms[1:], terms[0]) if terms else torch.zeros_like(leaves[name])
+    return gradients

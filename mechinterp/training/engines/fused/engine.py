@@ -1,0 +1,71 @@
+"""The fused engine: SGD of networks of any convention by kernels for the canonical network."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mechinterp.attention_patterns import AttentionPattern
+from mechinterp.config import Clamp, RunConfig, TransformerConfig
+from mechinterp.errors import member
+from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
+from mechinterp.models.registry import architecture_of, parameter_shapes
+from mechinterp.tasks.base import Batch
+from mechinterp.training.engines.base import Engine, pull_back
+from mechinterp.training.engines.fused.driver import FusedStep
+from mechinterp.training.sgd import SGD
+
+
+class FusedEngine(Engine):
+    """One run of a network of two layers with one head, of any convention, also with clamped attention patterns.
+
+    The kernels compute the gradient of the canonical network, and update its parameters if these are the trained ones.
+    """
+
+    name = "fused"
+
+    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
+        super().__init__(configs, parameters, device)
+        (self._config,), (start,) = configs, parameters
+        canonical = architecture_of(self._config).canonical(self._config, start)
+        self._kernels = FusedStep(canonical.config, canonical.parameters)
+        self._sgd: SGD | None = None
+        self.runs = [self._kernels.parameters]
+        if canonical.config != self._config or self._config.training.attention_weight_decay is not None:
+            self.runs = [{name: value.detach().clone() for name, value in start.items()}]
+            self._sgd = SGD([self._config.training], parameter_shapes(self._config))
+
+    @classmethod
+    def supports(cls, config: RunConfig, device: str) -> bool:
+        """Two layers of one head on the CPU; of interventions, patterns of layer 1 and the target's row of layer 2."""
+        model = config.model
+        if device != "cpu" or not isinstance(model, TransformerConfig) or (model.n_layers, model.n_heads) != (2, 1):
+            return False
+        return all(
+            isinstance(intervention, Clamp)
+            and (intervention.layer == 1 or member(AttentionPattern, intervention.pattern).is_whole)
+            for intervention in forward_interventions(config)
+        )
+
+    def step_runs(
+        self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
+    ) -> list[tuple[float, float]]:
+        """One step of the only run."""
+        if self._sgd is None:
+            return [self._kernels.step(batches[0], interventions[0])]
+        loss, accuracy, gradients = self.gradients(batches[0], interventions[0])
+        self._sgd.update(self.parameters, gradients)
+        return [(loss, accuracy)]
+
+    def gradients(
+        self, batch: Batch, interventions: ForwardInterventions | None = None
+    ) -> tuple[float, float, dict[str, Tensor]]:
+        """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
+        if self._sgd is None:
+            return self._kernels.gradients(batch, interventions)
+        with torch.no_grad():
+            canonical = architecture_of(self._config).canonical(self._config, self.parameters).parameters
+            for name, value in canonical.items():
+                self._kernels.parameters[name].copy_(value)
+        loss, accuracy, gradients = self._kernels.gradients(batch, interventions)
+        return loss, accuracy, pull_back(self._config, self.parameters, gradients)

@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 from sphinx.application import Sphinx
 
 import mechinterp.studies.study  # noqa: F401  (autodoc would import it as a type checker does, which pydantic refuses)
+from mechinterp.config.section import Section
 from mechinterp.errors import NamedEnum
-from mechinterp.section import Section
 
 project = "mechinterp"
 version = release = version_of("mechinterp")
@@ -87,8 +87,8 @@ def _default(what: str, name: str) -> list[str]:
     section = getattr(sys.modules.get(module.removeprefix("..")), kind, None)
     if what != "attribute" or not isinstance(section, type) or not issubclass(section, Section):
         return []
-    known = section.model_fields[field]
-    if known.is_required() or isinstance(known.default, Section):
+    known = section.model_fields.get(field)  # a class variable is no field
+    if known is None or known.is_required() or isinstance(known.default, Section):
         return []
     return ["", f"Default: ``{known.default!r}``.", ""]
 
@@ -107,8 +107,8 @@ def _plain_annotations(section: type[Section]) -> None:
     """Shows a field's type without what is for pydantic."""
     plain = get_type_hints(section)
     section.__annotations__ = {name: plain[name] for name in section.__annotations__}
-    for each in section.__subclasses__():
-        _plain_annotations(each)
+    for subclass in section.__subclasses__():
+        _plain_annotations(subclass)
 
 
 def setup(app: Sphinx) -> None:

@@ -163,16 +163,19 @@ def patched(
 ) -> Float[Tensor, "batch n_labels"]:
     """Logits of the run `base` with the activation of `source` put in at a site."""
     mask = site_mask(base[site.hook], site, roles)
+    if isinstance(base, Activations) and _is_unread(base, site, roles):
+        return base.logits
     value = torch.where(mask, source[site.hook], base[site.hook])
-    if not isinstance(base, Activations):
-        return base.forward_from(site.hook, value)
-    last = f"blocks.{base.n_layers - 1}."
-    if site.hook.startswith(last) and site.hook.endswith(_BY_QUERY) and site.role and not roles[site.role][:, -1].any():
-        return base.logits  # of the last layer, only the target's row is read
-    if not site.hook.endswith(("hook_embed", "hook_resid_pre")):
+    if not isinstance(base, Activations) or not site.hook.endswith(("hook_embed", "hook_resid_pre")):
         return base.forward_from(site.hook, value)
     # Where the residual stream is the source's, so are the query, key and value.
     attn = "blocks.0.attn" if site.hook == "hook_embed" else site.hook.replace("hook_resid_pre", "attn")
     mask, names = mask[..., None], {name: f"{attn}.hook_{name}" for name in "qkv"}
     also = {name: torch.where(mask, source[hook], base[hook]) for name, hook in names.items()}
     return base.forward_from(site.hook, value, also)
+
+
+def _is_unread(base: Activations, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> bool:
+    """Whether a site lies in rows of the last layer other than the target's, which alone is read."""
+    in_last = site.hook.startswith(f"blocks.{base.n_layers - 1}.") and site.hook.endswith(_BY_QUERY)
+    return in_last and site.role is not None and not roles[site.role][:, -1].any()

@@ -159,7 +159,7 @@ def _after_layer(
     if "attn_out" in known:
         return (residual + known["attn_out"])[:, rows]
     if "z" in known:
-        return residual[:, rows] + known["z"][:, rows].sum(dim=2)
+        return residual[:, rows] + _sum_of_heads(known["z"][:, rows])
     asked = tap.wants(f"{attn}.hook_q", f"{attn}.hook_attn_scores", f"{attn}.hook_pattern")
     queries = rows if target_only or not asked else slice(None)
     pattern = known.get("pattern")
@@ -167,12 +167,12 @@ def _after_layer(
     columns, z = _read(network, layer, known, tap, attn, pattern, rows)
     if z.shape[-1] < network.d_model and not tap.wants(f"{attn}.hook_z", f"{block}.hook_attn_out"):
         written = residual[:, rows].clone()
-        written[..., columns] += z.sum(dim=2)
+        written[..., columns] += _sum_of_heads(z)
         return tap(f"{block}.hook_resid_post", written)
     if z.shape[-1] < network.d_model:
         z = pad(z, (columns.start, network.d_model - columns.stop))
     z = tap(f"{attn}.hook_z", z)
-    out = tap(f"{block}.hook_attn_out", z.sum(dim=2))
+    out = tap(f"{block}.hook_attn_out", _sum_of_heads(z))
     return tap(f"{block}.hook_resid_post", residual[:, -out.shape[1] :] + out)
 
 
@@ -183,9 +183,11 @@ def _attend(
     if "attn_scores" in known:
         return attention_pattern(known["attn_scores"][:, :, queries])
     scores = _scores(network, layer, known, tap, attn, queries)
-    n_pos = scores.shape[3]
-    later = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).triu(1)[-scores.shape[2] :]
-    scores = tap(f"{attn}.hook_attn_scores", scores.masked_fill(later, -torch.inf))
+    n_queries, n_pos = scores.shape[2:]
+    if n_queries > 1:  # no key is later than the target
+        later = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).triu(1)[-n_queries:]
+        scores = scores.masked_fill(later, -torch.inf)
+    scores = tap(f"{attn}.hook_attn_scores", scores)
     return tap(f"{attn}.hook_pattern", attention_pattern(scores))
 
 
@@ -235,6 +237,10 @@ def _read(
     v = known["v"] if "v" in known else torch.einsum("bpd,hdk->bphk", residual, network.matrix(layer, "V"))
     v = v if "v" in known else tap(f"{attn}.hook_v", v)
     return slice(None), torch.einsum("bhqp,bphk->bqhk", pattern, v)
+
+
+def _sum_of_heads(z: Float[Tensor, "batch pos head written"]) -> Float[Tensor, "batch pos written"]:
+    return z[:, :, 0] if z.shape[2] == 1 else z.sum(dim=2)
 
 
 def _classify(network: Network, known: Mapping[str, Tensor], tap: _Tap) -> Float[Tensor, "batch n_labels"]:

@@ -10,10 +10,10 @@ draws in every step: they fill arrays, several times as fast.
 
 import math
 from enum import IntEnum
-from typing import no_type_check
 
 import numpy as np
-from numba import njit
+
+from mechinterp.compilation import compiler
 
 
 class Stream(IntEnum):
@@ -42,11 +42,10 @@ _BLOCKS = 256
 """Philox blocks, of four words and so four normal numbers each, that are drawn together."""
 
 # Without fast-math, so that compiled code rounds alike on every CPU; with NumPy's division, so that loops vectorise.
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
+_compiled = compiler(cache=True, error_model="numpy")
 
 
 @_compiled
-@no_type_check
 def stream_key(seed, stream, step):
     """Key of `draw_uniform` and `draw_normal` for one (seed, stream, step): four words of Philox.
 
@@ -59,7 +58,6 @@ def stream_key(seed, stream, step):
 
 
 @_compiled
-@no_type_check
 def draw_uniform(key, first, result):
     """Fills an array with uniform numbers of [0, 1), multiples of 2⁻⁵³; counts Philox's blocks from `first` on."""
     words, flat = np.empty((4, _BLOCKS), np.uint32), result.reshape(result.size)
@@ -75,7 +73,6 @@ def draw_uniform(key, first, result):
 
 
 @_compiled
-@no_type_check
 def draw_normal(key, first, std, result):
     """Fills an array with N(0, std²), by Box and Muller's transform; counts Philox's blocks from `first` on.
 
@@ -93,7 +90,6 @@ def draw_normal(key, first, std, result):
 
 
 @_compiled
-@no_type_check
 def philox(key, first, words):
     """words[:, i] = Philox 4x32-10 (Salmon et al. 2011) of key (key₀, key₁) and counter first + i, then key₂, key₃."""
     shift = np.uint64(32)
@@ -109,7 +105,6 @@ def philox(key, first, words):
 
 
 @_compiled
-@no_type_check
 def box_muller(radial, angular, x, y):
     """(x, y) = √(−2 ln u) (cos φ, sin φ), u = (radial + ½)/2³² and φ = 2π (angular + ½)/2³² − π; both to 1e-9.
 

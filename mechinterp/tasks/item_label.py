@@ -12,18 +12,20 @@ Training and evaluation sets are made of three types of sequence:
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 
+from mechinterp.compilation import compiler
 from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, stream_key
 from mechinterp.tasks.base import Batch, TokenTable
 from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
 from mechinterp.tasks.registry import register_task
+
+_compiled = compiler(cache=True)
 
 
 @register_task(ItemLabelConfig)
@@ -169,8 +171,7 @@ class _Numbers(NamedTuple):
     epsilon: float
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
+@_compiled
 def _draw_batches(streams, numbers, cumulative, mixture, means, result):
     """Fills the arrays of `result` with batches, every one from the random numbers of its step."""
     (seed, stream, steps), (p_novel, p_repeated, shift, fresh) = streams, mixture
@@ -187,8 +188,7 @@ def _draw_batches(streams, numbers, cumulative, mixture, means, result):
         _lay_out(numbers.n_labels, shift, classes, starts, labels[n], tokens[n], correct[n])
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
+@_compiled
 def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, starts):
     """Classes of the items and of the target (last column) of every sequence, and where its window starts.
 
@@ -224,8 +224,7 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, st
         starts[b] = int(u[2] * n_windows)
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
+@_compiled
 def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
     """Lays out the tokens x₁ ℓ₁ … x_N ℓ_N x_q of classes whose labels are (k + shift) mod L.
 
@@ -248,8 +247,7 @@ def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
             positions[b, t] = starts[b] + t
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
+@_compiled
 def _draw_exemplars(key, means, novel_means, classes, epsilon, exemplars):
     """Fills `exemplars` with (μ + ε η)/√(1 + ε²) for every item, η ~ N(0, 1/D)."""
     K, std = means.shape[0], means.shape[1] ** -0.5

@@ -20,7 +20,6 @@ products are BLAS calls on a chunk's rows, everything of one sequence is a loop.
 """
 
 import math
-from typing import no_type_check
 
 import numpy as np
 
@@ -57,7 +56,6 @@ from mechinterp.training.engines.fused.primitives import (
 
 
 @compiled
-@no_type_check
 def in_range(sizes: Sizes, P, tokens: Tokens, start, stop):
     """Whether labels, contents and positions of the sequences start … stop point to something."""
     n_contents = tokens.shared.shape[0] + tokens.own.shape[1]
@@ -71,7 +69,6 @@ def in_range(sizes: Sizes, P, tokens: Tokens, start, stop):
 
 
 @inlined
-@no_type_check
 def begin(P, M, shared, memory: Scratch, dM):
     """What comes before the chunks: shared contents (n_shared, D) times M (d, d); zeros in what is summed, as dM."""
     memory.padded[:] = 0  # what pads contents must be finite: it is multiplied by 0
@@ -83,14 +80,12 @@ def begin(P, M, shared, memory: Scratch, dM):
 
 
 @inlined
-@no_type_check
 def content_row(index, shared, own):
     """Row `index` of shared (n_shared, …) and own (n_own, …), one below the other."""
     return shared[index] if index < shared.shape[0] else own[index - shared.shape[0]]
 
 
 @inlined
-@no_type_check
 def layer1_forward(P, weights: Weights, shared, chunk: Chunk, memory: Scratch):
     """S = U M Uᵀ and A = softmax(S) of every token; x = Σ_m A_Tm u_m and v_T = u_T + x W_V¹.
 
@@ -143,7 +138,6 @@ def layer1_forward(P, weights: Weights, shared, chunk: Chunk, memory: Scratch):
 
 
 @inlined
-@no_type_check
 def layer2_forward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     """s_j = u_j·κ + Σ_m A_jm (u_m·ρ) and a = softmax(s) of the target; z, and w = v_T + z W_V²."""
     size, T = chunk.content.shape
@@ -175,7 +169,6 @@ def layer2_forward(P, weights: Weights, chunk: Chunk, memory: Scratch):
 
 
 @inlined
-@no_type_check
 def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Scratch, loss, correct):
     """The loss and the number of correct answers so far, with the chunk's; leaves the slopes of its logits (C, L)."""
     size, n, flat = chunk.labels.shape[0], memory.logits.shape[0], common.flat
@@ -211,7 +204,6 @@ def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Sc
 
 
 @inlined
-@no_type_check
 def classifier_backward(sizes: Sizes, common: Common, chunk: Chunk, memory: Scratch):
     """From the slopes of the logits (C, L) to dw (C, d)."""
     size, n, offset = chunk.labels.shape[0], memory.logits.shape[0], 2 * sizes.d_model * sizes.d_model
@@ -233,7 +225,6 @@ def classifier_backward(sizes: Sizes, common: Common, chunk: Chunk, memory: Scra
 
 
 @inlined
-@no_type_check
 def layer2_backward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     """From dw to dv, through the values (z), the pattern a, and then κ and ρ."""
     size, T = chunk.content.shape
@@ -266,7 +257,6 @@ def layer2_backward(P, weights: Weights, chunk: Chunk, memory: Scratch):
 
 
 @inlined
-@no_type_check
 def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
     """Adds the slopes of M (d, d), or those of contents times M. A is read by b, by s, and the target's row by x."""
     (size, T), (_, n_own, D) = chunk.content.shape, chunk.own.shape
@@ -308,7 +298,6 @@ def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
 
 
 @inlined
-@no_type_check
 def weight_gradients(sizes: Sizes, P, shared, memory: Scratch, share):
     """The gradients of weights and biases, over all n sequences of a part, in its share (parameters)."""
     n, d, width, room = memory.logits.shape[0], sizes.d_model, sizes.width, memory.room

@@ -3,7 +3,7 @@
 Shapes are given beside the fields; the package's docstring lists the symbols.
 """
 
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,7 +202,6 @@ def allocate_scratch(sizes: Sizes, tokens: Tokens, n: int, n_parameters: int) ->
 
 
 @inlined
-@no_type_check
 def weights_of(common: Common) -> Weights:
     """The matrices that the kernels multiply by."""
     flat, turned, d = common.flat, common.transposed, common.M.shape[0]
@@ -212,7 +211,6 @@ def weights_of(common: Common) -> Weights:
 
 
 @inlined
-@no_type_check
 def chunk_of(tokens: Tokens, clamps: Clamps, memory: Scratch, start, first, stop) -> Chunk:
     """Views of the sequences first … stop of the batch, for the part that begins at `start`."""
     lo, hi, size = first - start, stop - start, stop - first
@@ -243,7 +241,6 @@ def chunk_of(tokens: Tokens, clamps: Clamps, memory: Scratch, start, first, stop
 
 
 @compiled
-@no_type_check
 def classifier_layer(sizes: Sizes, layer):
     """Where a layer of the classifier begins in the flat parameters, and the number of its inputs."""
     d, width = sizes.d_model, sizes.width
@@ -253,7 +250,6 @@ def classifier_layer(sizes: Sizes, layer):
 
 
 @compiled
-@no_type_check
 def layer_inputs(flat, sizes: Sizes, n, layer, first, size):
     """View (size, d or W) of what goes into a layer of the classifier, in memory for the n sequences of a part."""
     if layer == 0:

@@ -1,43 +1,40 @@
 """Small compiled helpers. Loops over short vectors are several times faster than NumPy's operations on them."""
 
-from functools import partial
-from typing import Any, no_type_check
+from typing import Any
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  what np.dot calls; loaded here so that its threads can be limited
-from numba import njit
+
+from mechinterp.compilation import compiler
 
 _BLOCK = 48
 """Rows that are multiplied together: BLAS is fastest where the product takes less than 10⁶ multiplications."""
 _TILE = 16
 """Side of the squares in which a matrix is transposed: the lines of a column of 16 fit in the innermost cache."""
 
-_njit: Any = partial(njit, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+_FAST: Any = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 
-entry = _njit(cache=True, no_cfunc_wrapper=True)
+entry = compiler(**_FAST, cache=True, no_cfunc_wrapper=True)
 """Compiles a function that Python calls, without the interpreter's lock, and keeps the result on disk."""
-compiled = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+compiled = compiler(**_FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compiles a function that compiled functions call. Python cannot call it."""
-inlined = _njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inlined = compiler(**_FAST, inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """The same as part of its callers: to hand over dozens of arrays would cost a tenth of the step."""
 
 
 @compiled
-@no_type_check
 def matrix(flat, at, rows, columns):
     """View of flat[at:] as a matrix (rows, columns)."""
     return flat[at : at + rows * columns].reshape(rows, columns)
 
 
 @compiled
-@no_type_check
 def square(flat, slot, d):
     """View (d, d) of the slot-th of the square matrices with which `flat` begins."""
     return matrix(flat, slot * d * d, d, d)
 
 
 @compiled
-@no_type_check
 def transpose(source, part, n_parts, target):
     """A part's rows of the source (rows, columns) as columns of the target (columns, rows)."""
     rows, columns = source.shape
@@ -50,7 +47,6 @@ def transpose(source, part, n_parts, target):
 
 
 @compiled
-@no_type_check
 def fill(x, n, value):
     """x[:n] = value, for a vector x."""
     value = x.dtype.type(value)
@@ -59,7 +55,6 @@ def fill(x, n, value):
 
 
 @compiled
-@no_type_check
 def copy(x, n, to):
     """to[:n] = x[:n] for vectors, sixteen entries at a time; the last sixteen may overlap those before."""
     if n < 16:
@@ -74,7 +69,6 @@ def copy(x, n, to):
 
 
 @compiled
-@no_type_check
 def add(source, to):
     """to += source, for matrices of one shape."""
     for i in range(source.shape[0]):
@@ -83,7 +77,6 @@ def add(source, to):
 
 
 @compiled
-@no_type_check
 def dot(x, y, n):
     """Σ_k x_k y_k over the first n entries of two vectors."""
     total = x.dtype.type(0)
@@ -93,7 +86,6 @@ def dot(x, y, n):
 
 
 @compiled
-@no_type_check
 def blockwise_dot(left, right, out):
     """out = left right, for matrices (rows, k), (k, m) and (rows, m)."""
     for block in range(0, left.shape[0], _BLOCK):
@@ -101,7 +93,6 @@ def blockwise_dot(left, right, out):
 
 
 @compiled
-@no_type_check
 def outer(left, right, room, out):
     """out = leftᵀ right, for matrices (rows, k), (rows, m) and (k, m); `room` (≥ k·m) takes products of blocks."""
     np.dot(left[:_BLOCK].T, right[:_BLOCK], out)
@@ -112,7 +103,6 @@ def outer(left, right, room, out):
 
 
 @compiled
-@no_type_check
 def add_outer(left, right, product, to):
     """to += leftᵀ right, for matrices (rows, k), (rows, m) and (k, m); `product` (k, m) takes products of blocks."""
     for block in range(0, left.shape[0], _BLOCK):
@@ -121,7 +111,6 @@ def add_outer(left, right, product, to):
 
 
 @compiled
-@no_type_check
 def exp(x):
     """eˣ for x ≤ 0, to 3e-14: 2ᵏ times the series of a rest r, |r| ≤ ln 2/2. Unlike math.exp, loops of it vectorise."""
     x = -700.0 if x < -700.0 else x  # a NaN passes
@@ -134,7 +123,6 @@ def exp(x):
 
 
 @compiled
-@no_type_check
 def subtract_largest(row, n):
     """Subtracts the largest of the first n entries; the others become so small that their exponential is 0."""
     largest = row[0]
@@ -146,7 +134,6 @@ def subtract_largest(row, n):
 
 
 @compiled
-@no_type_check
 def exponential(x):
     """x ← eˣ for all entries of a contiguous array, none above 0."""
     flat = x.reshape(x.size)
@@ -155,7 +142,6 @@ def exponential(x):
 
 
 @compiled
-@no_type_check
 def normalise(row):
     """Divides a vector by its sum."""
     total = row.dtype.type(0)
@@ -167,7 +153,6 @@ def normalise(row):
 
 
 @compiled
-@no_type_check
 def softmax(row, n):
     """In place, of the first n entries of a vector; the others become 0."""
     subtract_largest(row, n)
@@ -176,7 +161,6 @@ def softmax(row, n):
 
 
 @compiled
-@no_type_check
 def softmax_slopes(pattern, n, free, slopes):
     """In place, from the slopes ∂ℒ/∂(free·p + fixed) to those of the n scores that p is the softmax of."""
     mean = dot(pattern, slopes, n)
@@ -185,7 +169,6 @@ def softmax_slopes(pattern, n, free, slopes):
 
 
 @compiled
-@no_type_check
 def clamp(row, n, free, fixed, unclamped):
     """row ← free·row + fixed for the first n entries of a pattern; `unclamped` takes what they were."""
     for j in range(n):
@@ -194,7 +177,6 @@ def clamp(row, n, free, fixed, unclamped):
 
 
 @compiled
-@no_type_check
 def project(direction, c, positions, padded, P, out):
     """out_j = u_j · direction for the tokens u_j = one-hot(p_j) ⊕ c_j of one sequence.
 
@@ -211,7 +193,6 @@ def project(direction, c, positions, padded, P, out):
 
 
 @compiled
-@no_type_check
 def weighted_sum(weights, c, positions, padded, P, out):
     """out = Σ_j weights_j u_j over the tokens u_j = one-hot(p_j) ⊕ c_j of one sequence.
 

@@ -2,7 +2,6 @@
 
 from hashlib import sha256
 from pathlib import Path
-from typing import no_type_check
 
 import numpy as np
 
@@ -43,7 +42,6 @@ def _compile(sources: str):
     """
 
     @entry
-    @no_type_check
     def step_part(
         sizes: Sizes,
         update: Update,
@@ -92,7 +90,6 @@ def _compile(sources: str):
 
 
 @compiled
-@no_type_check
 def prepare(sizes: Sizes, P, part, n_parts, common: Common, old):
     """The part's rows of M and of the transposes; and a copy of W_Q¹ and W_K¹, whose rows are turned: content first."""
     d, flat, turned = sizes.d_model, common.flat, common.transposed
@@ -111,7 +108,6 @@ def prepare(sizes: Sizes, P, part, n_parts, common: Common, old):
 
 
 @compiled
-@no_type_check
 def update_part(sizes: Sizes, P, update: Update, part, n_parts, common: Common, old, room):
     """The gradient, as the sum of the parts' shares, and what `sgd_update` does with it, for a part of the parameters.
 
@@ -149,7 +145,6 @@ def update_part(sizes: Sizes, P, update: Update, part, n_parts, common: Common, 
 
 
 @compiled
-@no_type_check
 def sgd_update(update: Update, flat, at, total, gradient):
     """p ← (1−shrinkage)·p − rate·total for the parameters flat[at:] with gradient `total`; or only keeps that."""
     if not update.wanted:

@@ -4,8 +4,6 @@ A part writes the number of the last barrier that it has reached into its cache 
 read. The last entry is not 0 once a barrier has been given up.
 """
 
-from typing import no_type_check
-
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
@@ -54,14 +52,13 @@ def _store(typing, array, index, value):
 
 
 @compiled
-@no_type_check
 def barrier(arrivals, part, n_parts, number):
     """Waits until every part has reached the barrier of this number, which grows; False if one was given up.
 
     It polls, since parts arrive within microseconds; after `_LOOKS` polls it also yields its core, which another part
     may be waiting for.
     """
-    _store(arrivals, _LINE * part, number)
+    _store(arrivals, _LINE * part, number)  # pyright: ignore[reportCallIssue]
     looked = 0
     for other in range(n_parts):
         while _load(arrivals, _LINE * other) < number:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mechinterp.tasks import Task as Task
     from mechinterp.tasks import build_task as build_task
     from mechinterp.tasks.corruption import corrupted_pairs as corrupted_pairs
-    from mechinterp.verify import verify as verify
+    from mechinterp.verification import verify as verify
 
     __version__: str
 

@@ -7,6 +7,7 @@ The command line prints such an error without a traceback and exits with code 2.
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import Enum, EnumMeta
+from operator import index
 from typing import Any, TypeVar
 
 Member = TypeVar("Member", bound=Enum)
@@ -59,6 +60,19 @@ class _Named(EnumMeta):
 
 class NamedEnum(Enum, metaclass=_Named):
     """An enum whose errors for misspelt members name the nearest one."""
+
+
+def require_integer(name: str, value: object, least: int = 1) -> int:
+    """The value as an integer; MechinterpError for another type or a smaller number."""
+    try:
+        number = None if isinstance(value, bool) else index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        number = None
+    if number is None:
+        raise MechinterpError(f"{name} is {value!r}; expected an integer")
+    if number < least:
+        raise MechinterpError(f"{name} is {number}; expected {least} or more")
+    return number
 
 
 def unknown_name(noun: str, name: object, known: Iterable[object]) -> UnknownNameError:

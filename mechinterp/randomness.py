@@ -14,6 +14,7 @@ from enum import IntEnum
 import numpy as np
 
 from mechinterp.compilation import compiler
+from mechinterp.errors import require_integer
 
 
 class Stream(IntEnum):
@@ -33,6 +34,8 @@ def generator(seed: int, stream: int, step: int = 0) -> np.random.Generator:
 
     Philox 4x64 with the key (seed, stream); its counter starts at step · 2^192.
     """
+    for name, number in (("seed", seed), ("stream", stream), ("step", step)):
+        require_integer(name, number, 0)
     key, counter = np.array([seed, stream], np.uint64), np.array([0, 0, 0, step], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 

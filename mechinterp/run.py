@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mechinterp.config import Graft, RunConfig
+from mechinterp.config import CustomTaskConfig, Graft, RunConfig
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
@@ -44,7 +44,7 @@ class Run(Trajectory):
     def __init__(self, path: str | Path, *, task: Task | None = None):
         super().__init__(path)
         if task is not None:
-            _require_same_shape(self, task)
+            _require_same_task(self, task)
         self._task = task
 
     @property
@@ -187,6 +187,8 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         end = last  # its writer was killed before it recorded the end
     if end < last:
         raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
+    if end == last and run.status == "complete":
+        return run
     config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
     device = usable_device(run.environment)
     engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device)
@@ -213,6 +215,8 @@ def train_batched(configs: Sequence[RunConfig], paths: Sequence[str | Path], *, 
     diverges, or has before, does not affect the others; when they are done, DivergedError names it.
     """
     require_device(device)
+    if not configs or isinstance(paths, str | Path) or len(configs) != len(paths):
+        raise MechinterpError(f"{len(configs)} configs take as many paths, and at least one; the paths are {paths!r}")
     AutogradEngine(configs, [initial_parameters(config) for config in configs])  # raises if it cannot be
     runs: list[WrittenRun] = []
     diverged: list[DivergedError] = []
@@ -272,7 +276,10 @@ def _say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def _require_same_shape(run: Run, task: Task) -> None:
+def _require_same_task(run: Run, task: Task) -> None:
+    """RunFileError if a run was trained on another task: of a custom one, the file has the shape only."""
+    if not isinstance(run.config.task, CustomTaskConfig) and config_of_task(task, run.config) != run.config:
+        raise RunFileError(f"{run.path}: the given task is not the one of the run's config; leave `task` out")
     ours = {name: getattr(run.config.task, name) for name in ("d_model", "n_pos", "n_labels")}
     theirs = {name: getattr(task, name) for name in ours}
     if ours != theirs:

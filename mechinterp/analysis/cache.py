@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from mechinterp.config import RunConfig
 from mechinterp.files import replace_text
 
@@ -26,9 +28,9 @@ class TableCache:
         self, run: Path, config: RunConfig, analysis: str, home: str, arguments: Mapping[str, Any], *, keep: bool = True
     ):
         """Without `keep`, nothing is read or written."""
-        self.tables: dict[str, dict[str, list[Any]]] = {}
-        self._changed, self._keep = False, keep
-        if not keep:
+        self.tables: dict[str, pd.DataFrame] = {}
+        self._changed, self._keep = False, keep and bool(_source(home))
+        if not self._keep:
             return
         values = {name: value.name if isinstance(value, Enum) else value for name, value in arguments.items()}
         config_digest = hashlib.sha256(config.canonical_json().encode()).hexdigest()
@@ -37,12 +39,13 @@ class TableCache:
         self._path = run.with_name(run.name + ".cache") / f"{analysis}-{key}.json"
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            if content["about"] == self._about and isinstance(content["tables"], dict):
-                self.tables = content["tables"]
-        except (OSError, ValueError, KeyError, TypeError):
+            tables = {str(digest): pd.DataFrame(table) for digest, table in content["tables"].items()}
+            if content["about"] == self._about:
+                self.tables = tables
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # a missing or damaged file is replaced
 
-    def add(self, digest: str, table: dict[str, list[Any]]) -> None:
+    def add(self, digest: str, table: pd.DataFrame) -> None:
         """Add the table of one checkpoint."""
         self.tables[digest], self._changed = table, True
 
@@ -52,7 +55,8 @@ class TableCache:
             return
         with suppress(OSError):  # the folder of the run may be read-only
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(self._path, json.dumps({"about": self._about, "tables": self.tables}))
+            tables = {digest: table.to_dict("list") for digest, table in self.tables.items()}
+            replace_text(self._path, json.dumps({"about": self._about, "tables": tables}))
 
 
 @cache
@@ -84,6 +88,6 @@ def _source(module: str) -> str:
     """The source text of a module; empty for a name that is no module."""
     try:
         spec = find_spec(module)
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):  # __main__ of a notebook has no file
         return ""
     return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""

@@ -38,7 +38,7 @@ def analyse(
     ``RUN.cache`` beside the run file.
     """
     entry, chosen = analysis_of(analysis), checked_arguments(analysis, arguments)
-    wanted = run.steps if steps is None else [steps] if isinstance(steps, int) else list(steps)
+    wanted = run.steps if steps is None else [steps] if isinstance(steps, int | str) else list(steps)
     digests, function = [run.digest(step) for step in wanted], entry.function(analysis)
     keep = keep and run.config.task.kind != "custom"  # the file of a custom task does not contain the task
     kept = TableCache(run.path, run.config, analysis, entry.home, chosen, keep=keep)
@@ -50,8 +50,8 @@ def analyse(
             if digest not in kept.tables:
                 with torch_threads(1):
                     table = function(run.network(step), task, **chosen)
-                kept.add(digest, table.to_dict("list"))
-            table = pd.DataFrame(kept.tables[digest])
+                kept.add(digest, table)
+            table = kept.tables[digest].copy()
             table.insert(0, "step", step)
             tables.append(table)
     finally:

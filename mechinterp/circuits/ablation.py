@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from mechinterp.attention_patterns import AttentionPattern, pattern_of, previous_token_mask
 from mechinterp.circuits.activations import AnyActivations, activations_of
 from mechinterp.circuits.metrics import Metric, MetricFunction, metric_of
-from mechinterp.circuits.patching import Site, replaced
+from mechinterp.circuits.patching import Site, replaced, sites_of
 from mechinterp.circuits.subspaces import Subspace
 from mechinterp.errors import MechinterpError, NamedEnum, member
+from mechinterp.models.classifier import require_labels
+from mechinterp.models.forward import Activations
 from mechinterp.models.network import Network
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch
@@ -64,6 +66,8 @@ def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batc
     if isinstance(how, Subspace):
         if not hook.endswith(_RESIDUAL) or old.shape[-1] != how.basis.shape[1]:
             raise MechinterpError(f"{hook} is no residual stream of {how.basis.shape[1]} dimensions to project in")
+        if hook.endswith(("hook_v", "hook_z")) and not isinstance(base, Activations):
+            raise MechinterpError(f"{hook}: this model's W_O is its own; project at hook_attn_out instead")
         return old - old @ how.projector.to(old.dtype)
     if how.of_patterns and not hook.endswith("hook_pattern"):
         raise MechinterpError(f"ablation {how.name} is for attention patterns; {hook} is none")
@@ -93,7 +97,7 @@ def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batc
 def ablate(
     model: Network | nn.Module,
     batch: Batch,
-    where: Sequence[Site] | None = None,
+    where: Site | Sequence[Site] | None = None,
     how: "Ablation | Subspace | str | Iterable[Ablation | Subspace | str]" = tuple(Ablation),
     *,
     metric: Metric | str | MetricFunction = Metric.accuracy,
@@ -110,10 +114,11 @@ def ablate(
     ablations = [ablation if isinstance(ablation, Subspace) else member(Ablation, ablation) for ablation in listed]
     with torch.no_grad():
         base = activations_of(model)(batch.inputs)
+        require_labels(batch, base.logits.shape[-1])
         wrong = (batch.labels + 1) % base.logits.shape[-1]
         intact = float(scored.of(base.logits, batch.labels, wrong))
         rows = []
-        for site in component_sites(base) if where is None else where:
+        for site in component_sites(base) if where is None else sites_of(where):
             for ablation in [ablation for ablation in ablations if _fits(ablation, site.hook, batch)] or ablations:
                 ablated = substitute(base, site.hook, ablation, batch, seed)
                 logits = base.forward_from(site.hook, replaced(base[site.hook], ablated, site, batch.roles))

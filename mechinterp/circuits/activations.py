@@ -1,8 +1,8 @@
 """Activations of the model that a circuit analysis is given: a `Network`, or a hooked model.
 
 A hooked model that a `Network` represents is analysed as that network, by the fast forward pass. A model with further
-parts (a scale, another W_O, biases, permanent hooks, additional layers) is run by its forward method with hooks, which
-is several times slower; an analysis that needs the weights refuses it with the reason.
+parts (a scale, another W_O, biases, hooks, additional layers, a forward method of its own) is run by its forward method
+with hooks, which is several times slower; an analysis that needs the weights refuses it with the reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,12 +34,12 @@ class ModelActivations:
     @property
     def n_layers(self) -> int:
         """Attention layers."""
-        return self.model.cfg.n_layers
+        return _dimension(self.model, "n_layers")
 
     @property
     def n_heads(self) -> int:
         """Heads in a layer."""
-        return self.model.cfg.n_heads
+        return _dimension(self.model, "n_heads")
 
     def __getitem__(self, hook: str) -> Tensor:
         if hook not in self.values:
@@ -69,6 +69,7 @@ def activations_of(model: Network | nn.Module) -> Callable[[Tensor], AnyActivati
         return lambda inputs: run_with_cache(network, inputs)
     if not hasattr(model, "run_with_hooks"):
         raise MechinterpError(f"{_name(model)} {reason}")
+    _require_torch_hooks_at_points(model)
     return lambda inputs: _by_hooks(model, inputs)
 
 
@@ -96,12 +97,11 @@ def _represented(model: Any) -> tuple[Network | None, str]:
 
 def _by_weights(model: Any) -> tuple[Network | None, str]:
     """The network of a hooked model's weights, if it computes the same logits, or None and the reason."""
-    hooked = [name for name, point in model.hook_dict.items() if any(hook.is_permanent for hook in point.fwd_hooks)]
+    if type(model).__module__ != "mechinterp.models.hooked":
+        return None, "has a class of its own, whose forward method its weights do not show"
+    hooked = [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
     if hooked:
-        return (
-            None,
-            f"has a permanent hook at {hooked[0]}, which its weights do not show; this analysis needs them alone",
-        )
+        return None, f"has a hook at {hooked[0]}, which its weights do not show; this analysis needs them alone"
     network = model.network()
     normal = generator(0, Stream.TASK).standard_normal((_N_COMPARED, network.config.task.n_pos, network.d_model))
     inputs = torch.from_numpy(normal / network.d_model**0.5).to(network.dtype)
@@ -130,6 +130,20 @@ def _by_hooks(model: Any, inputs: Tensor) -> ModelActivations:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise MechinterpError(f"{_name(model)} does not answer with logits [batch, n_labels] at the last token")
     return ModelActivations(model, inputs, dict(cache.items()), logits)
+
+
+def _dimension(model: Any, name: str) -> int:
+    """The number of layers or heads of a hooked model, from its config."""
+    number = getattr(getattr(model, "cfg", None), name, None)
+    if not isinstance(number, int):
+        raise MechinterpError(f"{_name(model)} does not say in cfg.{name} how many it has; name the sites")
+    return number
+
+
+def _require_torch_hooks_at_points(model: nn.Module) -> None:
+    """MechinterpError for torch's own hooks, which TransformerLens' `run_with_hooks` leaves out at the model itself."""
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise MechinterpError(f"{_name(model)} has a torch hook on the whole model; use model.add_hook at a hook point")
 
 
 def _name(model: object) -> str:

@@ -54,7 +54,7 @@ class CustomMetric:
 
     def per_sequence(self, logits: Tensor, answers: Tensor, wrong: Tensor) -> Tensor:
         """The function's numbers; another shape than [batch] raises MechinterpError."""
-        values = self.function(logits, answers, wrong)
+        values = self.function(logits.clone(), answers, wrong)
         if not isinstance(values, Tensor) or values.shape != answers.shape:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise MechinterpError(f"the metric returned {got}; expected a number for each of {len(answers)} sequences")
@@ -68,4 +68,6 @@ def metric_of(metric: Metric | str | MetricFunction | CustomMetric) -> AnyMetric
     """A metric from a member of `Metric`, its name, or a function (`MetricFunction`)."""
     if isinstance(metric, Metric | str):
         return member(Metric, metric)
+    if not callable(metric) and not isinstance(metric, CustomMetric):
+        raise MechinterpError(f"metric is {metric!r}; expected one of {', '.join(Metric.__members__)}, or a function")
     return metric if isinstance(metric, CustomMetric) else CustomMetric(metric)

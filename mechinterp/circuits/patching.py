@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mechinterp.circuits.activations import AnyActivations, activations_of
 from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
 from mechinterp.errors import MechinterpError, NamedEnum, member, unknown_name
+from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations
 from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs
@@ -71,6 +72,15 @@ def sites(base: AnyActivations, roles: Iterable[str]) -> list[Site]:
     ] + [Site(hook, "target") for hook in classifier]
 
 
+def sites_of(where: Site | Sequence[Site]) -> list[Site]:
+    """The sites as a list; MechinterpError for anything else."""
+    listed = [where] if isinstance(where, Site) else where if isinstance(where, Sequence) else [where]
+    for site in listed:
+        if not isinstance(site, Site):
+            raise MechinterpError(f"where: {site!r} is no Site; give Site(hook, role, head)")
+    return list(listed)
+
+
 def replaced(base: Tensor, source: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> Tensor:
     """The activation `base` with `source` put in at a site."""
     return torch.where(site_mask(base, site, roles), source, base)
@@ -106,7 +116,7 @@ def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "
 def patch(
     model: Network | nn.Module,
     pairs: Pairs,
-    where: Sequence[Site] | None = None,
+    where: Site | Sequence[Site] | None = None,
     *,
     metric: Metric | str | MetricFunction = Metric.logit_difference,
     direction: Direction | str = Direction.denoise,
@@ -118,7 +128,7 @@ def patch(
     untrained network, is noise, and so are the effects (`mask_unresolved`); where it is 0 they are not numbers.
     """
     scored, direction = metric_of(metric), member(Direction, direction)
-    chosen: Sequence[Site] = () if where is None else where
+    chosen: Sequence[Site] = () if where is None else sites_of(where)
     logits: dict[Site, list[Tensor]] = {}
     clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     with torch.no_grad():
@@ -128,7 +138,9 @@ def patch(
             clean, corrupt = (activations(batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt))
             base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
             roles = {name: mask[part] for name, mask in pairs.roles.items()}
-            chosen = list(dict.fromkeys(sites(base, roles) if where is None else where))
+            chosen = list(dict.fromkeys(sites(base, roles) if where is None else chosen))
+            for batch in (pairs.clean, pairs.corrupt):
+                require_labels(batch, clean.logits.shape[-1])
             clean_logits.append(clean.logits)
             corrupt_logits.append(corrupt.logits)
             for site in chosen:

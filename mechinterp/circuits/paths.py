@@ -25,6 +25,7 @@ from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
 from mechinterp.circuits.patching import Direction, clean_corrupt_gap
 from mechinterp.errors import member
+from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs
@@ -91,6 +92,8 @@ def patch_paths(
     network = network_of(model)
     with torch.no_grad():
         clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
+    for batch in (pairs.clean, pairs.corrupt):
+        require_labels(batch, clean.logits.shape[-1])
     base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
     low, span, error = clean_corrupt_gap(scored, clean.logits, corrupt.logits, pairs)
     unpatched, unit, rows = low if base is corrupt else low + span, span or float("nan"), []

@@ -43,7 +43,7 @@ AnyNetwork = Network | nn.Module
 def qk(model: AnyNetwork, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
     """W_Q W_Kᵀ of a head; S = x (W_Q W_Kᵀ) xᵀ."""
     network = network_of(model)
-    return network.matrix(layer, "Q")[head] @ network.matrix(layer, "K")[head].T
+    return network.matrix_of_head(layer, "Q", head) @ network.matrix_of_head(layer, "K", head).T
 
 
 def ov(model: AnyNetwork, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
@@ -56,9 +56,10 @@ def score_blocks(
 ) -> dict[tuple[str, str], Float[Tensor, "batch query key"]]:
     """S^{ab}, by (query part a, key part b). Their sum is the head's scores before the causal mask."""
     network = network_of(model)
-    parts, W_Q, W_K = terms(network, task, inputs, layer), network.matrix(layer, "Q"), network.matrix(layer, "K")
-    queries = {name: part @ W_Q[head] for name, part in parts.items()}
-    keys = {name: part @ W_K[head] for name, part in parts.items()}
+    W_Q, W_K = (network.matrix_of_head(layer, name, head) for name in "QK")
+    parts = terms(network, task, inputs, layer)
+    queries = {name: part @ W_Q for name, part in parts.items()}
+    keys = {name: part @ W_K for name, part in parts.items()}
     return {(a, b): queries[a] @ keys[b].transpose(1, 2) for a, b in product(parts, parts)}
 
 

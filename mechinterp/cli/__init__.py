@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         arguments[:2] = ["-".join(arguments[:2])]
 
     try:
+        arguments, kinds = _take_kinds(arguments)
         base = _base_config(arguments)
+        base = base.updated(kinds) if kinds else base
     except MechinterpError as error:
         return _fail(error)
     commands = []
@@ -109,6 +111,19 @@ def _base_config(arguments: list[str]) -> RunConfig:
             if name == option and (has_value or index + 1 < len(arguments)):
                 return load(value if has_value else arguments[index + 1])
     return RunConfig.preset("reddy2023-fast")
+
+
+def _take_kinds(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without --task.kind and --model.kind, which choose the options that there are, and their values."""
+    rest, kinds, waiting = list[str](), dict[str, str](), list(arguments)
+    while waiting:
+        name, has_value, value = waiting[0].partition("=")
+        if name in ("--task.kind", "--model.kind") and (has_value or len(waiting) > 1):
+            kinds[name.removeprefix("--")] = value if has_value else waiting.pop(1)
+        else:
+            rest.append(waiting[0])
+        waiting.pop(0)
+    return rest, kinds
 
 
 def _one_line(box: str) -> str:

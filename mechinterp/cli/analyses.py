@@ -36,6 +36,7 @@ class Measure:
     json: Json = False
 
     def execute(self) -> None:
+        _require_one_form(self.csv, self.json)
         table = _measured(self.run, self.measures or None, self.steps or None, self.n_sequences)
         records = {str(step): row for step, row in table.to_dict(orient="index").items()}
         print_result(records, self.json, table.to_csv().strip() if self.csv else table.round(4).to_string())
@@ -80,8 +81,7 @@ class AnalysisCommand:
     def execute(self) -> None:
         from mechinterp.analysis.checkpoints import analyse
 
-        if self.csv and self.json:
-            raise MechinterpError("--csv and --json exclude each other; give one of them")
+        _require_one_form(self.csv, self.json)
         if self.all and self.steps:
             raise MechinterpError("--steps and --all exclude each other; give one of them")
         run = _run_with_steps(self.run)
@@ -155,6 +155,11 @@ class Circuit:
         result: dict[str, Any] = {"run": str(run.path), "picture": None if out is None else str(out)}
         result["graphs"] = {str(step): to_dict(graph) for step, graph in graphs.items()}
         print_result(result, self.json, f"circuit: {out}")
+
+
+def _require_one_form(csv: bool, json: bool) -> None:
+    if csv and json:
+        raise MechinterpError("--csv and --json exclude each other; give one of them")
 
 
 def _run_with_steps(path: Path) -> "Run":

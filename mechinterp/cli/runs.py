@@ -65,7 +65,7 @@ class Run(Train):
         from mechinterp.store.writer import require_writable
         from mechinterp.tasks import build_task
 
-        columns_for(build_task(self.settings), self.settings.model.n_layers, [self.measure])
+        columns_for(build_task(self.settings), self.settings.model, [self.measure])
         out = self.run_path()
         csv, report = out.with_suffix(".csv"), out.with_suffix(".html")
         for path in (csv, report):
@@ -139,7 +139,7 @@ class Verify:
     json: Json = False
 
     def execute(self) -> int:
-        from mechinterp.verify import verify
+        from mechinterp.verification import verify
 
         verdict = verify(self.run, interval=self.interval)
         print_result(verdict.to_dict(), self.json, str(verdict))

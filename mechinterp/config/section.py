@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
 from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
 from pydantic_core import CoreSchema
 
+from mechinterp.errors import ConfigError
+
 
 class Section(BaseModel):
     """A frozen group of settings; an unknown key or a wrong type is an error."""
@@ -37,7 +39,11 @@ class Family(Section):
         if Family in cls.__bases__:
             cls._registry = {}
         elif "kind" in cls.model_fields:
-            cls._registry[cls.model_fields["kind"].default] = cls
+            kind = cls.model_fields["kind"].default
+            known = cls._registry.get(kind, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ConfigError(f"kind {kind!r} is that of {known.__module__}.{known.__qualname__}; choose another")
+            cls._registry[kind] = cls
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ A measure is a function from an `Observation` (a model seen on one evaluation se
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechinterp.errors import MechinterpError, NamedEnum
+from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
+from mechinterp.models.network import hook_names
 from mechinterp.tasks.base import Batch
 
 
@@ -31,8 +33,11 @@ class Observation:
     """The activations at the hooks that the measure asked for."""
 
     def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
-        """The attention pattern of a layer, counted from 0: rows sum to 1."""
-        return self.cache[f"blocks.{layer}.attn.hook_pattern"]
+        """The attention pattern of a layer, counted from 0: rows sum to 1. The measure must ask for its hook."""
+        hook = f"blocks.{layer}.attn.hook_pattern"
+        if hook not in self.cache:
+            raise MechinterpError(f"{hook} was not asked for; register the measure with hooks=[{hook!r}]")
+        return self.cache[hook]
 
     def target_attention(self, layer: int, role: str) -> Float[Tensor, ""]:
         """Attention from the target to the positions of a role, mean over sequences; the largest of a layer's heads."""
@@ -72,17 +77,21 @@ class Measure:
         return next((requirement for requirement in self.requires if not requirement.holds(batch)), None)
 
 
+_HOOKS = hook_names(n_layers=16, depth=16)
+"""The hooks of the largest network; a measure is left out for a network that lacks one."""
 MEASURES: dict[str, Measure] = {}
 """Every measure, by name."""
 
 
 def register(
+    function: Callable[[Observation], Tensor | float] | None = None,
+    /,
     *,
     hooks: Sequence[str] = (),
     roles: Sequence[str] = (),
     requires: Sequence[Requirement] = (),
     each_evaluation: bool = False,
-) -> Callable[[Callable[[Observation], Tensor | float]], Callable[[Observation], Tensor | float]]:
+) -> Callable[..., Any]:
     """A decorator that adds a function to the measures, under the function's name.
 
     `hooks` are the activations and `roles` the positions that it reads, `requires` further properties of the task;
@@ -90,11 +99,20 @@ def register(
     `each_evaluation` on all of them; its columns are then called ``{evaluation}_{name}``.
     """
 
+    for argument, names in (("hooks", hooks), ("roles", roles)):
+        if isinstance(names, str):
+            raise MechinterpError(f"{argument} = {names!r}; give a list, [{names!r}]")
+    for hook in hooks:
+        if hook not in _HOOKS:
+            raise unknown_name("hook", hook, _HOOKS)
+
     def add(compute: Callable[[Observation], Tensor | float]) -> Callable[[Observation], Tensor | float]:
         name = compute.__name__
+        if name.startswith("clamped_"):
+            raise MechinterpError(f"{name}: clamped_ is the prefix of measures under clamps; choose another name")
         if name in MEASURES and MEASURES[name].compute.__module__ != compute.__module__:
             raise MechinterpError(f"a measure named {name!r} exists already; choose another name")
         MEASURES[name] = Measure(name, compute, tuple(hooks), tuple(roles), tuple(requires), each_evaluation)
         return compute
 
-    return add
+    return add if function is None else add(function)

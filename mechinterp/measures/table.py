@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.config import ModelConfig
+from mechinterp.errors import MechinterpError, require_integer, unknown_name
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.measures.base import MEASURES, Measure, Observation
 from mechinterp.models.forward import Activations, run_with_cache
-from mechinterp.models.network import Network
+from mechinterp.models.network import Network, hook_names
 from mechinterp.run import Run
 from mechinterp.tasks.base import Batch, Task
 
@@ -27,15 +29,31 @@ class Column:
     measure: Measure
     evaluation: str
 
+    @property
+    def module(self) -> str:
+        """The module of the measure."""
+        return self.measure.compute.__module__
+
+    def value(self, seen: Observation) -> float:
+        """The measure of an observation; anything but one number raises MechinterpError."""
+        value = self.measure.compute(seen)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise MechinterpError(f"measure {self.measure.name} gave {tuple(value.shape)}; expected one number")
+        return float(value)
+
 
 def columns_of(run: Run, names: Sequence[str] | None = None) -> list[Column]:
     """The columns that a run's task and model admit, or those of `names`; a name that they do not admit raises."""
-    return columns_for(run.task, run.config.model.n_layers, names)
+    return columns_for(run.task, run.config.model, names)
 
 
-def columns_for(task: Task, n_layers: int, names: Sequence[str] | None = None) -> list[Column]:
-    """The columns for networks of `n_layers` layers on a task, or those of `names`; see `columns_of`."""
-    possible = {column.name: column for column in _possible(task, n_layers)}
+def columns_for(task: Task, model: ModelConfig, names: Sequence[str] | None = None) -> list[Column]:
+    """The columns for networks of a model section on a task, or those of `names`; see `columns_of`."""
+    possible: dict[str, Column] = {}
+    for column in _possible(task, model):
+        if column.name in possible:
+            raise MechinterpError(f"two measures have the column {column.name}; rename the one of {column.module}")
+        possible[column.name] = column
     if names is None:
         return list(possible.values())
     for name in names:
@@ -52,9 +70,9 @@ def columns_for(task: Task, n_layers: int, names: Sequence[str] | None = None) -
 
 def measure(
     run: Run,
-    names: Sequence[str] | None = None,
+    names: str | Sequence[str] | None = None,
     *,
-    steps: Iterable[int] | None = None,
+    steps: int | Iterable[int] | None = None,
     n_sequences: int = 1000,
     seed: int = 0,
     progress: bool = False,
@@ -68,8 +86,8 @@ def measure(
     Measures are of the weights, without the interventions of training. Where interventions act on activations,
     ``clamped_{measure}`` is the measure under those of the step, as in training.
     """
-    if n_sequences < 1:
-        raise MechinterpError(f"n_sequences is {n_sequences}; at least one sequence is needed")
+    require_integer("n_sequences", n_sequences)
+    names = [names] if isinstance(names, str) else names
     if names and not forward_interventions(run.config):
         for name in names:
             if name.startswith("clamped_"):
@@ -77,7 +95,7 @@ def measure(
                     f"{run.path}: {name}: nothing is clamped in this run; measure it without clamped_"
                 )
     columns = columns_of(run, names and list(dict.fromkeys(name.removeprefix("clamped_") for name in names)))
-    wanted = run.steps if steps is None else list(steps)
+    wanted = run.steps if steps is None else [steps] if isinstance(steps, int | str) else list(steps)
     evaluations = dict.fromkeys(column.evaluation for column in columns)
     batches = {evaluation: run.task.sample(evaluation, n_sequences, seed) for evaluation in evaluations}
     rows = [
@@ -97,10 +115,10 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
         hooks = {hook for column in selected for hook in column.measure.hooks}
         with torch.no_grad():
             seen = observe(network, batch, hooks)
-            released |= {column.name: float(column.measure.compute(seen)) for column in selected}
+            released |= {column.name: column.value(seen) for column in selected}
             if forward_interventions(run.config):
                 seen = observe(network, batch, hooks, run, step)
-                clamped |= {f"clamped_{column.name}": float(column.measure.compute(seen)) for column in selected}
+                clamped |= {f"clamped_{column.name}": column.value(seen) for column in selected}
     return released | clamped
 
 
@@ -119,13 +137,12 @@ def observe(network: Network, batch: Batch, hooks: Iterable[str], run: Run | Non
     return Observation(batch, logits, {hook: torch.cat([part[hook] for part in parts]) for hook in hooks})
 
 
-def _possible(task: Task, n_layers: int) -> Iterable[Column]:
+def _possible(task: Task, model: ModelConfig) -> Iterable[Column]:
     """Every column whose roles and requirements the task has, and whose hooks the model has."""
-    sample = task.sample(task.evaluations[0], 1)
+    sample, hooks = task.sample(task.evaluations[0], 1), hook_names(model.n_layers, model.classifier_depth)
     for measure in MEASURES.values():
-        layers = [int(hook.split(".")[1]) for hook in measure.hooks if hook.startswith("blocks.")]
         lacking = any(role not in sample.roles for role in measure.roles) or measure.unmet(sample)
-        if lacking or any(layer >= n_layers for layer in layers):
+        if lacking or any(hook not in hooks for hook in measure.hooks):
             continue
         if measure.each_evaluation:
             for evaluation in task.evaluations:

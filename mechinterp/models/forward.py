@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mechinterp.errors import unknown_name
-from mechinterp.models.network import Network
+from mechinterp.models.network import Network, require_inputs
 
 Hooks = Mapping[str, Callable[[Tensor], Tensor]]
 """Functions that replace an activation, by hook name."""
@@ -116,6 +116,7 @@ def run_with_cache(
     for name in (*tap.hooks, *(names or ())):
         if name not in network.hook_names:
             raise unknown_name("hook", name, network.hook_names)
+    require_inputs(inputs, {network.config.task.d_model, network.d_model})
     width = inputs.shape[-1]
     padded = inputs if width == network.d_model else pad(inputs, (0, network.d_model - width))
     residual = tap("hook_embed", padded.to(network.dtype))

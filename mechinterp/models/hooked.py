@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, unknown_name
-from mechinterp.models.network import Network
+from mechinterp.models.network import Network, require_inputs
 from mechinterp.models.registry import parameter_shapes
 
 NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
@@ -193,11 +193,10 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
         if return_type not in ("logits", None):
             raise MechinterpError(f"return_type {return_type!r}: this model returns 'logits' or None")
         layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
+        require_inputs(input, {self.cfg.d_model} | ({self.config.task.d_model} if start_at_layer == 0 else set()))
+        residual = input.to(self.classifier.readout.W.dtype)
         if start_at_layer == 0:
-            padded = functional.pad(input.to(self.cfg.dtype), (0, self.cfg.d_model - input.shape[-1]))
-            residual = self.hook_embed(padded)
-        else:
-            residual = input
+            residual = self.hook_embed(functional.pad(residual, (0, self.cfg.d_model - input.shape[-1])))
         for layer in layers:
             residual = self.blocks[layer](residual)
         if stop_at_layer is not None:

@@ -1,6 +1,6 @@
 """Trained networks of any architecture, as circuits, measures and engines take them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechinterp.config import RunConfig
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.models.base import Support
 from mechinterp.models.registry import architecture_of, parameter_shapes
 
@@ -64,17 +64,19 @@ class Network:
     @cached_property
     def hook_names(self) -> tuple[str, ...]:
         """Names of the activations that `forward` can replace or keep, in the order of computation."""
-        names = ["hook_embed"]
-        for layer in range(self.n_layers):
-            names.append(f"blocks.{layer}.hook_resid_pre")
-            names += [f"blocks.{layer}.attn.hook_{name}" for name in ("q", "k", "v", "attn_scores", "pattern", "z")]
-            names += [f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_resid_post"]
-        hidden = [f"classifier.layers.{i}.hook_{name}" for i in range(self.depth) for name in ("pre", "post")]
-        return (*names, "classifier.hook_in", *hidden, "classifier.hook_logits")
+        return hook_names(self.n_layers, self.depth)
 
     def matrix(self, layer: int, name: str) -> Float[Tensor, "head d_model d_head"]:
         """W_Q, W_K or W_V of a layer, by its last letter."""
+        if layer not in range(self.n_layers):
+            raise unknown_name("layer", layer, range(self.n_layers))
         return self.parameters[f"blocks.{layer}.attn.W_{name}"]
+
+    def matrix_of_head(self, layer: int, name: str, head: int) -> Float[Tensor, "d_model d_head"]:
+        """W_Q, W_K or W_V of a head; its W_O is the identity."""
+        if head not in range(self.n_heads):
+            raise unknown_name("head", head, range(self.n_heads))
+        return self.matrix(layer, name)[head]
 
     def block(self, layer: int, name: str) -> tuple[slice, slice, Float[Tensor, "head rows columns"]]:
         """Rows and columns outside of which `matrix` is zero, and the matrix within them."""
@@ -90,7 +92,27 @@ class Network:
 
     def ov(self, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
         """W_V W_O of a head; W_O is the identity."""
-        return self.matrix(layer, "V")[head]
+        return self.matrix_of_head(layer, "V", head)
+
+
+def hook_names(n_layers: int, depth: int) -> tuple[str, ...]:
+    """Names of the activations of a network, from its attention layers and the classifier's ReLU layers."""
+    names = ["hook_embed"]
+    for layer in range(n_layers):
+        names.append(f"blocks.{layer}.hook_resid_pre")
+        names += [f"blocks.{layer}.attn.hook_{name}" for name in ("q", "k", "v", "attn_scores", "pattern", "z")]
+        names += [f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_resid_post"]
+    hidden = [f"classifier.layers.{i}.hook_{name}" for i in range(depth) for name in ("pre", "post")]
+    return (*names, "classifier.hook_in", *hidden, "classifier.hook_logits")
+
+
+def require_inputs(inputs: Tensor, widths: Collection[int]) -> None:
+    """MechinterpError unless the inputs are vectors [batch, pos, width] of one of the widths."""
+    if inputs.ndim != 3 or not inputs.is_floating_point() or inputs.shape[-1] not in widths:
+        expected = " or ".join(map(str, sorted(widths)))
+        raise MechinterpError(
+            f"inputs are {tuple(inputs.shape)} {inputs.dtype}; expected vectors [batch, pos, {expected}]"
+        )
 
 
 def _require_fit(config: RunConfig, parameters: Mapping[str, Tensor]) -> None:
@@ -106,5 +128,7 @@ def _require_fit(config: RunConfig, parameters: Mapping[str, Tensor]) -> None:
         if wider > width and (name.startswith("blocks.") or name == reading):
             heads, rest = shape[: len(shape) - 2], shape[len(shape) - 2 :]
             shape = (*heads, *(wider for _ in rest)) if heads else (wider, rest[1])
+        if not parameters[name].is_floating_point() or parameters[name].dtype != parameters[next(iter(expected))].dtype:
+            raise MechinterpError(f"parameter {name} is {parameters[name].dtype}; all take one type of floating point")
         if tuple(parameters[name].shape) != shape:
             raise MechinterpError(f"parameter {name} has shape {tuple(parameters[name].shape)}, expected {shape}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from mechinterp.errors import RunFileError, UnknownNameError
+from mechinterp.errors import RunFileError, UnknownNameError, require_integer
 from mechinterp.store.file import RunFile
 from mechinterp.store.schema import dense_path
 
@@ -61,6 +61,7 @@ class Trajectory:
 
     def _file_with(self, step: int) -> RunFile:
         """The file that stores a step."""
+        step = require_integer("step", step, 0)
         if step in self.file.steps:
             return self.file
         if self.side_file and step in self.side_file.steps:

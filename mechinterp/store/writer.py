@@ -53,7 +53,7 @@ class RunWriter:
         created: str | None = None,
         live: bool = True,
     ):
-        self.path, self._live = Path(path), live
+        self.path, self._live = Path(path).resolve(), live  # a link stays a link
         self._fresh = live and continues is None
         self._layout = layout(config)
         self._bytes = sum(dataset.dtype.itemsize * math.prod(dataset.shape) for dataset in self._layout.values())

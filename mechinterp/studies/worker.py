@@ -133,7 +133,7 @@ def check(config: dict[str, Any], measures: list[str], device: Device) -> None:
     require_device(device)
     checked = pin_graft_digests(RunConfig.from_dict(config))
     names = [name.removeprefix("clamped_") for name in measures]
-    columns_for(build_task(checked), checked.model.n_layers, names)
+    columns_for(build_task(checked), checked.model, names)
 
 
 def clock(config: dict[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from mechinterp.errors import MechinterpError, NamedEnum, member
+from mechinterp.errors import MechinterpError, NamedEnum, member, require_integer
 from mechinterp.tasks.base import Batch, Roles, Task
 
 
@@ -66,8 +66,8 @@ def corrupted_pairs(
     if not isinstance(task, Corruptible):
         raise MechinterpError(f"task {name}: corruptions are known for the built-in tasks; build Pairs of your own")
     corruption = member(Corruption, corruption)
-    if n_pairs < 1:
-        raise MechinterpError(f"n_pairs is {n_pairs}; at least one pair is needed")
+    require_integer("n_pairs", n_pairs)
+    require_integer("seed", seed, 0)
     if corruption not in task.corruptions:
         no_position = corruption is Corruption.shuffle_positions and "position" not in getattr(task, "token_parts", {})
         why = ", whose tokens carry no position" if no_position else ""

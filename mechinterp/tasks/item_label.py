@@ -19,7 +19,7 @@ import torch
 
 from mechinterp.compilation import compiler
 from mechinterp.config import ItemLabelConfig
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.errors import MechinterpError, require_integer, unknown_name
 from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, stream_key
 from mechinterp.tasks.base import Batch, TokenTable
 from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
@@ -89,6 +89,8 @@ class ItemLabelTask:
         """`size` sequences of ``icl``, ``iwl``, ``swap`` or ``train``; a pure function of its arguments."""
         if evaluation not in self.evaluations:
             raise unknown_name("evaluation set", evaluation, self.evaluations)
+        require_integer("size", size)
+        require_integer("seed", seed, 0)
         stream = Stream.EVALUATION + self.evaluations.index(evaluation)
         return self._draw(stream, [seed], evaluation, size)[0]
 

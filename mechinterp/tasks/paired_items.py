@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.config import PairedItemsConfig
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.errors import MechinterpError, require_integer, unknown_name
 from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, stream_key
 from mechinterp.tasks.base import Batch, TokenTable
 from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
@@ -69,6 +69,8 @@ class PairedItemsTask:
         """`size` sequences of an evaluation set; a pure function of its arguments."""
         if evaluation not in self.evaluations:
             raise unknown_name("evaluation set", evaluation, self.evaluations)
+        require_integer("size", size)
+        require_integer("seed", seed, 0)
         return self._draw(Stream.EVALUATION + self.evaluations.index(evaluation), seed, evaluation, size)
 
     def corrupted(self, corruption: Corruption, n_pairs: int, seed: int = 0) -> tuple[Batch, Batch]:

@@ -16,6 +16,9 @@ def register_task(section: type[TaskConfig]) -> Callable[[TaskClass], TaskClass]
     """A decorator that makes a class, which is called with a section and a seed, the task of configs with `section`."""
 
     def register(task_class: TaskClass) -> TaskClass:
+        known = _TASKS.get(section)
+        if known is not None and _name(known) != _name(task_class):
+            raise ConfigError(f"{section.__name__} is the section of {_name(known)} already; derive one of its own")
         _TASKS[section] = task_class
         return task_class
 
@@ -36,11 +39,15 @@ def config_of_task(task: Any, config: RunConfig) -> RunConfig:
     """The config with the section of `task` if its class is registered, otherwise with a custom one of its shape."""
     section = getattr(task, "config", None)
     task_class = _TASKS.get(type(section)) if isinstance(section, TaskConfig) else None
-    if task_class and isinstance(task, task_class):
+    if task_class is type(task):
         if task.seed != config.seed:
             raise ConfigError(f"the task's seed is {task.seed}, the config's {config.seed}; make them equal")
     else:
         section = CustomTaskConfig(
             name=type(task).__qualname__, d_model=task.d_model, n_pos=task.n_pos, n_labels=task.n_labels
         )
-    return config.model_copy(update={"task": section})
+    return RunConfig.from_dict({**dict(config), "task": section})
+
+
+def _name(task_class: type) -> str:
+    return f"{task_class.__module__}.{task_class.__qualname__}"

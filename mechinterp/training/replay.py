@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.store import RunWriter, Trajectory
 from mechinterp.store.schema import digest, environment
 from mechinterp.tasks.base import Task
@@ -58,7 +58,7 @@ def replay_steps(
     Saved steps are passed as saved. A step beyond the last saved one cannot be checked and raises: resume the run
     instead.
     """
-    file, wanted = trajectory.file, sorted(set(steps))
+    file, wanted = trajectory.file, sorted({require_integer("step", step, 0) for step in steps})
     saved = file.steps
     if not saved:
         raise MechinterpError(f"{trajectory.path}: holds no checkpoint; train it anew")

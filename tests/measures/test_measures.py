@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import mechinterp as mi
+from mechinterp.config import TransformerConfig
 from mechinterp.errors import MechinterpError, UnknownNameError
 from mechinterp.measures import MEASURES
 from mechinterp.measures.table import columns_for
@@ -167,13 +168,13 @@ def test_tca_counts_all_copies_and_takes_the_place_of_the_others_on_paired_items
     uniform = torch.full((50, 1, 7, 7), 1 / 7, dtype=torch.float64)
     seen_uniform = mi.Observation(novel, torch.zeros(50, 2), {"blocks.0.attn.hook_pattern": uniform})
     assert value("tca1", seen_uniform) == pytest.approx(1 / 7)
-    names = {column.name for column in columns_for(task, 2)}
+    names = {column.name for column in columns_for(task, TransformerConfig())}
     assert {"tca1", "tca2", "icl_accuracy"} <= names
     assert not names & {"ila1", "ila1_all", "tila2", "tla2", "cla", "cla_mass"}
     with pytest.raises(
         MechinterpError, match=r"ila1 cannot be measured here: it is of tasks whose labels .* take tca1"
     ):
-        columns_for(task, 2, ["ila1"])
+        columns_for(task, TransformerConfig(), ["ila1"])
 
 
 def test_columns_and_rows(tiny_run):

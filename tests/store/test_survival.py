@@ -17,7 +17,7 @@ import mechinterp as mi
 from mechinterp.errors import MechinterpError, RunFileError
 from mechinterp.run import replay
 from mechinterp.store.schema import digest
-from mechinterp.verify import verify
+from mechinterp.verification import verify
 from tests.helpers import dataset
 
 N_STEPS = 600

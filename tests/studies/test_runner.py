@@ -19,7 +19,7 @@ from mechinterp.studies.jobs import jobs_of
 from mechinterp.studies.results import Results, file_of
 from mechinterp.studies.runner import compare, measured, run_study, states, study_table
 from mechinterp.studies.study import Study
-from mechinterp.verify import verify
+from mechinterp.verification import verify
 from tests.conftest import TINY
 from tests.helpers import dataset
 from tests.store.survival_children import one_thread

@@ -45,7 +45,7 @@ def verify(path: str | Path, *, interval: int | None = None) -> Verification:
     another environment is allowed to deviate in the last bits, and is then reported as approximate.
     """
     if not Path(path).is_file():
-        raise RunFileError(f"{path}: does not exist; give the path of a run file")
+        Run(path)  # raises, with the reason
     checked, replayed = 0, "was not reached"
     try:
         run = Run(path)

@@ -277,13 +277,13 @@ def _say(message: str) -> None:
 
 
 def _require_same_task(run: Run, task: Task) -> None:
-    """RunFileError if a run was trained on another task: of a custom one, the file has the shape only."""
-    if not isinstance(run.config.task, CustomTaskConfig) and config_of_task(task, run.config) != run.config:
-        raise RunFileError(f"{run.path}: the given task is not the one of the run's config; leave `task` out")
+    """RunFileError if a run was trained on another task; of a custom one, the file has the name and shape only."""
     ours = {name: getattr(run.config.task, name) for name in ("d_model", "n_pos", "n_labels")}
     theirs = {name: getattr(task, name) for name in ours}
     if ours != theirs:
         raise RunFileError(f"{run.path}: the run was trained on a task with {ours}, the given task has {theirs}")
+    if not isinstance(run.config.task, CustomTaskConfig) and config_of_task(task, run.config) != run.config:
+        raise RunFileError(f"{run.path}: the given task is not the one of the run's config; leave `task` out")
 
 
 def _require_batches(task: Task) -> None:

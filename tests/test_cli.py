@@ -88,7 +88,7 @@ def test_a_toml_file_and_overrides(capsys, tmp_path):
         ("measure BROKEN", "/weights/blocks.0.attn.W_Q is missing"),
         ("measure RUN --measures ila", "unknown measure 'ila'; did you mean 'ila1'?"),
         ("measure RUN --steps 7", "step 7 is not saved; the nearest is 6"),
-        ("measure RUN --n-sequences 0", "at least one sequence"),
+        ("measure RUN --n-sequences 0", "n_sequences is 0; expected 1 or more"),
         ("emergence RUN --measure icl_acuracy", "did you mean 'icl_accuracy'?"),
         ("report RUN --out /nope/a.html", "/nope/a.html: cannot be written"),
         ("report RUN --out RUN", "is a run file"),

@@ -49,7 +49,7 @@ CHANGES = {
     random_output: "another W_O",
     attention_scale: "an attention scale",
     output_bias: "biases",
-    permanent_hook: r"has a permanent hook at blocks\.1\.attn\.hook_z",
+    permanent_hook: r"has a hook at blocks\.1\.attn\.hook_z",
 }
 """What a user may do to a hooked model that its trained parameters do not show, and what an analysis says of it."""
 NEED_WEIGHTS: dict[str, Callable] = {

@@ -191,5 +191,5 @@ def test_unknown_measure_step_and_size(tiny_run):
         mi.measure(tiny_run, ["icl_acuracy"])
     with pytest.raises(UnknownNameError, match="step 3 is not saved"):
         mi.measure(tiny_run, steps=[3])
-    with pytest.raises(MechinterpError, match="at least one sequence"):
+    with pytest.raises(MechinterpError, match="n_sequences is 0; expected 1 or more"):
         mi.measure(tiny_run, n_sequences=0)

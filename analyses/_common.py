@@ -145,7 +145,7 @@ class StudyResult:
     measured: dict[tuple[str, int], pd.DataFrame]
     """Step × measure, by variant and seed."""
     spent: Spent
-    """What it took."""
+    """Time and steps that its runs took."""
     out: Path
     """Where its results go."""
     static: Sequence[Format] = ()

@@ -228,8 +228,8 @@ def clouds(
 def paths(
     panels: Mapping[str, Mapping[str, Sequence[pd.Series]]], title: str, *, log: Collection[str] = ()
 ) -> go.Figure:
-    """What runs go through: by panel and name, a series for each seed, against its index. Axes of the panels in `log`
-    are logarithmic, time's too; series of one name share a colour."""
+    """Curves of runs by panel and name, a series for every seed, against its index. Axes of the panels in `log` are
+    logarithmic, that of time too; series of one name share a colour."""
     figure = make_subplots(cols=len(panels), subplot_titles=list(panels), horizontal_spacing=0.05)
     names = list(dict.fromkeys(name for each in panels.values() for name in each))
     colours, shown = dict(zip(names, cycle(SERIES))), set()

@@ -4,8 +4,8 @@
 
 Memorising alone is B = 0, and takes I_K(∞) = ∫ (1 − IWL accuracy) dt, as a share of its start; in-context learning
 alone is p_C = 1, and takes t_ICL. If the faster one wins, figure 2a turns over at the K where they are equal. Does the
-study ``bridge.toml``, whose runs are some of ``data_dependence`` and its ``_race``, and writes ``bridge.csv`` and a
-figure. Where figure 2a does turn over is read from ``turning.csv`` of `analyses.data_dependence`.
+study ``bridge.toml``, whose runs are some of ``data_dependence.toml`` and ``data_dependence_race.toml``, and writes
+``bridge.csv`` and a figure. Where figure 2a does turn over is read from ``turning.csv`` of `analyses.data_dependence`.
 
 Times are in units of steps × learning rate.
 """

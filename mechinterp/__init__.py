@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mechinterp.analysis.checkpoints import analyse as analyse
     from mechinterp.circuits.ablation import ablate as ablate
+    from mechinterp.circuits.metrics import Metric as Metric
+    from mechinterp.circuits.patching import Direction as Direction
     from mechinterp.circuits.patching import Site as Site
     from mechinterp.circuits.patching import patch as patch
     from mechinterp.circuits.paths import patch_paths as patch_paths
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from mechinterp.emergence import locate_emergence as locate_emergence
     from mechinterp.errors import MechinterpError as MechinterpError
     from mechinterp.measures import Observation as Observation
+    from mechinterp.measures import Requirement as Requirement
     from mechinterp.measures import measure as measure
     from mechinterp.measures import register as register
     from mechinterp.models.network import Network as Network
@@ -54,6 +57,10 @@ _MODULE_OF = {
 }
 """Where the names above are defined."""
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -126,8 +126,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
         names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
     runs = {name: open_run(path) for name, path in zip(names, paths, strict=True)}
     for run in runs.values():
-        if not run.steps:
-            raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+        run.require_checkpoint()
     return runs
 
 
@@ -177,8 +176,7 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     beyond the configured end prolongs the run, without a stop rule. A run that another process is writing is refused.
     """
     run = open_run(path, task=task)
-    if not run.file.steps:
-        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    run.require_checkpoint()
     last, end = run.file.steps[-1], run.config.training.steps if until is None else until
     rule = None if until is not None else StopRule(run.config, run.task)
     if rule and rule.recall(run.file):

@@ -22,7 +22,9 @@ from mechinterp.circuits.subspaces import subspaces
 from mechinterp.config import ItemLabelConfig, TaskConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.measures import MEASURES
+from mechinterp.models.forward import forward
 from mechinterp.models.hooked import VectorTransformer
+from mechinterp.models.planted import memorising_decoy
 from mechinterp.run import train_batched
 from mechinterp.tasks import ItemLabelTask
 from mechinterp.tasks.base import Batch
@@ -318,3 +320,32 @@ def test_public_names_stay_what_they_are():
 def test_a_network_of_random_parameters_is_not_padded(tiny_config):
     with pytest.raises(MechinterpError, match="has shape"):
         mi.Network(tiny_config.updated({"task.content_dim": 20}), random_parameters(tiny_config))
+
+
+def test_a_model_that_differs_on_no_random_input_is_compared_by_its_parts(tiny_config, task):
+    deep = tiny_config.updated({"model.classifier_width": 64})
+    decoy = memorising_decoy(deep, dtype=torch.float32)
+    model, batch = hooked(decoy), mi.build_task(deep).sample("iwl", 60)
+    means = torch.from_numpy(mi.build_task(deep).class_means)
+    with torch.no_grad():
+        model.blocks[0].attn.b_O[13 : 13 + means.shape[1]] = -0.7 * means.sum(dim=0)
+        answered = float((model(batch.inputs).argmax(-1) == batch.labels).float().mean())
+    assert mi.ablate(model, batch)["intact"].iloc[0] == pytest.approx(answered)
+    scaled = hooked(random_network(tiny_config, dtype=torch.float32))
+    for block in scaled.blocks:
+        block.attn.attn_scale = 2.0
+    scaled.blocks[0].attn.W_Q.data.zero_()
+    scaled.blocks[1].attn.W_Q.data.zero_()  # no score is scaled
+    with pytest.raises(MechinterpError, match="an attention scale"):
+        qk(scaled, 0)
+
+
+def test_a_network_whose_weights_are_changed_in_place_is_the_changed_network(tiny_config, task):
+    batch = task.sample("icl", 20)
+    for config in (tiny_config, tiny_config.updated({"model.kind": "induction_head"})):
+        network = mi.Network(config, random_parameters(config))
+        forward(network, batch.inputs)
+        for name in ("blocks.0.attn.W_Q", "blocks.1.attn.W_V"):
+            network.parameters[name].normal_(generator=torch.Generator().manual_seed(0))
+        changed = mi.Network(network.config, network.parameters)
+        torch.testing.assert_close(forward(network, batch.inputs), forward(changed, batch.inputs))

@@ -21,18 +21,18 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim, and what was found of it."""
+    """The verdict on one claim."""
 
     figure: str
-    """Where it stands."""
+    """The figure or equation of the paper."""
     claim: str
-    """What it says."""
+    """The claim, in a sentence."""
     verdict: str
     """reproduced, not reproduced or undecided."""
     seeds: str
-    """How many seeds meet it, of how many."""
+    """Number of seeds that meet it, of all."""
     numbers: str
-    """What was measured."""
+    """The measured numbers."""
 
 
 def judge(figure: str, claim: str, holds: Mapping[int, bool], numbers: str) -> Verdict:

@@ -68,18 +68,18 @@ def code_digest(home: str) -> str:
 
 @cache
 def imported_modules(home: str) -> frozenset[str]:
-    """A module and all modules of its package that it imports, directly or indirectly, by their sources."""
-    package, reached, waiting = home.partition(".")[0], set[str](), [home]
+    """A module and all that it imports of its package and of mechinterp, directly or indirectly, by their sources."""
+    packages, reached, waiting = {home.partition(".")[0], "mechinterp"}, set[str](), [home]
     while waiting:
         module = waiting.pop()
         if module in reached or not _source(module):
             continue
         reached.add(module)
         for node in ast.walk(ast.parse(_source(module))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in packages:
                 waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] == package]
+                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] in packages]
     return frozenset(reached)
 
 

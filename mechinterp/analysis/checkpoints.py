@@ -38,7 +38,7 @@ def analyse(
     ``RUN.cache`` beside the run file.
     """
     entry, chosen = analysis_of(analysis), checked_arguments(analysis, arguments)
-    wanted = run.steps if steps is None else [steps] if isinstance(steps, int | str) else list(steps)
+    wanted = run.chosen_steps(steps)
     digests, function = [run.digest(step) for step in wanted], entry.function(analysis)
     keep = keep and run.config.task.kind != "custom"  # the file of a custom task does not contain the task
     kept = TableCache(run.path, run.config, analysis, entry.home, chosen, keep=keep)

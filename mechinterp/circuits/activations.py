@@ -21,6 +21,11 @@ from mechinterp.randomness import Stream, generator
 _N_COMPARED = 8
 """Random sequences on which a model's logits are compared with its network's."""
 
+_FURTHER_PARTS = (
+    "does not answer as its attention and classifier weights alone do (an attention scale, another W_O, biases or"
+    " layers of its own); this analysis needs the network that run.network(step) gives"
+)
+
 
 @dataclass(frozen=True)
 class ModelActivations:
@@ -102,17 +107,20 @@ def _by_weights(model: Any) -> tuple[Network | None, str]:
     hooked = [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
     if hooked:
         return None, f"has a hook at {hooked[0]}, which its weights do not show; this analysis needs them alone"
+    for name, parameter in model.named_parameters():
+        identity = torch.eye(*parameter.shape[-2:]).to(parameter) if name.endswith("W_O") else parameter.new_zeros(())
+        if name not in model.trained and not bool((parameter == identity).all()):
+            return None, _FURTHER_PARTS
     network = model.network()
+    if any(block.attn.attn_scale != 1 for block in model.blocks):
+        return None, _FURTHER_PARTS
     normal = generator(0, Stream.TASK).standard_normal((_N_COMPARED, network.config.task.n_pos, network.d_model))
     inputs = torch.from_numpy(normal / network.d_model**0.5).to(network.dtype)
     with torch.no_grad():
         ours, theirs = forward(network, inputs), model(inputs)
-    tolerance = (1e-4 if network.dtype == torch.float32 else 1e-8) * float(ours.abs().max().clamp(min=1))
+    tolerance = (1e-4 if network.dtype == torch.float32 else 1e-8) * float(ours.abs().max())
     if ours.shape != theirs.shape or not bool(((ours - theirs).abs() <= tolerance).all()):
-        return None, (
-            "does not answer as its attention and classifier weights alone do (an attention scale, another W_O, biases"
-            " or layers of its own); this analysis needs the network that run.network(step) gives"
-        )
+        return None, _FURTHER_PARTS
     return network, ""
 
 

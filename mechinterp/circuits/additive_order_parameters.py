@@ -25,8 +25,9 @@ from itertools import pairwise
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from mechinterp.circuits.activations import network_of
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import classify, run_with_cache
 from mechinterp.models.network import Network
@@ -56,7 +57,7 @@ def order_parameters_of_run(
 
 
 def additive_order_parameters(
-    network: Network, task: Task, *, n_sequences: int = 1000, seed: int = 0
+    model: Network | nn.Module, task: Task, *, n_sequences: int = 1000, seed: int = 0
 ) -> dict[str, float]:
     """``beta``, ``beta_explained``, ``w``, ``w_explained``, ``c1``, ``c2``, ``c3`` of a network.
 
@@ -65,6 +66,7 @@ def additive_order_parameters(
     """
     if not isinstance(task, PairedItemsTask):
         raise MechinterpError("β, w and what is memorised are read off runs on paired items; this task is another one")
+    network = network_of(model)
     if network.n_layers > 1 or network.n_heads > 1:
         raise MechinterpError("β, w and what is memorised are read off one layer with one head; this network has more")
     novel, trained = task.sample("icl", n_sequences, seed), task.sample("train", n_sequences, seed)

@@ -132,6 +132,6 @@ def _one_line(box: str) -> str:
     text = re.sub(r"\[type=.*?\] For further information visit \S+( v/\S+)?", "", text)
     text = re.sub(r"Error parsing \S*?settings\.?(\S*): \d+ validation errors? for \w+", r"\1:", text)
     text = re.sub(r"^(Parsing|Value|Validation|Unrecognized|Invalid) (error|options|choice|value)s?:? ", "", text)
-    text = re.sub(r"Perhaps you meant: (\S+).*", r"is unknown; did you mean \1?", text)
+    text = re.sub(r"Perhaps you meant: ([^\s,]+).*", r"is unknown; did you mean \1?", text)
     text = re.sub(r" (For full helptext|Argument helptext|Arguments similar to|See ).*", "", text)
     return text.replace("Value error, ", "").replace("Error parsing ", "").strip()

@@ -166,8 +166,7 @@ def _run_with_steps(path: Path) -> "Run":
     from mechinterp.run import open_run
 
     run = open_run(path)
-    if not run.steps:
-        raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
+    run.require_checkpoint()
     return run
 
 

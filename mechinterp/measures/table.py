@@ -95,7 +95,7 @@ def measure(
                     f"{run.path}: {name}: nothing is clamped in this run; measure it without clamped_"
                 )
     columns = columns_of(run, names and list(dict.fromkeys(name.removeprefix("clamped_") for name in names)))
-    wanted = run.steps if steps is None else [steps] if isinstance(steps, int | str) else list(steps)
+    wanted = run.chosen_steps(steps)
     evaluations = dict.fromkeys(column.evaluation for column in columns)
     batches = {evaluation: run.task.sample(evaluation, n_sequences, seed) for evaluation in evaluations}
     rows = [

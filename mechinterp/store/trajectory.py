@@ -3,6 +3,7 @@
 The side file (``fast.dense.h5`` beside ``fast.h5``) has steps that were rebuilt between the saved ones.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,18 @@ class Trajectory:
         """Training loss and accuracy by step: means since the previous stored step."""
         tables = [self.file.metrics()] + ([self.side_file.metrics()] if self.side_file else [])
         return pd.concat(tables).sort_index()
+
+    def chosen_steps(self, steps: int | Iterable[int] | None) -> list[int]:
+        """One step or several as a list; without them, all stored steps."""
+        if steps is None:
+            return self.steps
+        listed = steps if isinstance(steps, Iterable) and not isinstance(steps, str) else [steps]
+        return [require_integer("step", step, 0) for step in listed]
+
+    def require_checkpoint(self) -> None:
+        """RunFileError for a file without a checkpoint, whose writer was killed before the first one."""
+        if not self.file.steps:
+            raise RunFileError(f"{self.path}: holds no checkpoint; train it anew")
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """The trained parameters at a stored step, by name (float32)."""

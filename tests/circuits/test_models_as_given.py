@@ -13,9 +13,11 @@ from mechinterp.circuits.ablation import ablate
 from mechinterp.circuits.diagram import circuit_edges
 from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.circuits.metrics import Metric
+from mechinterp.circuits.order_parameters import order_parameters
 from mechinterp.circuits.patching import Site, patch
 from mechinterp.circuits.paths import patch_paths
-from mechinterp.circuits.qk_ov import qk_strengths
+from mechinterp.circuits.qk_ov import composition_scores, copying_score, ov, position_profile, qk, qk_strengths
+from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward
 from mechinterp.models.hooked import HookedTransformer, HookedTransformerConfig, VectorTransformer
@@ -57,6 +59,13 @@ NEED_WEIGHTS: dict[str, Callable] = {
     "induction_head_evidence": lambda model, task: induction_head_evidence(model, task, n_pairs=4),
     "circuit_edges": lambda model, task: circuit_edges(model, task, n_pairs=4),
     "qk_strengths": lambda model, task: qk_strengths(model, task.sample("icl", 4), task),
+    "qk": lambda model, task: qk(model, 0),
+    "ov": lambda model, task: ov(model, 0),
+    "copying_score": lambda model, task: [copying_score(model, task, task.sample("icl", 4))],
+    "composition_scores": lambda model, task: composition_scores(model),
+    "position_profile": lambda model, task: position_profile(model, task, 0),
+    "subspaces": subspaces,
+    "order_parameters": lambda model, task: order_parameters(model, task, n_sequences=8),
 }
 RUN_MODELS: dict[str, Callable] = {
     "patch": lambda model, task: patch(model, corrupted_pairs(task, n_pairs=4)),

@@ -6,8 +6,7 @@ are left out, if `LEFT_OUT` names them. A toml block is validated as the study o
 study.toml or run.toml in that folder.
 
 A text block directly after a python block is what that prints. It is compared: exactly, where the block does not work
-with what is substituted; else the words of its first line, as the names of columns, must be printed, or as many
-numbers if it has no words.
+with what is substituted; else the words of its first line, as the names of columns, must be printed.
 
 What is substituted, so that this takes seconds:
 
@@ -99,8 +98,7 @@ def require_output(shown: str, printed: str, *, exact: bool, where: str) -> None
         return
     missing = set(_words(shown.splitlines()[0])) - set(_words(printed))
     assert not missing, f"{where}: {missing} is not in\n{printed}"
-    first, expected = [(text.splitlines() or [""])[0].split() for text in (printed, shown)]
-    assert printed.strip() and (_words(shown) or len(first) == len(expected)), f"{where}: {first} is not {expected}"  # noqa: PT018
+    assert printed.strip(), f"{where}: nothing is printed"
 
 
 def _words(text: str) -> list[str]:

@@ -113,7 +113,6 @@ def test_output_that_differs_is_seen():
         ("a\nb", "a", True),
         ("step sender", "step from", False),
         ("1 2", "", False),
-        ("1 2", "1", False),
     ]
     for shown, printed, exact in unlike:
         with pytest.raises(AssertionError):

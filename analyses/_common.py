@@ -192,6 +192,7 @@ def write_drawing(svg: str, path: Path, static: Sequence[Format] = ()) -> None:
     """Write a drawing that is SVG in any case, and as the other kinds of picture; says where."""
     replace_text(path, svg)
     print(f"figure: {path}")
-    if others := [each for each in static if each != "svg"]:
+    others: list[Format] = [format for format in static if format != "svg"]
+    if others:
         for picture in write_pictures(framed(svg), path, others):
             print(f"picture: {picture}")

@@ -11,7 +11,7 @@ the match, and the network's own in-context loss) and a figure of its path on th
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,8 @@ from mechinterp.run import open_runs
 from mechinterp.theory.landscape import ORIGIN, Competitors, Landscape, Point
 
 PARAMETERS = ["xi", "alpha", "beta1"]
-UNEQUAL, EQUAL = {"n_labels": 32, "n_pairs": 8}, {"n_labels": 8, "n_pairs": 8}
+UNEQUAL: dict[str, Any] = {"n_labels": 32, "n_pairs": 8}
+EQUAL: dict[str, Any] = {"n_labels": 8, "n_pairs": 8}
 FATES: dict[str, Point] = {"start with ξ, α > 0": (1e-3, 1e-3, 0.0), "start with ξ, α < 0": (-1e-3, -1e-3, 0.0)}
 Window = tuple[float, float, float, float]
 """From ξ, to ξ, from y, to y."""

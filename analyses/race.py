@@ -227,7 +227,7 @@ def losses_by_phase(losses: pd.DataFrame, what: str) -> go.Figure:
             "with ICL": (losses[losses["phase"] == "with ICL"], "icl_loss", "iwl_loss"),
             "after ICL": (losses[losses["phase"] == "after ICL"], "iwl_loss", "icl_loss"),
         },
-        (curve, other_loss(curve)),
+        (curve, np.asarray(other_loss(curve))),
         f"The losses on new pairs and on those of the dataset ({what})",
     )
 

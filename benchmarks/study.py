@@ -12,9 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
 from analyses._common import run_analysis
 from benchmarks.timing import machine
-from mechinterp.emergence import Emergence
+from mechinterp.emergence import locate_emergence
 from mechinterp.measures import MEASURES
 from mechinterp.studies.cost import spent
 from mechinterp.studies.jobs import jobs_of
@@ -99,7 +103,8 @@ def _study(folder: Path, name: str, text: str) -> Study:
 
 def _made_up(seed: int, measures: list[str]) -> dict[str, object]:
     """An outcome with as many numbers as real ones have."""
-    found = Emergence(True, "", 3_000.0 + seed, 2_900.0, 3_100.0, 400.0, 0.1, 0.9, 50.0, "step").to_dict()
+    curve = pd.Series(expit((np.arange(61) - 30 - seed / 1e3) / 2), index=np.arange(0, 6_001, 100))
+    found = locate_emergence(curve).to_dict()
     finals = {f"{kind}_accuracy": 0.5 + seed / 1e6 for kind in ("icl", "iwl", "swap", "train")}
     located = dict.fromkeys([*measures, *(name for name in MEASURES if name.islower())], found)
     cost = {"steps": 6_000, "checkpoints": 61, "training_seconds": 27.0, "measuring_seconds": 9.0}

@@ -72,7 +72,7 @@ def activations_of(model: Network | nn.Module) -> Callable[[Tensor], AnyActivati
     network, reason = _represented(model)
     if network is not None:
         return lambda inputs: run_with_cache(network, inputs)
-    if not hasattr(model, "run_with_hooks"):
+    if not isinstance(model, nn.Module) or not hasattr(model, "run_with_hooks"):
         raise MechinterpError(f"{_name(model)} {reason}")
     _require_torch_hooks_at_points(model)
     return lambda inputs: _by_hooks(model, inputs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from mechinterp.analysis.registry import ANALYSES, Argument
-from mechinterp.cli.common import Json, RunPath, print_result, sentence
+from mechinterp.cli.common import Json, RunPath, print_result
 from mechinterp.errors import MechinterpError
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class Emergence:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.emergence import locate_emergence
+        from mechinterp.emergence import describe, locate_emergence
 
         table = _measured(self.run, [self.measure], None, self.n_sequences)
         emergence = locate_emergence(table[self.measure], scale=self.scale)
         result = {"run": str(self.run), "measure": self.measure, **emergence.to_dict()}
-        print_result(result, self.json, sentence(self.measure, emergence))
+        print_result(result, self.json, describe(self.measure, emergence))
 
 
 @dataclass

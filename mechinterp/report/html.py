@@ -114,7 +114,7 @@ def figure(
     The title is by default that of the first drawing. `columns` names the table's columns x, y and z; by default they
     are named as the axes are.
     """
-    given = [drawings] if isinstance(drawings, go.Figure | Drawing) else drawings
+    given = [drawings] if isinstance(drawings, Drawing) or isinstance(drawings, go.Figure) else drawings  # noqa: SIM101
     members = [drawing if isinstance(drawing, Drawing) else Drawing(drawing) for drawing in given]
     several, layout = len(members) > 1, members[0].figure.layout
     titles = [str(drawing.figure.layout.title.text) for drawing in members]  # pyright: ignore[reportAttributeAccessIssue]

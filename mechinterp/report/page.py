@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechinterp.analysis.checkpoints import analyse
-from mechinterp.emergence import emergence_table, level_crossing
+from mechinterp.emergence import describe, emergence_table, level_crossing
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.files import require_place
 from mechinterp.report import checkpoints, figures, html
@@ -73,7 +74,7 @@ def write_report(
     curves, curves_omitted = _applicable(page.over_training())
     omitted = " ".join([*views_omitted, *curves_omitted])
     parts = [
-        html.lead(verdict(page.emergence, headline)),
+        html.lead(describe(headline, page.emergence.loc[headline]) + "."),
         html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
         html.section(
             "At this step",
@@ -95,17 +96,6 @@ def write_report(
         html.code(run.config.model_dump_json(indent=2)),
     ]
     return html.write_page(Path(path), f"Run {run.path.name}", parts)
-
-
-def verdict(emergence: pd.DataFrame, name: str) -> str:
-    """The main result in a sentence: the transition of a measure."""
-    row = emergence.loc[name]
-    if not row["transition"]:
-        return f"{name}: no transition ({row['reason']})."
-    return (
-        f"{name} makes its transition at step {row['step']:.0f} (95 % interval {row['low']:.0f} to {row['high']:.0f},"
-        f" 10–90 % width {row['width']:.0f} steps)."
-    )
 
 
 Part = Callable[[], str]
@@ -253,7 +243,8 @@ class _RunPage:
         )
 
     def _analysed(self, analysis: str) -> pd.DataFrame:
-        return analyse(self.run, analysis, steps=self.steps, progress=self.progress, **_SIZES[analysis])
+        sizes: dict[str, Any] = _SIZES[analysis]
+        return analyse(self.run, analysis, steps=self.steps, progress=self.progress, **sizes)
 
     def _strongest(
         self,

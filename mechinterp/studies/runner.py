@@ -8,7 +8,7 @@ GPU, where sums depend on the other runs of the batch). This module does not imp
 
 import os
 import sys
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ def run_study(
 def _execute_all(study: Study, groups: list[list[Job]], workers: int, executor: Executor | None, bar: tqdm) -> None:
     pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="study")
     lost: list[BaseException] = []
-    futures = {
+    futures: dict[Future[Any], int] = {
         pool.submit(execute_job, jobs[0]) if len(jobs) == 1 else pool.submit(execute_jobs, jobs): len(jobs)
         for jobs in groups
     }

@@ -161,7 +161,7 @@ def test_a_located_transition_is_the_headline_and_is_marked_on_the_slider(tiny_r
     table = mi.measure(tiny_run, n_sequences=20)
     table["ila1"] = [0.1] * 5 + [0.5] + [0.9] * 5
     page = mi.write_report(tiny_run, table, tmp_path / "r.html", measure="ila1").read_text()
-    assert re.search(r"ila1 makes its transition at step 1[01] ", page)
+    assert re.search(r"ila1: transition at step 1[01] ", page)
     assert re.search(r'class="transition" data-step="1[01]"', page)
     assert 'class="interval"' in page
 

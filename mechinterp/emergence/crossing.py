@@ -1,0 +1,77 @@
+"""Crossings: the steps at which a curve passes a level, which need no model of the curve."""
+
+import numpy as np
+import pandas as pd
+
+from mechinterp.emergence.noise import Array, noise_scale
+from mechinterp.errors import MechinterpError
+
+
+def level_crossing(curve: pd.Series, level: float = 0.5) -> float | None:
+    """The step at which `curve`, indexed by training step, rises through `level`; None if it does not.
+
+    Noise makes a curve cross several times, so that the first crossing comes too early and the last one too late. Of
+    all steps c, the crossing is where "below the level before c, at or above it from c on" is true of most
+    checkpoints; of several such steps, the first. It is interpolated linearly between the two checkpoints around it.
+    A crossing must be true of more checkpoints than "always below" and "always above": a single peak is none, nor is a
+    rise that is lost again for more checkpoints than it lasted.
+
+    Unlike the midpoint of `locate_emergence`, it needs no plateaus and no particular shape: Reddy 2023 aligns runs
+    where IC accuracy crosses 50 % (figure 4). Values that are not finite are left out; MechinterpError if steps do not
+    ascend.
+    """
+    steps, values = finite(curve)
+    above = values >= level
+    wrong = np.concatenate([[0], np.cumsum(above)]) + np.concatenate([np.cumsum(~above[::-1])[::-1], [0]])
+    first = int(wrong.argmin())  # checkpoints before it count as below; wrong[0]: always above, wrong[-1]: always below
+    if wrong[first] >= min(wrong[0], wrong[-1]):
+        return None
+    share = (level - values[first - 1]) / (values[first] - values[first - 1])
+    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
+
+
+def half_rise(curve: pd.Series) -> float | None:
+    """The step at which a curve crosses the level halfway between its first and its last plateau, up or down.
+
+    Plateaus are medians over the first and last twentieth of the checkpoints, at least three. None if they differ by
+    less than four standard deviations of the noise, or if the curve does not cross (`level_crossing`).
+    """
+    steps, values = finite(curve)
+    few = max(3, len(values) // 20)
+    before, after = float(np.median(values[:few])), float(np.median(values[-few:]))
+    if len(values) < 2 * few or abs(after - before) < 4 * noise_scale(values):
+        return None
+    sign = 1.0 if after > before else -1.0
+    return level_crossing(pd.Series(sign * values, index=steps), sign * (before + after) / 2)
+
+
+def first_above(curve: pd.Series, level: float = 0.95) -> float | None:
+    """The first step at which `curve`, indexed by training step, is above `level`; None if it never is.
+
+    With IC accuracy and 0.95 it is t_ICL of Nguyen & Reddy 2024, to the spacing of checkpoints. MechinterpError if
+    steps do not ascend.
+    """
+    steps, values = finite(curve)
+    above = np.flatnonzero(values > level)
+    return float(steps[above[0]]) if len(above) else None
+
+
+def finite(curve: pd.Series) -> tuple[Array, Array]:
+    """The steps and values of a curve, without values that are not finite.
+
+    MechinterpError for anything but a series indexed by step, and if steps do not ascend.
+    """
+    if not isinstance(curve, pd.Series):
+        raise MechinterpError(
+            f"a curve is a pandas Series of values indexed by step, not a {type(curve).__name__}: take a column of"
+            " mi.measure(run), or pd.Series(values, index=steps)"
+        )
+    try:
+        steps, values = np.asarray(curve.index, dtype=float), np.asarray(curve, dtype=float)
+    except (TypeError, ValueError):
+        raise MechinterpError("a curve's steps and values are numbers; this one has others") from None
+    known = np.isfinite(values)
+    steps, values = steps[known], values[known]
+    if not (np.diff(steps) > 0).all():
+        raise MechinterpError("the curve's steps are not ascending; sort it by step")
+    return steps, values

@@ -1,4 +1,4 @@
-"""When does the network become an induction head? Four facts over training that together only one shows.
+"""When does the network become an induction head? The facts that together only one shows, over training.
 
     python -m analyses.induction_head_evidence RUN [RUN …] [--out FOLDER]
 
@@ -17,7 +17,7 @@ from mechinterp.report.figures import trajectories
 
 @dataclass
 class InductionHeadEvidence(RunAnalysis):
-    """When does the network become an induction head? Four facts over training that together only one shows."""
+    """When does the network become an induction head? The facts that together only one shows, over training."""
 
     n_pairs: int = 256
     """Clean–corrupt pairs of sequences."""
@@ -36,9 +36,8 @@ class InductionHeadEvidence(RunAnalysis):
 
 
 def _since(table: pd.DataFrame) -> pd.DataFrame:
-    """For each fact, and for all of them: the first step at which it holds, and since when it does; or nothing."""
+    """For every fact: the first step at which it holds, and since when it does; or nothing."""
     wide = table.pivot_table(index="step", columns="fact", values="holds", sort=False).astype(bool)
-    wide["all"] = wide.all(axis=1)
     first = {fact: steps[steps].index.min() for fact, steps in wide.items()}
     broken = {fact: steps[~steps].index.max() for fact, steps in wide.items()}
     since = {

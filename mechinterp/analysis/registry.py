@@ -77,7 +77,7 @@ ANALYSES: dict[str, Analysis] = {
     "order_parameters": Analysis(
         _TABLES, "The network in the coordinates of its task's theory, and what they explain."
     ),
-    "evidence": Analysis(_TABLES, "Is it an induction head? Four facts that together only an induction head shows."),
+    "evidence": Analysis(_TABLES, "Is it an induction head? The facts that together only an induction head shows."),
     "circuit": Analysis(_TABLES, "Every edge of the circuit diagram, measured."),
 }
 

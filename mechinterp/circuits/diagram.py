@@ -127,7 +127,7 @@ def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, s
     least `THRESHOLD` and beyond noise. Effects are on the answer: if one operation is missing, the others have none.
     """
     last, holds = int(table["layer"].max()) - 1, dict(zip(evidence["fact"], evidence["holds"], strict=True))
-    facts = (Fact.earlier_heads_reach_keys, Fact.target_query_selects, Fact.label_values_copied)
+    facts = (Fact.k_composition, Fact.target_query_selects, Fact.correct_label_copied)
     keys, queries, values = (holds[fact.name] for fact in facts)
     by_edge = {}
     for layer in range(last):

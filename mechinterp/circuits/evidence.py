@@ -1,11 +1,12 @@
-"""Evidence for an induction head (Elhage et al. 2021, Olsson et al. 2022): four facts, with measured values.
+"""Evidence for an induction head (Elhage et al. 2021, Olsson et al. 2022): facts, with measured values.
 
-Accuracy does not show an induction head, since a network may have memorised the classes, or may name some label of the
-context; nor does an attention pattern, which may have no effect. All facts but the first are therefore effects of
-activation patching (Vig et al. 2020, Meng et al. 2022; `patching`) or path patching (Wang et al. 2023; `paths`): the
-share of the answer that is restored by one activation, or by the edges from earlier heads to the keys.
+Accuracy does not show an induction head, since a network may have memorised the classes, may name some label of the
+context, or may exclude labels; nor does an attention pattern, which may have no effect. All facts but the first are
+therefore effects of activation patching (Vig et al. 2020, Meng et al. 2022; `patching`) or path patching (Wang et al.
+2023; `paths`): the share of the answer that is restored by one activation, or by the edges from earlier heads.
 """
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -25,12 +26,14 @@ LEAST = 0.5
 
 
 class Fact(NamedEnum):
-    """A statement that is true of an induction head."""
+    """A statement about a network that answers from the context."""
 
     answers_from_context = "answers from the context"
-    earlier_heads_reach_keys = "earlier heads → last layer's key"
-    target_query_selects = "target's query selects"
-    label_values_copied = "labels' values are copied"
+    k_composition = "earlier heads tell the last layer's keys which token stood before"
+    q_composition = "earlier heads tell the last layer's query where the match stands"
+    target_query_selects = "the target's query selects"
+    correct_label_copied = "the value of the correct label is copied"
+    induction_head = "all of an induction head, by K- or Q-composition"
 
 
 def induction_head_evidence(
@@ -40,10 +43,14 @@ def induction_head_evidence(
 
     * ``answers_from_context``: accuracy on in-context sequences of novel classes, on a scale where guessing among the
       context's labels is 0 and always right is 1;
-    * ``earlier_heads_reach_keys``: with shuffled positions, the effect of the earlier layers' heads on the last layer's
-      keys (K-composition). It is high if a previous-token head writes where the last layer matches;
+    * ``k_composition``: with shuffled positions, the effect of the earlier layers' heads on the last layer's keys. It
+      is high if a previous-token head writes where the last layer matches (Olsson et al. 2022);
+    * ``q_composition``: with the target replaced, the effect of the earlier layers' heads on the last layer's query. It
+      is high if an earlier head finds the match and the last layer looks beside it;
     * ``target_query_selects``: with the target replaced, the last layer's query at the target;
-    * ``label_values_copied``: with two labels swapped, the last layer's values at labels.
+    * ``correct_label_copied``: with two labels swapped, the last layer's values at the correct label. It is about 0 or
+      negative in a network that excludes the labels that it attends to;
+    * ``induction_head``: the least of the values above, with the greater of the two compositions.
 
     Where the span is not resolved (`patching.mask_unresolved`: the corruption changes nothing) the value is not a
     number and the fact does not hold. The heads of a layer are taken together, and the last layer is tested. Raises
@@ -70,10 +77,14 @@ def induction_head_evidence(
     chance = float((1 / in_context).mean())
     values = {
         Fact.answers_from_context: (accuracy - chance) / (1 - chance),
-        Fact.earlier_heads_reach_keys: _through_keys(network, pairs[Corruption.shuffle_positions], last),
+        Fact.k_composition: _from_earlier_heads(network, pairs[Corruption.shuffle_positions], "k"),
+        Fact.q_composition: _from_earlier_heads(network, pairs[Corruption.replace_target], "q"),
         Fact.target_query_selects: effect(Corruption.replace_target, "hook_q", "target"),
-        Fact.label_values_copied: effect(Corruption.swap_label, "hook_v", "label"),
+        Fact.correct_label_copied: effect(Corruption.swap_label, "hook_v", "correct_label"),
     }
+    composed = np.fmax(values[Fact.k_composition], values[Fact.q_composition])
+    others = [values[fact] for fact in values if fact not in (Fact.k_composition, Fact.q_composition)]
+    values[Fact.induction_head] = float(np.min([composed, *others]))
     return pd.DataFrame(
         {
             "fact": [fact.name for fact in values],
@@ -92,15 +103,17 @@ def require_separate_tokens(task: Task) -> None:
         )
 
 
-def _through_keys(network: Network, pairs: Pairs, last: int) -> float:
-    """The joint effect of all edges from earlier heads to keys of the last layer; see `patch_paths`."""
+def _from_earlier_heads(network: Network, pairs: Pairs, through: str) -> float:
+    """The joint effect of all edges from earlier heads to keys or queries of the last layer; see `patch_paths`."""
+    last = network.n_layers - 1
     if last == 0:
         return float("nan")
     with torch.no_grad():
         clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
         low, span, error = clean_corrupt_gap(Metric.logit_difference, clean.logits, corrupt.logits, pairs)
         written = [sum(senders(run, last).values()) - run["hook_embed"] for run in (clean, corrupt)]
-        hook, W_K = f"blocks.{last}.attn.hook_k", network.matrix(last, "K")
-        key = corrupt[hook] + torch.einsum("bpd,hdk->bphk", written[0] - written[1], W_K)
-        value = float(Metric.logit_difference.of(corrupt.forward_from(hook, key), pairs.answers, pairs.wrong_labels))
+        hook, W = f"blocks.{last}.attn.hook_{through}", network.matrix(last, through.upper())
+        patched = corrupt[hook] + torch.einsum("bpd,hdk->bphk", written[0] - written[1], W)
+        logits = corrupt.forward_from(hook, patched)
+        value = float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels))
     return (value - low) / span if abs(span) > 2 * error else float("nan")

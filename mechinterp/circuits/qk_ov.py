@@ -190,7 +190,8 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
     """Σ Re λ / Σ |λ| in [−1, 1]: 1 if attending to a label raises the logit of the same label (Elhage et al. 2021).
 
     λ are the eigenvalues of C [L, L]: C_ℓm is the derivative of logit_m with respect to what the head writes, at the
-    target, in the direction label_ℓ W_V W_O. The classifier is linearised at the batch's targets and averaged.
+    target, in the direction label_ℓ W_V W_O, minus its mean over m, which softmax ignores. The classifier is linearised
+    at the batch's targets and averaged. 0 if no logit changes relative to the others (to rounding).
     """
     item_label, network, hook = require_item_label(task), network_of(model), "classifier.hook_in"
     P, width = item_label.config.position_dim, item_label.d_model
@@ -202,7 +203,10 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
         state = cache[hook].requires_grad_()
         logits = Activations(network, {hook: state}).forward_from(hook, state)
         slopes = [torch.autograd.grad(total, state, retain_graph=True)[0].mean(dim=0) for total in logits.sum(dim=0)]
-    effect = added @ torch.stack(slopes, dim=1)
-    eigenvalues = np.linalg.eigvals(effect.double().numpy())
+    raw = (added @ torch.stack(slopes, dim=1)).double()
+    effect = raw - raw.mean(dim=1, keepdim=True)
+    if float(effect.abs().max()) <= 1e-6 * float(raw.abs().max()):
+        return 0.0
+    eigenvalues = np.linalg.eigvals(effect.numpy())
     total = np.abs(eigenvalues).sum()
     return float(eigenvalues.real.sum() / total) if total else float("nan")

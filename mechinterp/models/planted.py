@@ -9,7 +9,8 @@ content ⊕ buffer ⊕ output, P + 3D wide:
 
 with Δ_ij = 1 iff i − j is odd, and dual_ℓ the dual basis of the label vectors (dual_ℓ·label_m = δ_ℓm), so that a logit
 is ξ times the attention that the target pays to a label, plus what items contribute. A twin that lacks one
-operation, and two decoys without an induction head, test whether an analysis tells them apart.
+operation, three decoys without an induction head, and an induction head of the other kind (`q_composition_head`) test
+whether an analysis tells them apart.
 """
 
 import torch
@@ -78,6 +79,53 @@ def random_label_decoy(
     return Network(config, parameters)
 
 
+def excluding_decoy(
+    config: RunConfig,
+    *,
+    beta1: float = 20.0,
+    alpha: float = -40.0,
+    beta2: float = 20.0,
+    xi: float = -20.0,
+    dtype: torch.dtype = torch.float64,
+) -> Network:
+    """A network that excludes: layer 2 attends to all labels but the correct one, whose logits the readout lowers.
+
+    It is right where the context has every label (L = N), and has the previous-token head, the buffer and the match of
+    an induction head, but copies nothing.
+    """
+    return induction_head(config, beta1=beta1, alpha=alpha, beta2=beta2, xi=xi, dtype=dtype)
+
+
+def q_composition_head(
+    config: RunConfig,
+    *,
+    alpha: float = 40.0,
+    beta: float = 40.0,
+    xi: float = 20.0,
+    dtype: torch.dtype = torch.float64,
+) -> Network:
+    """An induction head by Q-composition, in a residual stream of position ⊕ content ⊕ pointer ⊕ output, 2P + 2D wide.
+
+    Layer 1 of a token finds the token of like content that is not itself and writes its position into the pointer;
+    layer 2 attends to the position after the pointer and copies its content.
+    """
+    task = _task(config).config
+    P, D = task.position_dim, task.content_dim
+    d, position, content = 2 * (P + D), slice(0, P), slice(P, P + D)
+    pointer, output = slice(P + D, 2 * P + D), slice(2 * P + D, d)
+    parameters = _empty(config, d, dtype)
+    eye_P, eye_D = torch.eye(P, dtype=dtype), torch.eye(D, dtype=dtype)
+    first, second = ({name: parameters[f"blocks.{layer}.attn.W_{name}"][0] for name in "QKV"} for layer in (0, 1))
+    first["Q"][content, content], first["Q"][position, position] = alpha * eye_D, -2 * alpha * eye_P
+    first["K"][content, content], first["K"][position, position] = eye_D, eye_P
+    first["V"][position, pointer] = eye_P
+    second["Q"][pointer, position] = beta * torch.ones(P - 1, dtype=dtype).diag(1)
+    second["K"][position, position] = eye_P
+    second["V"][content, output] = eye_D
+    _read_labels(config, parameters, output, xi)
+    return Network(config, parameters)
+
+
 def memorising_decoy(config: RunConfig, *, xi: float = 20.0, dtype: torch.dtype = torch.float64) -> Network:
     """A network that has memorised the labels of the trained classes, with a classifier unit per class.
 
@@ -107,18 +155,23 @@ def _task(config: RunConfig) -> ItemLabelTask:
 def _blank(config: RunConfig, dtype: torch.dtype) -> tuple[Layout, dict[str, Tensor]]:
     """The layout of the residual stream, and parameters that are all zero."""
     task = _task(config).config
+    layout = Layout(task.position_dim, task.content_dim)
+    return layout, _empty(config, layout.d_model, dtype)
+
+
+def _empty(config: RunConfig, d_model: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Parameters of a residual stream of this width that are all zero."""
     if config.model.n_layers != 2 or config.model.n_heads != 1:
         raise MechinterpError("circuits are planted into two layers of one head (model.n_layers, model.n_heads)")
-    layout = Layout(task.position_dim, task.content_dim)
     parameters = {}
     reading = "classifier.layers.0.W" if config.model.classifier_depth else "classifier.readout.W"
     for name, shape in parameter_shapes(config).items():
         if name.startswith("blocks."):
-            shape = (1, layout.d_model, layout.d_model)
+            shape = (1, d_model, d_model)
         elif name == reading:
-            shape = (layout.d_model, shape[1])
+            shape = (d_model, shape[1])
         parameters[name] = torch.zeros(shape, dtype=dtype)
-    return layout, parameters
+    return parameters
 
 
 def _read_labels(config: RunConfig, parameters: dict[str, Tensor], output: slice, xi: float) -> None:

@@ -148,12 +148,15 @@ def test_an_operation_takes_both_its_fact_and_its_edge(planted):
         for lost in facts
     ]
     everything = sorted(each.name for each in Operation)
-    assert found[0] == everything
-    assert [sorted(set(everything) - set(each)) for each in found[1:]] == [
-        ["previous_token", "write"],
-        ["match"],
-        ["copy", "readout"],
-    ]
+    lost = {fact: sorted(set(everything) - set(each)) for fact, each in zip(facts, found, strict=True)}
+    assert lost == {
+        "answers_from_context": [],
+        "k_composition": ["previous_token", "write"],
+        "q_composition": [],
+        "target_query_selects": ["match"],
+        "correct_label_copied": ["copy", "readout"],
+        "induction_head": [],
+    }
     halved = planted.assign(effect=planted["effect"].where(planted["kind"] != "match", THRESHOLD / 2))
     whole = pd.DataFrame({"fact": facts, "holds": True})
     assert sorted(operations(halved, whole).values()) == sorted(set(everything) - {"match"})

@@ -56,12 +56,14 @@ class Emergence:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.emergence import describe, locate_emergence
+        from mechinterp.analysis.headline import headline
+        from mechinterp.emergence import locate_emergence
+        from mechinterp.run import open_run
 
         table = _measured(self.run, [self.measure], None, self.n_sequences)
         emergence = locate_emergence(table[self.measure], scale=self.scale)
         result = {"run": str(self.run), "measure": self.measure, **emergence.to_dict()}
-        print_result(result, self.json, describe(self.measure, emergence))
+        print_result(result, self.json, "" if self.json else headline(open_run(self.run), self.measure, emergence))
 
 
 @dataclass

@@ -59,7 +59,8 @@ class Run(Train):
     """The measure whose transition is the result."""
 
     def execute(self) -> None:
-        from mechinterp.emergence import describe, locate_or_say_why
+        from mechinterp.analysis.headline import headline
+        from mechinterp.emergence import locate_or_say_why
         from mechinterp.measures import columns_for, measure
         from mechinterp.report import write_report
         from mechinterp.store.writer import require_writable
@@ -78,7 +79,7 @@ class Run(Train):
         write_report(run, table, report, measure=self.measure, progress=True)
         table.to_csv(csv)
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
-        text = f"{describe(self.measure, emergence)}\nreport: {report}"
+        text = f"{headline(run, self.measure, emergence)}\nreport: {report}"
         print_result(result | emergence.to_dict(), self.json, text)
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechinterp.analysis.checkpoints import analyse
-from mechinterp.emergence import describe, emergence_table, level_crossing
+from mechinterp.analysis.headline import headline as headline_of
+from mechinterp.emergence import emergence_table, level_crossing
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.files import require_place
 from mechinterp.report import checkpoints, figures, html
@@ -74,7 +75,7 @@ def write_report(
     curves, curves_omitted = _applicable(page.over_training())
     omitted = " ".join([*views_omitted, *curves_omitted])
     parts = [
-        html.lead(describe(headline, page.emergence.loc[headline]) + "."),
+        html.lead(headline_of(run, headline, page.emergence.loc[headline]) + "."),
         html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
         html.section(
             "At this step",
@@ -87,8 +88,8 @@ def write_report(
         *([html.section("Not shown", omitted)] if omitted else []),
         html.section(
             "Emergence",
-            "A four-parameter logistic in the step, against a constant and a line; 95 % interval by a moving-block"
-            " bootstrap. The interval is nominal, and says nothing of other seeds.",
+            "A four-parameter logistic in the step, against a constant, a line and two logistics; 95 % interval under"
+            " AR(1) noise. The interval says nothing of other seeds.",
         ),
         html.table(page.emergence),
         html.section("What was run"),

@@ -127,6 +127,7 @@ class Task(Protocol):
     * ``token_parts``: Mapping of a name to the slice of a token's dimensions that carries it, as ``position``, the
       one-hot position, and ``content``; analyses of weights split attention scores by them;
     * ``label_vectors``: Float [n_labels, content dimensions], the content of the token that shows a label;
+    * ``guessing_levels``: Mapping of a way of guessing to its accuracy, which is named where a curve reaches it;
     * ``train_batches(steps, size)``: the training batches of several steps in one call, which may be faster.
     """
 

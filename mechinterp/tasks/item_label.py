@@ -77,6 +77,15 @@ class ItemLabelTask:
         self._label_slots = torch.from_numpy(positions % 2 == 1)
         self._target_slot = torch.from_numpy(positions == config.n_pos - 1)
 
+    @property
+    def guessing_levels(self) -> dict[str, float]:
+        """Accuracies of ways of guessing: any label, and a label of the context."""
+        in_context = self.config.n_pairs // self.config.copies
+        return {
+            f"guessing any label (1/L = {1 / self.n_labels:.3f})": 1 / self.n_labels,
+            f"guessing among the {in_context} labels of the context ({1 / in_context:.3f})": 1 / in_context,
+        }
+
     def train_batch(self, step: int, size: int) -> Batch:
         """The training batch of update `step`: p_C in-context, the rest bursty with probability p_B, else i.i.d."""
         return self._draw(Stream.TRAIN, [step], "train", size)[0]

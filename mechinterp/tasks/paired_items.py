@@ -61,6 +61,11 @@ class PairedItemsTask:
         self._shared = torch.cat([self.tokens(self.items, labels) for labels in (self.labels, 1 - self.labels, None)])
         self._context = torch.arange(self.n_pos) < config.n_pairs
 
+    @property
+    def guessing_levels(self) -> dict[str, float]:
+        """Accuracies of ways of guessing: any label."""
+        return {"guessing any label (1/2)": 0.5}
+
     def train_batch(self, step: int, size: int) -> Batch:
         """The training batch of update `step`."""
         return self._draw(Stream.TRAIN, step, "train", size)

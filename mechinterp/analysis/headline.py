@@ -1,0 +1,60 @@
+"""The main result of a run in sentences: what rose, to what level, and whether it is an induction head."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from mechinterp.analysis.checkpoints import analyse
+from mechinterp.circuits.evidence import Fact
+from mechinterp.emergence import Emergence, describe, steps_around
+from mechinterp.errors import MechinterpError
+from mechinterp.run import Run
+from mechinterp.tasks.base import Task
+
+_NEAR = 0.03
+"""The greatest distance of a plateau from the accuracy of a way of guessing that is named."""
+
+
+def headline(run: Run, measure: str, emergence: Emergence | pd.Series) -> str:
+    """The transition of a measure, the level that an accuracy has reached if it is one of guessing, and the evidence.
+
+    A rise is not yet an induction head: an accuracy also rises from guessing any label to guessing among the labels of
+    the context. The evidence (`circuits.evidence`) is of the checkpoints before the transition and at the end.
+    """
+    sentences = [describe(measure, emergence)]
+    if emergence.transition:
+        if measure.endswith("accuracy") and (level := guessing_level(run.task, float(emergence.after or 0.0))):
+            sentences.append(f"what it reaches is {level}")
+        sentences.append(_induction_head(run, steps_around(emergence, run.steps)))
+    return "; ".join(sentences)
+
+
+def guessing_level(task: Task, accuracy: float) -> str | None:
+    """The way of guessing whose accuracy this is; None if it is none of those that the task declares."""
+    levels: Mapping[str, float] = getattr(task, "guessing_levels", {})
+    near = [name for name, level in levels.items() if abs(accuracy - level) <= _NEAR]
+    return min(near, key=lambda name: abs(accuracy - levels[name]), default=None)
+
+
+def _induction_head(run: Run, steps: list[int]) -> str:
+    """Whether the network is an induction head at the last of the steps, and what the evidence was at the first."""
+    first, last = steps[0], steps[-1]
+    try:
+        table = analyse(run, "evidence", steps=dict.fromkeys([first, last]))
+    except MechinterpError as error:
+        return f"whether it is an induction head was not tested: {error}"
+    before, after = (table[table["step"] == step].set_index("fact") for step in (first, last))
+    whole = Fact.induction_head.name
+    if not after["holds"][whole]:
+        needed = [Fact.answers_from_context, Fact.target_query_selects, Fact.correct_label_copied]
+        lacking = [fact.name for fact in needed if not after["holds"][fact.name]]
+        if not (after["holds"][Fact.k_composition.name] or after["holds"][Fact.q_composition.name]):
+            lacking.append("k_composition or q_composition")
+        return f"no induction head at step {last:,}: {', '.join(lacking)} does not hold"
+    by_keys = bool(after["holds"][Fact.k_composition.name])
+    weakest, earlier = float(after["value"][whole]), float(before["value"][whole])
+    then = "not resolved" if pd.isna(earlier) else f"{earlier:.2f}"
+    return (
+        f"an induction head by {'K' if by_keys else 'Q'}-composition at step {last:,}: its weakest fact has the value"
+        f" {weakest:.2f}, at step {first:,} {then}"
+    )

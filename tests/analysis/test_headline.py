@@ -1,0 +1,77 @@
+"""The headline says what rose, to what level, and whether it is an induction head."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mechinterp as mi
+from mechinterp.analysis import headline as home
+from mechinterp.analysis.headline import guessing_level, headline
+from mechinterp.circuits.evidence import Fact, induction_head_evidence
+from mechinterp.emergence import Emergence
+from mechinterp.models.network import Network
+from mechinterp.models.planted import excluding_decoy, induction_head, q_composition_head
+
+
+def rise(to: float) -> Emergence:
+    steps = np.arange(0, 21, 2)
+    values = 0.03 + (to - 0.03) / (1 + np.exp(-(steps - 10.0)))
+    return mi.locate_emergence(pd.Series(values, index=steps))
+
+
+def test_the_level_of_an_accuracy_is_named():
+    task = mi.build_task(mi.RunConfig())
+    assert guessing_level(task, 0.123) == "guessing among the 8 labels of the context (0.125)"
+    assert guessing_level(task, 0.03) == "guessing any label (1/L = 0.031)"
+    assert guessing_level(task, 0.9) is None
+    paired = mi.build_task(mi.RunConfig.preset("nguyen2024-fast"))
+    assert guessing_level(paired, 0.51) == "guessing any label (1/2)"
+    doubled = mi.build_task(mi.RunConfig().updated({"task.burstiness": 2}))
+    assert guessing_level(doubled, 0.26) == "guessing among the 4 labels of the context (0.250)"
+
+
+def test_a_rise_to_guessing_among_the_context_is_no_induction_head(tiny_run):
+    text = headline(tiny_run, "icl_accuracy", rise(1 / 3))
+    assert "what it reaches is guessing among the 3 labels of the context (0.333)" in text
+    assert "no induction head at step 20: answers_from_context, target_query_selects" in text
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (induction_head, "an induction head by K-composition at step 20: its weakest fact has the value 1.00"),
+        (q_composition_head, "an induction head by Q-composition at step 20: its weakest fact has the value 1.00"),
+        (excluding_decoy, "no induction head at step 20: correct_label_copied"),
+    ],
+)
+def test_the_evidence_decides(tiny_run, monkeypatch, network, expected):
+    config = mi.RunConfig().updated({"model.classifier_depth": 0, "task.n_labels": 8})
+    task = mi.build_task(config)
+
+    def planted(run, analysis, steps):
+        of_step = {step: network(config) if step == 20 else Network.initial(config) for step in steps}
+        tables = {step: induction_head_evidence(one, task, n_pairs=50) for step, one in of_step.items()}
+        return pd.concat(tables, names=["step"]).reset_index(level="step")
+
+    monkeypatch.setattr(home, "analyse", planted)
+    assert expected in headline(tiny_run, "icl_accuracy", rise(0.99))
+
+
+def test_a_task_without_separate_labels_is_not_tested(tmp_path):
+    config = mi.RunConfig.preset("nguyen2024-fast").updated(
+        {
+            "training.steps": 4,
+            "checkpoints.every": 2,
+            "task.n_items": 20,
+            "task.n_pairs": 4,
+            "model.classifier_width": 8,
+        }
+    )
+    run = mi.train(config, tmp_path / "a.h5", progress=False)
+    assert "whether it is an induction head was not tested: " in headline(run, "icl_accuracy", rise(0.9))
+
+
+def test_a_curve_without_a_transition_has_its_reason_alone(tiny_run):
+    flat = mi.locate_emergence(pd.Series(np.full(11, 0.25), index=np.arange(0, 21, 2)))
+    assert headline(tiny_run, "icl_accuracy", flat).startswith("icl_accuracy: no transition: ")
+    assert Fact.induction_head.name not in headline(tiny_run, "icl_accuracy", flat)

@@ -22,7 +22,7 @@ from mechinterp.models.registry import initial_parameters
 from mechinterp.store import RunWriter, Trajectory
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.registry import config_of_task
-from mechinterp.threads import recorded_threads, torch_threads
+from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threads
 from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
 from mechinterp.training.replay import Keep, ReplayCheck, densify, environment_changes, replay_steps, usable_device
@@ -57,6 +57,7 @@ class Run(Trajectory):
                 raise ConfigError(f"{self.path}: {error}") from None
         return self._task
 
+    @torch_defaults()
     def network(self, step: int) -> Network:
         """The canonical network at any step: read if the step is stored, else rebuilt by replaying the training.
 
@@ -71,12 +72,14 @@ class Run(Trajectory):
             warnings.warn(f"{self.path}: step {step} is {check}", ApproximateReplayWarning, stacklevel=2)
         return Network(self.config, rebuilt[step])
 
+    @torch_defaults()
     def model(self, step: int) -> "VectorTransformer":
         """The HookedTransformer view of `network` at any step."""
         from mechinterp.models.hooked import VectorTransformer  # imports TransformerLens, which takes seconds
 
         return VectorTransformer(self.network(step))
 
+    @torch_defaults()
     def densify(
         self,
         *,
@@ -130,6 +133,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     return runs
 
 
+@torch_defaults()
 def train(
     config: RunConfig,
     path: str | Path,
@@ -168,6 +172,7 @@ def train(
     return open_run(path, task=trained_on)
 
 
+@torch_defaults()
 def resume(path: str | Path, *, until: int | None = None, task: Task | None = None, progress: bool = True) -> Run:
     """Continue a run from its last checkpoint, to the configured end or to step `until`; returns the run.
 
@@ -204,6 +209,7 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     return open_run(path, task=run.task)
 
 
+@torch_defaults()
 def train_batched(configs: Sequence[RunConfig], paths: Sequence[str | Path], *, device: Device = "cpu") -> list[Run]:
     """Train several runs in one batch, to one file per run; returns them in order.
 
@@ -235,6 +241,7 @@ def train_batched(configs: Sequence[RunConfig], paths: Sequence[str | Path], *, 
     return [open_run(path) for path in paths]
 
 
+@torch_defaults()
 def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False) -> ReplayCheck:
     """Rebuild steps of a run and pass them to `keep`; see `training.replay.replay_steps`."""
     return replay_steps(run, run.task, steps, keep, progress=progress)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Literal
 
@@ -22,7 +23,7 @@ from mechinterp.circuits.subspaces import subspaces
 from mechinterp.config import ItemLabelConfig, TaskConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.measures import MEASURES
-from mechinterp.models.forward import forward
+from mechinterp.models.forward import forward, run_with_cache
 from mechinterp.models.hooked import VectorTransformer
 from mechinterp.models.planted import memorising_decoy
 from mechinterp.run import train_batched
@@ -349,3 +350,57 @@ def test_a_network_whose_weights_are_changed_in_place_is_the_changed_network(tin
             network.parameters[name].normal_(generator=torch.Generator().manual_seed(0))
         changed = mi.Network(network.config, network.parameters)
         torch.testing.assert_close(forward(network, batch.inputs), forward(changed, batch.inputs))
+
+
+@pytest.mark.parametrize("names", ["blocks.0.attn.hook_patern", lambda name: name.endswith("typo"), ["hook_embd"]])
+def test_a_name_or_filter_of_no_hook_is_refused(tiny_run, names):
+    model, inputs = tiny_run.model(0), tiny_run.task.sample("icl", 2).inputs
+    with pytest.raises(MechinterpError, match=r"unknown hook|the hook filter matches no hook"):
+        model.run_with_cache(inputs, names_filter=names)
+    for add in (model.add_hook, model.add_perma_hook):
+        with pytest.raises(MechinterpError, match=r"unknown hook|the hook filter matches no hook"):
+            add(names[0] if isinstance(names, list) else names, lambda tensor, hook: None)
+
+
+def test_a_hook_that_works_in_place_changes_nothing_that_was_kept_before(tiny_run):
+    model, network, batch = tiny_run.model(6), tiny_run.network(6), tiny_run.task.sample("icl", 4)
+
+    def silence(tensor, hook=None):
+        tensor[:, :2] = 0
+
+    with torch.no_grad():
+        _, before = model.run_with_cache(batch.inputs)
+        with model.hooks([("blocks.0.hook_resid_pre", silence)]):
+            logits, cache = model.run_with_cache(batch.inputs)
+        ours = run_with_cache(network, batch.inputs, hooks={"blocks.0.hook_resid_pre": silence})
+    for kept in (cache["hook_embed"], ours["hook_embed"]):
+        torch.testing.assert_close(kept, before["hook_embed"])
+    assert not ours["blocks.0.hook_resid_pre"][:, :2].any()
+    torch.testing.assert_close(ours.logits, logits)
+
+
+@pytest.mark.parametrize("state", ["float64", "bfloat16", "no_grad", "inference_mode"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"model.n_heads": 2}, {"model.kind": "induction_head"}, {"model.output_matrix": "trained"}],
+    ids=["fused", "autograd", "analytic", "converted"],
+)
+def test_the_state_of_torch_changes_no_bit(tiny_config, tmp_path, changes, state):
+    config = tiny_config.updated({"training.steps": 4, **changes})
+    plain = mi.train(config, tmp_path / "plain.h5", progress=False)
+    table = mi.measure(plain, n_sequences=20)
+    before = torch.get_default_dtype()
+    context = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(state, nullcontext)
+    try:
+        with context():
+            if state in ("float64", "bfloat16"):
+                torch.set_default_dtype(getattr(torch, state))
+            run = mi.train(config, tmp_path / "other.h5", progress=False)
+            measured, network = mi.measure(run, n_sequences=20), run.network(3)
+            mi.patch_paths(network, mi.corrupted_pairs(run.task, n_pairs=4))
+            assert torch.get_default_dtype() == (getattr(torch, state) if "float" in state else before)
+    finally:
+        torch.set_default_dtype(before)
+    assert run.digest(4) == plain.digest(4)
+    assert measured.equals(table)
+    assert torch.is_grad_enabled()

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mechinterp.analysis.cache import TableCache
 from mechinterp.analysis.registry import analysis_of, checked_arguments
 from mechinterp.run import Run
-from mechinterp.threads import torch_threads
+from mechinterp.torch_state import torch_defaults, torch_threads
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["analyse", "circuit_graphs"]
 
 
+@torch_defaults()
 def analyse(
     run: Run,
     analysis: str,

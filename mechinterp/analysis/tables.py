@@ -27,7 +27,7 @@ from mechinterp.models.network import Network
 from mechinterp.run import Run
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
-from mechinterp.threads import torch_threads
+from mechinterp.torch_state import torch_threads
 
 Pairs = Annotated[int, "Clean–corrupt pairs of sequences."]
 Sequences = Annotated[int, "Sequences of the first evaluation set."]

@@ -25,6 +25,7 @@ from mechinterp.models.forward import Activations
 from mechinterp.models.network import Network
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch
+from mechinterp.torch_state import torch_defaults
 
 _RESIDUAL = (
     "hook_embed",
@@ -94,6 +95,7 @@ def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batc
     return torch.where(rows[:, None, :, None] > 0, pattern.to(old.dtype)[:, None], old)  # other rows stay
 
 
+@torch_defaults()
 def ablate(
     model: Network | nn.Module,
     batch: Batch,

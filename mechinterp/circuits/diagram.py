@@ -46,6 +46,7 @@ from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
+from mechinterp.torch_state import torch_defaults
 
 ROLES = ("other_item", "other_label", "correct_item", "correct_label", "target")
 """The columns, from left to right. The other pairs stand before and after the correct one."""
@@ -62,6 +63,7 @@ class Weight(NamedEnum):
     attention = "attention edges only: attention × OV, the length of what is moved over that of what it is added to"
 
 
+@torch_defaults()
 def circuit_edges(
     model: Network | nn.Module,
     task: Task,

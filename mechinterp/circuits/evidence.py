@@ -20,6 +20,7 @@ from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
+from mechinterp.torch_state import torch_defaults
 
 LEAST = 0.5
 """The least value with which a fact holds."""
@@ -36,6 +37,7 @@ class Fact(NamedEnum):
     induction_head = "all of an induction head, by K- or Q-composition"
 
 
+@torch_defaults()
 def induction_head_evidence(
     model: Network | nn.Module, task: Task, *, n_pairs: int = 256, seed: int = 0
 ) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations
 from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs
+from mechinterp.torch_state import torch_defaults
 
 
 class Direction(NamedEnum):
@@ -113,6 +114,7 @@ def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "
     return mask
 
 
+@torch_defaults()
 def patch(
     model: Network | nn.Module,
     pairs: Pairs,

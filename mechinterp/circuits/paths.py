@@ -29,6 +29,7 @@ from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs
+from mechinterp.torch_state import torch_defaults
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def receivers(run: Activations) -> list[Receiver]:
     return [Receiver(layer, head, through) for layer, head in heads for through in "qkv"] + [Receiver(run.n_layers)]
 
 
+@torch_defaults()
 def patch_paths(
     model: Network | nn.Module,
     pairs: Pairs,

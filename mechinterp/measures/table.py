@@ -16,6 +16,7 @@ from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network, hook_names
 from mechinterp.run import Run
 from mechinterp.tasks.base import Batch, Task
+from mechinterp.torch_state import torch_defaults
 
 _PART = 250
 """Sequences in one forward pass: their activations stay in cache, which takes half the time of a thousand at once."""
@@ -68,6 +69,7 @@ def columns_for(task: Task, model: ModelConfig, names: Sequence[str] | None = No
     return [possible[name] for name in names]
 
 
+@torch_defaults()
 def measure(
     run: Run,
     names: str | Sequence[str] | None = None,

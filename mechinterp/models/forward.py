@@ -31,8 +31,8 @@ from torch.nn.functional import pad
 from mechinterp.errors import unknown_name
 from mechinterp.models.network import Network, require_inputs
 
-Hooks = Mapping[str, Callable[[Tensor], Tensor]]
-"""Functions that replace an activation, by hook name."""
+Hooks = Mapping[str, Callable[[Tensor], Tensor | None]]
+"""Functions that replace an activation, by hook name; they return the new one, or change the given one in place."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ class _Tap:
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if name in self.hooks:
-            value = self.hooks[name](value)
+            copy = value.clone()  # a hook may change its argument in place, and `value` may have been kept
+            changed = self.hooks[name](copy)
+            value = copy if changed is None else changed
         if self._names is None or name in self._names:
             self.kept[name] = value
         return value

@@ -80,15 +80,30 @@ class CheckedHooks(HookedRootModule):
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any):  # type: ignore[override]
         """As in TransformerLens; an unknown hook name raises with the nearest one."""
         names = [names_filter] if isinstance(names_filter, str) else names_filter
-        for name in names if isinstance(names, list) else ():
+        for name in names if isinstance(names, list) else [names] if names is not None else ():
             self._require_hook(name)
-        return super().get_caching_hooks(names_filter, *args, **options)
+        cache, forward, backward = super().get_caching_hooks(names_filter, *args, **options)
+        return cache, [(name, _of_a_copy(save)) for name, save in forward], backward
+
+    def add_hook(self, name: str | Callable[[str], bool], *arguments: Any, **options: Any) -> None:  # type: ignore[override]
+        """As in TransformerLens; an unknown hook name raises with the nearest one."""
+        self._require_hook(name)
+        super().add_hook(name, *arguments, **options)
 
     def _require_hook(self, name: str | Callable[[str], bool]) -> None:
         if isinstance(name, str) and name not in self.hook_dict:
             raise unknown_name("hook", name, self.hook_dict)
         if callable(name) and not any(name(known) for known in self.hook_dict):
             raise MechinterpError("the hook filter matches no hook of this model")
+
+
+def _of_a_copy(save: Callable[..., None]) -> Callable[..., None]:
+    """A caching hook that keeps a copy, which no later hook can change in place."""
+
+    def hook(activation: Tensor, *arguments: Any, **options: Any) -> None:
+        save(activation.clone(), *arguments, **options)
+
+    return hook
 
 
 class ClassifierLayer(nn.Module):

@@ -11,6 +11,7 @@ from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.models.base import Support
 from mechinterp.models.registry import architecture_of, parameter_shapes
+from mechinterp.torch_state import torch_defaults
 
 
 class Network:
@@ -33,6 +34,7 @@ class Network:
         self._qk: dict[int, tuple[list[int], tuple[slice, slice, Tensor]]] = {}
 
     @classmethod
+    @torch_defaults()
     def initial(cls, config: RunConfig) -> "Network":
         """The network before training."""
         return cls(config, architecture_of(config).initial_parameters(config))

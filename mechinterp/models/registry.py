@@ -7,6 +7,7 @@ from mechinterp.models.additive import Additive
 from mechinterp.models.base import Architecture, Shapes
 from mechinterp.models.induction_head import InductionHead
 from mechinterp.models.transformer import Transformer
+from mechinterp.torch_state import torch_defaults
 
 ARCHITECTURES: dict[type, Architecture] = {
     TransformerConfig: Transformer(),
@@ -25,6 +26,7 @@ def parameter_shapes(config: RunConfig) -> Shapes:
     return architecture_of(config).parameter_shapes(config)
 
 
+@torch_defaults()
 def initial_parameters(config: RunConfig) -> dict[str, Tensor]:
     """The parameters before training, float32 (`Architecture.initial_parameters`)."""
     return architecture_of(config).initial_parameters(config)

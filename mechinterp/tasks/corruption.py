@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechinterp.errors import MechinterpError, NamedEnum, member, require_integer
 from mechinterp.tasks.base import Batch, Roles, Task
+from mechinterp.torch_state import torch_defaults
 
 
 class Corruption(NamedEnum):
@@ -54,6 +55,7 @@ class Pairs:
         return self.corrupt.labels
 
 
+@torch_defaults()
 def corrupted_pairs(
     task: Task, corruption: Corruption | str = Corruption.swap_label, *, n_pairs: int = 256, seed: int = 0
 ) -> Pairs:

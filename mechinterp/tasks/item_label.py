@@ -24,6 +24,7 @@ from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, 
 from mechinterp.tasks.base import Batch, TokenTable
 from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
 from mechinterp.tasks.registry import register_task
+from mechinterp.torch_state import torch_defaults
 
 _compiled = compiler(cache=True)
 
@@ -94,6 +95,7 @@ class ItemLabelTask:
         """The batches of `train_batch` for several steps, in one compiled call without the interpreter's lock."""
         return self._draw(Stream.TRAIN, steps, "train", size)
 
+    @torch_defaults()
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of ``icl``, ``iwl``, ``swap`` or ``train``; a pure function of its arguments."""
         if evaluation not in self.evaluations:

@@ -16,6 +16,7 @@ from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, 
 from mechinterp.tasks.base import Batch, TokenTable
 from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
 from mechinterp.tasks.registry import register_task
+from mechinterp.torch_state import torch_defaults
 
 _EPSILON = 1e-5
 """ε, which LayerNorm adds to the variance."""
@@ -70,6 +71,7 @@ class PairedItemsTask:
         """The training batch of update `step`."""
         return self._draw(Stream.TRAIN, step, "train", size)
 
+    @torch_defaults()
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of an evaluation set; a pure function of its arguments."""
         if evaluation not in self.evaluations:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from mechinterp.config import CustomTaskConfig, RunConfig, TaskConfig
 from mechinterp.errors import ConfigError
 from mechinterp.tasks.base import Task
+from mechinterp.torch_state import torch_defaults
 
 TaskClass = TypeVar("TaskClass", bound=type)
 
@@ -25,6 +26,7 @@ def register_task(section: type[TaskConfig]) -> Callable[[TaskClass], TaskClass]
     return register
 
 
+@torch_defaults()
 def build_task(config: RunConfig) -> Task:
     """The task of a run, seeded with the run's seed; ConfigError if it is a user's custom task."""
     if isinstance(config.task, CustomTaskConfig):

@@ -17,7 +17,7 @@ from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.store import RunWriter, Trajectory
 from mechinterp.store.schema import digest, environment
 from mechinterp.tasks.base import Task
-from mechinterp.threads import recorded_threads, torch_threads
+from mechinterp.torch_state import recorded_threads, torch_threads
 from mechinterp.training.engines import BATCHED, build_engine
 from mechinterp.training.loop import TrainingRun, steps_of
 

@@ -1,9 +1,24 @@
-"""The number of torch's threads, on which the order of sums and so bits depend."""
+"""The state of torch on which results depend: default type, recording of gradients, and the number of threads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Context, or decorator of a function, with torch as it starts: float32, gradients recorded, no inference mode.
+
+    What is trained and measured does not depend on the state in which a user calls it.
+    """
+    before = torch.get_default_dtype()
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextmanager

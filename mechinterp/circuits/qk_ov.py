@@ -205,7 +205,7 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
         slopes = [torch.autograd.grad(total, state, retain_graph=True)[0].mean(dim=0) for total in logits.sum(dim=0)]
     raw = (added @ torch.stack(slopes, dim=1)).double()
     effect = raw - raw.mean(dim=1, keepdim=True)
-    if float(effect.abs().max()) <= 1e-6 * float(raw.abs().max()):
+    if bool(raw.any()) and float(effect.abs().max()) <= 1e-6 * float(raw.abs().max()):
         return 0.0
     eigenvalues = np.linalg.eigvals(effect.numpy())
     total = np.abs(eigenvalues).sum()

@@ -237,7 +237,8 @@ def _second_change(two: Fit, x: Array) -> Shape | None:
         return Shape.ramp_then_jump
     narrow = all(component.width <= MAX_WIDTH * (x[-1] - x[0]) for component in (first, second))
     from_plateau = first.start >= x[1]  # else the plateau before is not observed
-    return Shape.several_steps if narrow and from_plateau and first.end < second.start else None
+    between = np.count_nonzero((first.end < x) & (x < second.start)) >= 2
+    return Shape.several_steps if narrow and from_plateau and between else None
 
 
 def _interval(fit: Fit, x: Array, rho: float, variance: float) -> tuple[float, float]:

@@ -75,8 +75,7 @@ def _replay(run: Run, interval: int | None) -> str:
     saved = run.file.steps
     if isinstance(run.config.task, CustomTaskConfig):
         return f"was left out: the task {run.config.task.name!r} is not in the file"
-    if not saved:
-        raise RunFileError(f"{run.path}: holds no checkpoint")
+    run.require_checkpoint()
     if len(saved) < 2:
         return "was left out: there is only one checkpoint"
     start = secrets.choice(saved[:-1]) if interval is None else interval

@@ -50,7 +50,7 @@ def _induction_head(run: Run, steps: list[int]) -> str:
         lacking = [fact.name for fact in needed if not after["holds"][fact.name]]
         if not (after["holds"][Fact.k_composition.name] or after["holds"][Fact.q_composition.name]):
             lacking.append("k_composition or q_composition")
-        return f"no induction head at step {last:,}: {', '.join(lacking)} does not hold"
+        return f"no induction head at step {last:,}: it lacks {', '.join(lacking)}"
     by_keys = bool(after["holds"][Fact.k_composition.name])
     weakest, earlier = float(after["value"][whole]), float(before["value"][whole])
     then = "not resolved" if pd.isna(earlier) else f"{earlier:.2f}"

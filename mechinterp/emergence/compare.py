@@ -11,7 +11,7 @@ from mechinterp.emergence.locate import Emergence, locate_emergence, locate_or_s
 
 
 def compare_emergence(tables: Sequence[pd.DataFrame], measures: Sequence[str], *, reference: str) -> pd.DataFrame:
-    """Transitions over several runs: quantiles of each measure's step, and its lag to `reference`, over runs.
+    """Transitions over several runs: quantiles of every measure's step, and its lag to `reference`, over runs.
 
     One row per measure: ``n_runs``, ``n_transitions``, quantiles of the step (``step_05``, ``step_50``, ``step_95``),
     the median 10–90 % width (``width_50``), and of the lag step(measure) − step(reference) within a run, where both are

@@ -9,13 +9,14 @@ independent residuals.
 Over rises of 2 to 30 checkpoints, noise from white to AR(0.95), 20 to 300 checkpoints and both scales, intervals that
 are reported contain the true midpoint of a logistic in 92 % or more, and in 87 to 92 % in a few cells, most of them
 with rises over a third of the run (`python -m benchmarks.emergence`).
-Where it is not, the midpoint of the logistic is not where the curve is halfway. That step is given beside it
+Where the curve is no logistic, the fitted midpoint is not where the curve is halfway. That step is given beside it
 (`half_rise`), and the shape names a curve that two logistics fit better. Other seeds need other runs
 (`compare_emergence`).
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -63,37 +64,37 @@ class Shape(NamedEnum):
     none = "no change that any of these describes better than a constant or a line"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Emergence:
     """The transition of a curve. Steps are training steps; without a transition they are None."""
 
     transition: bool
     """Whether the curve makes one transition: its shape is one_step or ramp_then_jump, and it is located."""
-    shape: str
+    shape: str = Shape.none.name
     """A name of `Shape`."""
     reason: str
     """The reason for the verdict, in a sentence."""
-    step: float | None
+    step: float | None = None
     """Midpoint of the fitted logistic."""
-    low: float | None
+    low: float | None = None
     """Lower end of the 95 % interval of `step`."""
-    high: float | None
+    high: float | None = None
     """Upper end of that interval."""
-    half_rise: float | None
+    half_rise: float | None = None
     """The step at which the curve itself is halfway between its first and its last values (`crossing.half_rise`)."""
-    width: float | None
+    width: float | None = None
     """Steps from 10 % to 90 % of the rise."""
-    before: float | None
+    before: float | None = None
     """The plateau before."""
-    after: float | None
+    after: float | None = None
     """The plateau after."""
-    change_points: tuple[float, ...]
+    change_points: tuple[float, ...] = ()
     """Midpoints of the two changes of a curve that makes two."""
-    delta_bic: float
+    delta_bic: float = float("nan")
     """BIC of the better of constant and line, minus that of the best logistic model: positive favours a transition."""
-    correlation: float
+    correlation: float = float("nan")
     """ρ of the residuals of neighbouring checkpoints."""
-    scale: Scale
+    scale: Scale = "step"
     """Whether the logistic is in the step or in its logarithm."""
 
     def to_dict(self) -> dict[str, object]:
@@ -121,12 +122,11 @@ def locate_emergence(curve: pd.Series, *, scale: Scale = "step") -> Emergence:
     flat = min(bic_polynomial(x, values, degree, noise) for degree in (0, 1))
     of_one, of_two = (bic(fit.residuals, fit.n_parameters, noise) for fit in (one, two))
     second = _second_change(two, x) if of_one - of_two >= MIN_EVIDENCE else None
-    evidence = float(flat - (of_one if second is None else min(of_one, of_two)))
+    evidence = float(flat - (of_one if second is None else of_two))
     shape = Shape.one_step if second is None else second
     points: tuple[float, ...] = ()
     if second is not None:
         points = tuple(_from_scale(sorted(change.midpoint for change in two.components), scale).tolist())
-    crossing = half_rise(pd.Series(values, index=steps))
     low, high = _interval(one, x, rho, variance * robust_factor(one.residuals, noise))
     objection = _objection(one, evidence, x, high - low)
     if evidence < MIN_EVIDENCE:
@@ -136,34 +136,33 @@ def locate_emergence(curve: pd.Series, *, scale: Scale = "step") -> Emergence:
     elif objection and shape is Shape.one_step:
         shape = Shape.none
 
-    def verdict(transition: bool, reason: str, located: tuple[float | None, ...] = (None,) * 6) -> Emergence:
-        step, lowest, highest, width, before, after = located
-        return Emergence(
-            transition=transition,
-            shape=shape.name,
-            reason=reason,
-            step=step,
-            low=lowest,
-            high=highest,
-            half_rise=crossing,
-            width=width,
-            before=before,
-            after=after,
-            change_points=points,
-            delta_bic=evidence,
-            correlation=rho,
-            scale=scale,
-        )
-
+    verdict = partial(
+        Emergence,
+        shape=shape.name,
+        half_rise=half_rise(pd.Series(values, index=steps)),
+        change_points=points,
+        delta_bic=evidence,
+        correlation=rho,
+        scale=scale,
+    )
     if objection:
-        return verdict(False, objection)
+        return verdict(transition=False, reason=objection)
     (rise,) = one.components
     start, step, end = _from_scale([rise.start, rise.midpoint, rise.end], scale).tolist()
     first, last = _from_scale([low, high], scale).tolist()
     reason = f"a logistic beats constant and line by ΔBIC = {evidence:.0f}"
     if shape is Shape.ramp_then_jump:
         reason = f"{shape.value}, at step {max(points):,.0f}: the midpoint is that of both together"
-    return verdict(True, reason, (step, first, last, end - start, rise.before, rise.after))
+    return verdict(
+        transition=True,
+        reason=reason,
+        step=step,
+        low=first,
+        high=last,
+        width=end - start,
+        before=rise.before,
+        after=rise.after,
+    )
 
 
 def describe(name: str, emergence: Emergence | pd.Series) -> str:
@@ -180,7 +179,7 @@ def describe(name: str, emergence: Emergence | pd.Series) -> str:
 
 
 def emergence_table(table: pd.DataFrame, measures: Sequence[str] | None = None) -> pd.DataFrame:
-    """`locate_emergence` of each column of a table of measures: one row per measure."""
+    """`locate_emergence` of every column of a table of measures: one row per measure."""
     names = list(table.columns) if measures is None else list(measures)
     rows = {name: locate_or_say_why(pd.Series(table[name])).to_dict() for name in names}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
@@ -191,18 +190,7 @@ def locate_or_say_why(curve: pd.Series) -> Emergence:
     try:
         return locate_emergence(curve)
     except MechinterpError as error:
-        nothing = dict.fromkeys(("step", "low", "high", "half_rise", "width", "before", "after"))
-        nan = float("nan")
-        return Emergence(
-            False,
-            Shape.none.name,
-            str(error),
-            **nothing,
-            change_points=(),
-            delta_bic=nan,
-            correlation=nan,
-            scale="step",
-        )
+        return Emergence(transition=False, reason=str(error))
 
 
 def steps_around(emergence: Emergence | pd.Series, steps: Sequence[int], *, during: bool = False) -> list[int]:

@@ -33,7 +33,7 @@ def test_the_level_of_an_accuracy_is_named():
 def test_a_rise_to_guessing_among_the_context_is_no_induction_head(tiny_run):
     text = headline(tiny_run, "icl_accuracy", rise(1 / 3))
     assert "what it reaches is guessing among the 3 labels of the context (0.333)" in text
-    assert "no induction head at step 20: answers_from_context, target_query_selects" in text
+    assert "no induction head at step 20: it lacks answers_from_context, target_query_selects" in text
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_rise_to_guessing_among_the_context_is_no_induction_head(tiny_run):
     [
         (induction_head, "an induction head by K-composition at step 20: its weakest fact has the value 1.00"),
         (q_composition_head, "an induction head by Q-composition at step 20: its weakest fact has the value 1.00"),
-        (excluding_decoy, "no induction head at step 20: correct_label_copied"),
+        (excluding_decoy, "no induction head at step 20: it lacks correct_label_copied"),
     ],
 )
 def test_the_evidence_decides(tiny_run, monkeypatch, network, expected):

@@ -104,9 +104,9 @@ def _study(folder: Path, name: str, text: str) -> Study:
 def _made_up(seed: int, measures: list[str]) -> dict[str, object]:
     """An outcome with as many numbers as real ones have."""
     curve = pd.Series(expit((np.arange(61) - 30 - seed / 1e3) / 2), index=np.arange(0, 6_001, 100))
-    found = locate_emergence(curve).to_dict()
+    transition = locate_emergence(curve).to_dict()
     finals = {f"{kind}_accuracy": 0.5 + seed / 1e6 for kind in ("icl", "iwl", "swap", "train")}
-    located = dict.fromkeys([*measures, *(name for name in MEASURES if name.islower())], found)
+    located = dict.fromkeys([*measures, *(name for name in MEASURES if name.islower())], transition)
     cost = {"steps": 6_000, "checkpoints": 61, "training_seconds": 27.0, "measuring_seconds": 9.0}
     made = {"version": "0", "kept": "all", "steps": 6_000, "digest": f"{seed:064x}", "transitions": located}
     return {**made, "final": finals, "cost": {**cost, "checkpoint_bytes": 600_000}}

@@ -157,8 +157,8 @@ class Silent(VectorTransformer):
 @pytest.mark.parametrize("how", ["a hook", "a hook for a while", "a class"])
 def test_a_model_with_a_hook_or_a_forward_method_of_its_own_answers_for_itself(tiny_config, task, how):
     network = random_network(tiny_config, dtype=torch.float32)
-    batch, plain = task.sample("icl", 40), hooked(network)
-    model = Silent(network) if how == "a class" else plain
+    batch, unchanged = task.sample("icl", 40), hooked(network)
+    model = Silent(network) if how == "a class" else unchanged
 
     def without_position(x, hook):
         return torch.where(x == 1, 0, x)
@@ -387,8 +387,8 @@ def test_a_hook_that_works_in_place_changes_nothing_that_was_kept_before(tiny_ru
 )
 def test_the_state_of_torch_changes_no_bit(tiny_config, tmp_path, changes, state):
     config = tiny_config.updated({"training.steps": 4, **changes})
-    plain = mi.train(config, tmp_path / "plain.h5", progress=False)
-    table = mi.measure(plain, n_sequences=20)
+    expected = mi.train(config, tmp_path / "expected.h5", progress=False)
+    table = mi.measure(expected, n_sequences=20)
     before = torch.get_default_dtype()
     context = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(state, nullcontext)
     try:
@@ -401,6 +401,6 @@ def test_the_state_of_torch_changes_no_bit(tiny_config, tmp_path, changes, state
             assert torch.get_default_dtype() == (getattr(torch, state) if "float" in state else before)
     finally:
         torch.set_default_dtype(before)
-    assert run.digest(4) == plain.digest(4)
+    assert run.digest(4) == expected.digest(4)
     assert measured.equals(table)
     assert torch.is_grad_enabled()

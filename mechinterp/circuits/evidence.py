@@ -14,7 +14,7 @@ from torch import nn
 from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, clean_corrupt_gap, mask_unresolved, patch
-from mechinterp.circuits.paths import senders
+from mechinterp.circuits.paths import Receiver, senders
 from mechinterp.errors import MechinterpError, NamedEnum
 from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
@@ -114,8 +114,9 @@ def _from_earlier_heads(network: Network, pairs: Pairs, through: str) -> float:
         clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
         low, span, error = clean_corrupt_gap(Metric.logit_difference, clean.logits, corrupt.logits, pairs)
         written = [sum(senders(run, last).values()) - run["hook_embed"] for run in (clean, corrupt)]
-        hook, W = f"blocks.{last}.attn.hook_{through}", network.matrix(last, through.upper())
-        patched = corrupt[hook] + torch.einsum("bpd,hdk->bphk", written[0] - written[1], W)
-        logits = corrupt.forward_from(hook, patched)
+        receivers = [Receiver(last, head, through) for head in range(network.n_heads)]
+        hook = receivers[0].hook
+        change = sum(receiver.reads(network, written[0] - written[1]) for receiver in receivers)
+        logits = corrupt.forward_from(hook, corrupt[hook] + change)
         value = float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels))
     return (value - low) / span if abs(span) > 2 * error else float("nan")

@@ -10,11 +10,14 @@ from pydantic import Field
 from mechinterp.config.section import Family
 from mechinterp.config.task import ItemLabelConfig, PairedItemsConfig, TaskConfig
 
+MOST_LAYERS = 16
+"""The most attention layers, and the most ReLU layers of the classifier, that a config may have."""
+
 
 class ModelConfig(Family):
     """The section of a model: attention layers, and the MLP classifier with ReLU layers and a linear readout."""
 
-    classifier_depth: int = Field(default=3, ge=0, le=16)
+    classifier_depth: int = Field(default=3, ge=0, le=MOST_LAYERS)
     """ReLU layers of the classifier; 0 leaves the linear readout."""
     classifier_width: int = Field(default=128, ge=1, le=8_192)
     """Width of the classifier's hidden layers."""
@@ -38,7 +41,7 @@ class TransformerConfig(ModelConfig):
     """An attention-only network of vectors with an MLP classifier on the target (Reddy 2023, eqs 2 and 3)."""
 
     kind: Literal["transformer"] = "transformer"
-    n_layers: int = Field(default=2, ge=1, le=16)
+    n_layers: int = Field(default=2, ge=1, le=MOST_LAYERS)
     """Attention layers."""
     n_heads: int = Field(default=1, ge=1, le=64)
     """Heads in a layer, with d_head = d_model and a full value matrix (W_O is the identity)."""

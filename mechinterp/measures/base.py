@@ -16,6 +16,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechinterp.config.model import MOST_LAYERS
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
 from mechinterp.models.network import hook_names
 from mechinterp.tasks.base import Batch
@@ -77,7 +78,7 @@ class Measure:
         return next((requirement for requirement in self.requires if not requirement.holds(batch)), None)
 
 
-_HOOKS = hook_names(n_layers=16, depth=16)
+_HOOKS = hook_names(n_layers=MOST_LAYERS, depth=MOST_LAYERS)
 """The hooks of the largest network; a measure is left out for a network that lacks one."""
 MEASURES: dict[str, Measure] = {}
 """Every measure, by name."""

@@ -26,6 +26,7 @@ from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threa
 from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
 from mechinterp.training.replay import Keep, ReplayCheck, densify, environment_changes, replay_steps, usable_device
+from mechinterp.training.spikes import LossSpikes
 from mechinterp.training.stopping import StopRule
 from mechinterp.training.trainer import WrittenRun, train_runs
 
@@ -202,7 +203,9 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     unfinished = "interrupted" if until is not None and end < config.training.steps else None
     with torch_threads(recorded_threads(run.environment)):
         writer = RunWriter(path, config, continues=run.file, last=last, engine=engine.name, device=device)
-        resumed = WrittenRun(config, run.task, engine.parameters, writer, range(last, end), rule, unfinished)
+        resumed = WrittenRun(
+            config, run.task, engine.parameters, writer, range(last, end), rule, unfinished, run.file.metrics_at(last)
+        )
         train_runs([resumed], engine, progress=progress)
     if resumed.error:
         raise resumed.error
@@ -213,7 +216,7 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
 def train_batched(configs: Sequence[RunConfig], paths: Sequence[str | Path], *, device: Device = "cpu") -> list[Run]:
     """Train several runs in one batch, to one file per run; returns them in order.
 
-    They must share model, task shape and batch size, and have no interventions.
+    They must share model, task shape and batch size, and have no interventions on the forward pass.
 
     A file that exists already is resumed from its last checkpoint; one that is complete is left as it is. A run that
     diverges, or has before, does not affect the others; when they are done, DivergedError names it.
@@ -249,10 +252,12 @@ def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False
 
 def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[WrittenRun]:
     """A run of a batch at its last checkpoint, or at the start; none if it is complete."""
-    task = build_task(config)
+    config, task = pin_graft_digests(config), build_task(config)
     rule, end = StopRule(config, task), config.training.steps
     if not path.exists():
-        writer, parameters = RunWriter(path, config, engine=BATCHED, device=device), initial_parameters(config)
+        parameters = initial_parameters(config)
+        ParameterInterventions(config).apply_scheduled(0, parameters)
+        writer = RunWriter(path, config, engine=BATCHED, device=device)
         _write_first(writer, parameters)
         return [WrittenRun(config, task, parameters, writer, range(end), rule)]
     run = open_run(path)
@@ -265,13 +270,17 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
     last = run.file.steps[-1]
     end = last if rule.recall(run.file) else end  # its writer was killed before it recorded the end
     writer = RunWriter(path, config, continues=run.file, last=last, engine=BATCHED, device=device)
-    return [WrittenRun(config, task, run.file.weights(last), writer, range(last, end), rule)]
+    return [
+        WrittenRun(
+            config, task, run.file.weights(last), writer, range(last, end), rule, None, run.file.metrics_at(last)
+        )
+    ]
 
 
 def _write_first(writer: RunWriter, parameters: dict[str, Tensor]) -> None:
     """Write the checkpoint of step 0; on an error, the file is closed."""
     try:
-        writer.append(0, parameters, RunningMean().pop())
+        writer.append(0, parameters, RunningMean().pop() | LossSpikes().pop())
     except BaseException as error:
         writer.close(error)
         raise

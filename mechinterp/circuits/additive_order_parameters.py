@@ -1,25 +1,21 @@
 """Order parameters of memorisation and in-context learning: β, w, c₁, c₂ and c₃ (Nguyen & Reddy 2024).
 
 They are defined for the additive model (`models.additive`, `theory.kinetics`) and measured here in any network of one
-layer and one head on paired items. With A = W_Q W_Kᵀ, its block A_xx on items, and s the scale that LayerNorm gives a
-token:
+layer and one head on paired items. With A = W_Q W_Kᵀ (between the scales of a trained LayerNorm), its block A_xx on
+items, and s the scale that LayerNorm gives a token:
 
     β = tr A_xx / D · ⟨s_c s_q⟩    over copies c and their targets q
     w = ⟨Δz r⟩ / ⟨r²⟩              r = Σ_j p_j ℓ_j,  Δz = (z − z with the context's labels flipped) / 2
-    φ⁺ = ℓ z without attention     over targets of the training set
 
     explained: tr² A_xx / (D ‖A_xx‖²) of β, ⟨Δz r⟩² / (⟨Δz²⟩ ⟨r²⟩) of w
 
 In the additive model β, w and φ are the model's parameters, and both explained shares are 1. In general the shares, in
 [0, 1], are how much of the attention to items depends on whether two items are the same, and how much of the labels'
-effect on the answer is linear in the attention to them. φ⁺ gives c₁, c₂ and c₃ (`theory.kinetics.order_parameters`).
-
-c₁ to c₃ measure what is memorised where attention adds nothing to the target (as in ``race_memory``) or adds to the
-logit alone (the additive model). Elsewhere the classifier is trained on targets with attention added, and its answer
-to the target alone may be wrong: c₁ to c₃ may then stay high, or c₃ rise, in a network that has memorised all items.
+effect on the answer is linear in the attention to them. c₁, c₂ and c₃ are the measures of `measures.memory`.
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import pairwise
 
 import pandas as pd
@@ -29,12 +25,13 @@ from torch import Tensor, nn
 
 from mechinterp.circuits.activations import network_of
 from mechinterp.errors import MechinterpError
-from mechinterp.models.forward import classify, run_with_cache
+from mechinterp.measures.memory import memory
+from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.run import Run
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.tasks.paired_items import PairedItemsTask
-from mechinterp.theory.kinetics import memorised, order_parameters
+from mechinterp.theory.kinetics import memorised
 
 
 def order_parameters_of_run(
@@ -71,12 +68,13 @@ def additive_order_parameters(
         raise MechinterpError("β, w and what is memorised are read off one layer with one head; this network has more")
     novel, trained = task.sample("icl", n_sequences, seed), task.sample("train", n_sequences, seed)
     with torch.no_grad():
-        return circuit_strengths(network, novel) | _memory(network, trained)
+        return circuit_strengths(network, novel) | asdict(memory(network, trained))
 
 
 def circuit_strengths(network: Network, batch: Batch) -> dict[str, float]:
     """``beta``, ``beta_explained``, ``w`` and ``w_explained`` of a network of one layer and one head."""
-    Q, K = (network.matrix(0, name)[0].double() for name in "QK")
+    scale = network.parameters.get("blocks.0.ln.w", network.parameters["blocks.0.attn.W_Q"].new_ones(1))[:, None]
+    Q, K = ((scale * network.matrix(0, name)[0]).double() for name in "QK")
     tokens, D = batch.inputs, batch.inputs.shape[-1] - 2
     A = (Q @ K.T)[:D, :D]
     trace, size = A.diagonal().sum(), D * A.square().sum()
@@ -127,11 +125,3 @@ def _scales(batch: Batch) -> Float[Tensor, "batch"]:
     zero = copies[:, -1:] if _has_flag(tokens) else copies[:, -2:].amin(dim=1, keepdim=True)
     copy_norm, target_norm = (copies[:, :-2] - zero).norm(dim=1), (targets[:, :-2] - targets[:, -2:-1]).norm(dim=1)
     return of_copy.square() * target_norm / copy_norm
-
-
-def _memory(network: Network, batch: Batch) -> dict[str, float]:
-    """c₁, c₂ and c₃ of the targets of a batch."""
-    logits = classify(network, batch.inputs[:, -1])
-    plus = (logits[:, 0] - logits[:, 1]) * (1 - 2 * batch.labels)
-    memory = order_parameters(plus.double().numpy())
-    return {"c1": memory.c1, "c2": memory.c2, "c3": memory.c3}

@@ -134,6 +134,8 @@ class PairedItemsConfig(TaskConfig):
     """α of the rank–frequency law f(k) ∝ k^−α over a fixed dataset's pairs."""
     balanced: bool = False
     """Whether exactly N/2 labels of a context are +1 (𝒟′ of section 4); N must then be even."""
+    equal_labels: bool = False
+    """Whether exactly K/2 pairs of a fixed dataset have each label; K must then be even. Else labels are i.i.d."""
     tokens: Literal["normalised", "plain"] = "normalised"
     """normalised: LayerNorm (without parameters) of x ⊕ one-hot ℓ, (0, 0) for the target; the transformer's tokens.
     plain: x ⊕ ℓ ⊕ 0, and x ⊕ 0 ⊕ 1 for the target; the additive model's tokens."""
@@ -159,6 +161,10 @@ class PairedItemsConfig(TaskConfig):
             faults.append(
                 f"n_items (K={self.n_items}) must exceed n_pairs (N={self.n_pairs}), or no item is left that a context"
                 " does not show"
+            )
+        if self.equal_labels and self.dataset == "fixed" and self.n_items % 2:
+            faults.append(
+                f"n_items (K={self.n_items}) is odd, and half of the labels are to be +1: use {self.n_items + 1}"
             )
         if self.dataset == "fresh" and self.zipf_exponent:
             faults.append("zipf_exponent has no effect on a fresh dataset: leave it out, or set dataset = 'fixed'")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechinterp.config.model import MOST_LAYERS
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
-from mechinterp.models.network import hook_names
+from mechinterp.models.network import Network, hook_names
 from mechinterp.tasks.base import Batch
 
 
@@ -32,6 +32,8 @@ class Observation:
     """The model's answers."""
     cache: Mapping[str, Tensor]
     """The activations at the hooks that the measure asked for."""
+    network: Network | None = None
+    """The network, for measures of what it computes otherwise; None for a model that is not a `Network`."""
 
     def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
         """The attention pattern of a layer, counted from 0: rows sum to 1. The measure must ask for its hook."""
@@ -72,6 +74,7 @@ class Measure:
     roles: tuple[str, ...]
     requires: tuple[Requirement, ...]
     each_evaluation: bool
+    evaluation: str | None
 
     def unmet(self, batch: Batch) -> Requirement | None:
         """The first requirement that a task's sequences do not meet."""
@@ -92,12 +95,13 @@ def register(
     roles: Sequence[str] = (),
     requires: Sequence[Requirement] = (),
     each_evaluation: bool = False,
+    evaluation: str | None = None,
 ) -> Callable[..., Any]:
     """A decorator that adds a function to the measures, under the function's name.
 
     `hooks` are the activations and `roles` the positions that it reads, `requires` further properties of the task;
-    where one is missing, the measure has no column. It is taken on the task's first evaluation set, or with
-    `each_evaluation` on all of them; its columns are then called ``{evaluation}_{name}``.
+    where one is missing, the measure has no column. It is taken on the task's first evaluation set or the one that
+    `evaluation` names, or with `each_evaluation` on all of them; its columns are then called ``{evaluation}_{name}``.
     """
 
     for argument, names in (("hooks", hooks), ("roles", roles)):
@@ -113,7 +117,9 @@ def register(
             raise MechinterpError(f"{name}: clamped_ is the prefix of measures under clamps; choose another name")
         if name in MEASURES and MEASURES[name].compute.__module__ != compute.__module__:
             raise MechinterpError(f"a measure named {name!r} exists already; choose another name")
-        MEASURES[name] = Measure(name, compute, tuple(hooks), tuple(roles), tuple(requires), each_evaluation)
+        MEASURES[name] = Measure(
+            name, compute, tuple(hooks), tuple(roles), tuple(requires), each_evaluation, evaluation
+        )
         return compute
 
     return add if function is None else add(function)

@@ -136,7 +136,7 @@ def observe(network: Network, batch: Batch, hooks: Iterable[str], run: Run | Non
             run_with_cache(network, part.inputs, hooks, acting.hooks() if acting else None, target_only=not hooks)
         )
     logits = torch.cat([part.logits for part in parts])
-    return Observation(batch, logits, {hook: torch.cat([part[hook] for part in parts]) for hook in hooks})
+    return Observation(batch, logits, {hook: torch.cat([part[hook] for part in parts]) for hook in hooks}, network)
 
 
 def _possible(task: Task, model: ModelConfig) -> Iterable[Column]:
@@ -149,5 +149,5 @@ def _possible(task: Task, model: ModelConfig) -> Iterable[Column]:
         if measure.each_evaluation:
             for evaluation in task.evaluations:
                 yield Column(f"{evaluation}_{measure.name}", measure, evaluation)
-        else:
-            yield Column(measure.name, measure, task.evaluations[0])
+        elif measure.evaluation is None or measure.evaluation in task.evaluations:
+            yield Column(measure.name, measure, measure.evaluation or task.evaluations[0])

@@ -10,12 +10,18 @@ scale, W_O the identity, a vector of biases in every hidden layer of the classif
     ``blocks.{l}.attn.W_{Q,K,V}``   [head, d_model, d_model]
     ``classifier.layers.{i}.W``     [in, width],  ``classifier.layers.{i}.b``  [width]
     ``classifier.readout.W``        [width, n_labels]
+
+and, of networks that have them, a bias of the logits and the scale and shift of the tokens' LayerNorm:
+
+    ``classifier.readout.b``        [n_labels]
+    ``blocks.0.ln.{w,b}``           [d_model]
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,6 +34,10 @@ Parameters = Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 Support = Mapping[str, tuple[slice, slice]]
 """The rows and columns outside of which an attention matrix is zero, by name; a matrix that is not in it is dense."""
+
+
+_DRAWN_LAST = ("attn.W_O", "ln.w", "ln.b", "readout.b")
+"""Endings of the names of optional parameters."""
 
 
 class Canonical(NamedTuple):
@@ -70,13 +80,11 @@ class Architecture(ABC):
         """Number of biases of a hidden layer of the classifier."""
         return config.model.classifier_width
 
-    def constant(self, config: RunConfig, name: str) -> float | None:
-        """The initial value of a parameter if the config sets it, or None if it is drawn."""
-        return None
-
-    def attention_std(self, config: RunConfig, name: str, shape: tuple[int, ...]) -> float:
-        """Standard deviation of the initial values of a parameter of attention."""
-        return config.attention_init_std
+    def initial_attention(
+        self, config: RunConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> float | Float[np.ndarray, "..."]:
+        """The initial values of a parameter of attention: N(0, std²), with the config's standard deviation."""
+        return config.attention_init_std * rng.standard_normal(shape)
 
     def has_gradients(self, config: RunConfig) -> bool:
         """Whether `gradients` can be used for this config."""
@@ -97,29 +105,33 @@ class Architecture(ABC):
             shapes[f"classifier.layers.{i}.W"] = (fan_in, config.model.classifier_width)
             shapes[f"classifier.layers.{i}.b"] = (self.n_biases(config),)
             fan_in = config.model.classifier_width
-        return shapes | {"classifier.readout.W": (fan_in, self.n_logits(config))}
+        shapes["classifier.readout.W"] = (fan_in, self.n_logits(config))
+        if config.model.readout_bias:
+            shapes["classifier.readout.b"] = (self.n_logits(config),)
+        return shapes
 
     def initial_parameters(self, config: RunConfig) -> dict[str, Tensor]:
         """The parameters before training (float32), a pure function of the config.
 
         Attention as the architecture says; hidden layers of the classifier N(0, v/fan_in) with
-        v = model.classifier_init_variance, their biases 0; the readout N(0, 1/fan_in). W_O is drawn last, so that the
-        other parameters are the same with and without it.
+        v = model.classifier_init_variance, biases 0; the readout N(0, 1/fan_in). With classifier_init = "torch_linear"
+        all of the classifier U(−1/√fan_in, 1/√fan_in). W_O is drawn last, so that the other parameters are the same
+        with and without it, and so are LayerNorm and the readout's bias.
         """
         shapes, parameters = self.parameter_shapes(config), {}
-        drawn = {name: index for index, name in enumerate(sorted(shapes, key=lambda name: name.endswith("W_O")))}
+        drawn = {name: index for index, name in enumerate(sorted(shapes, key=lambda name: name.endswith(_DRAWN_LAST)))}
         for name, shape in shapes.items():
-            constant = 0.0 if name.endswith(".b") else self.constant(config, name)
-            if constant is not None:
-                parameters[name] = torch.full(shape, constant)
-                continue
+            rng = generator(config.seed, Stream.INIT, drawn[name])
             if name.startswith("blocks."):
-                std = self.attention_std(config, name, shape)
+                values = self.initial_attention(config, name, shape, rng)
             else:
-                variance = 1.0 if name == "classifier.readout.W" else config.model.classifier_init_variance
-                std = (variance / shape[0]) ** 0.5
-            normal = generator(config.seed, Stream.INIT, drawn[name]).standard_normal(shape)
-            parameters[name] = torch.from_numpy(std * normal).float()
+                fan_in, of_bias = shapes[name.removesuffix(".b").removesuffix(".W") + ".W"][0], name.endswith(".b")
+                if config.model.classifier_init == "torch_linear":
+                    values = rng.uniform(-(fan_in**-0.5), fan_in**-0.5, shape)
+                else:
+                    variance = 1.0 if name == "classifier.readout.W" else config.model.classifier_init_variance
+                    values = 0.0 if of_bias else (variance / fan_in) ** 0.5 * rng.standard_normal(shape)
+            parameters[name] = torch.from_numpy(np.broadcast_to(values, shape).astype(np.float32))
         return parameters
 
 
@@ -130,8 +142,15 @@ def canonical_config(config: RunConfig, n_layers: int, n_heads: int, classifier_
         n_heads=n_heads,
         classifier_depth=config.model.classifier_depth,
         classifier_width=classifier_width,
+        readout_bias=config.model.readout_bias,
     )
     return config.model_copy(update={"model": model})
+
+
+def split_difference(parameter: Tensor) -> Tensor:
+    """Weights, or the bias, of a logit for each of two labels, from those of their difference; along the last axis."""
+    half = parameter / 2
+    return torch.cat([half, -half], dim=-1)
 
 
 def diagonal(size: int, ones: slice, like: Tensor) -> Float[Tensor, "size size"]:

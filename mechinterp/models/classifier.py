@@ -25,7 +25,7 @@ def classifier_gradients(
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""], Float[Tensor, "batch fan_in"]]:
     """Mean cross-entropy ℒ, number of correct answers and ∂ℒ/∂x; fills the classifier's gradients."""
     n, hidden = len(labels), hidden_layers(parameters, x)
-    logits = hidden[-1] @ parameters["classifier.readout.W"]
+    logits = readout(parameters, hidden[-1])
     log_p = torch.log_softmax(logits, dim=-1)
     loss = -log_p.gather(1, labels[:, None]).mean()
     correct = (logits.argmax(dim=-1) == labels).sum()
@@ -42,6 +42,13 @@ def hidden_layers(parameters: Mapping[str, Tensor], x: Float[Tensor, "batch fan_
     return hidden
 
 
+def readout(parameters: Mapping[str, Tensor], x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch logits"]:
+    """Logits from the last hidden layer."""
+    logits = x @ parameters["classifier.readout.W"]
+    bias = parameters.get("classifier.readout.b")
+    return logits if bias is None else logits + bias
+
+
 def classifier_backward(
     parameters: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
@@ -50,6 +57,8 @@ def classifier_backward(
 ) -> Float[Tensor, "batch fan_in"]:
     """∂ℒ/∂x from ∂ℒ/∂logits; fills the classifier's gradients, and overwrites the activations."""
     torch.mm(hidden[-1].T, dlogits, out=gradients["classifier.readout.W"])
+    if "classifier.readout.b" in gradients:
+        torch.sum(dlogits, dim=0, out=gradients["classifier.readout.b"])
     dh = torch.mm(dlogits, parameters["classifier.readout.W"].T)
     for i in reversed(range(len(hidden) - 1)):
         dh.mul_(hidden[i + 1].sign_())  # ReLU's slope; the activations are not needed any more

@@ -3,7 +3,7 @@
 Hooks have TransformerLens' names (B sequences, T positions, H heads, d = d_model, W classifier width, L labels):
 
 ==========================================  ==========================================================
-``hook_embed``                              [B, T, d], the tokens
+``hook_embed``                              [B, T, d], the tokens (`Network.embed`)
 ``blocks.{l}.hook_resid_{pre,post}``        [B, T, d], the residual stream before and after a layer
 ``blocks.{l}.attn.hook_{q,k,v}``            [B, T, H, d]
 ``blocks.{l}.attn.hook_attn_scores``        [B, H, query, key], −∞ where the key is later
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mechinterp.errors import unknown_name
+from mechinterp.models.classifier import readout
 from mechinterp.models.network import Network, require_inputs
 
 Hooks = Mapping[str, Callable[[Tensor], Tensor | None]]
@@ -117,9 +118,7 @@ def run_with_cache(
         if name not in network.hook_names:
             raise unknown_name("hook", name, network.hook_names)
     require_inputs(inputs, {network.config.task.d_model, network.d_model})
-    width = inputs.shape[-1]
-    padded = inputs if width == network.d_model else pad(inputs, (0, network.d_model - width))
-    residual = tap("hook_embed", padded.to(network.dtype))
+    residual = tap("hook_embed", network.embed(inputs))
     for layer in range(network.n_layers):
         residual = tap(f"blocks.{layer}.hook_resid_pre", residual)
         residual = _after_layer(network, layer, {"resid_pre": residual}, tap, target_only)
@@ -259,9 +258,9 @@ def _classify(network: Network, known: Mapping[str, Tensor], tap: _Tap) -> Float
         layer = f"classifier.layers.{i}"
         pre = tap(f"{layer}.hook_pre", x @ network.parameters[f"{layer}.W"] + network.parameters[f"{layer}.b"])
         x = tap(f"{layer}.hook_post", torch.relu(pre))
-    return tap("classifier.hook_logits", x @ network.parameters["classifier.readout.W"])
+    return tap("classifier.hook_logits", readout(network.parameters, x))
 
 
 def classify(network: Network, x: Float[Tensor, "batch d_token"]) -> Float[Tensor, "batch n_labels"]:
     """The classifier's logits for targets without attention."""
-    return _classify(network, {"classifier.hook_in": pad(x, (0, network.d_model - x.shape[-1]))}, _Tap())
+    return _classify(network, {"classifier.hook_in": network.embed(x)}, _Tap())

@@ -122,25 +122,39 @@ class ClassifierLayer(nn.Module):
 
 
 class Readout(nn.Module):
-    """logits = x W, with W [width, n_labels]; no bias."""
+    """logits = x W, with W [width, n_labels], or x W + b."""
 
-    def __init__(self, fan_in: int, n_labels: int, dtype: torch.dtype):
+    def __init__(self, fan_in: int, n_labels: int, dtype: torch.dtype, bias: bool):
         super().__init__()
         self.W = nn.Parameter(torch.zeros(fan_in, n_labels, dtype=dtype))
+        self.b = nn.Parameter(torch.zeros(n_labels, dtype=dtype)) if bias else None
 
     def forward(self, x: Float[Tensor, "batch fan_in"]) -> Float[Tensor, "batch n_labels"]:
-        return x @ self.W
+        logits = x @ self.W
+        return logits if self.b is None else logits + self.b
+
+
+class ScaleAndShift(nn.Module):
+    """x w + b, elementwise: what LayerNorm does to tokens that are normalised already."""
+
+    def __init__(self, d_model: int, dtype: torch.dtype):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(d_model, dtype=dtype))
+        self.b = nn.Parameter(torch.zeros(d_model, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return x * self.w + self.b
 
 
 class Classifier(nn.Module):
     """ReLU layers and a linear readout, from the target's residual stream to logits."""
 
-    def __init__(self, d_model: int, width: int, depth: int, n_labels: int, dtype: torch.dtype):
+    def __init__(self, d_model: int, width: int, depth: int, n_labels: int, dtype: torch.dtype, bias: bool):
         super().__init__()
         fans = [d_model] + [width] * depth
         self.hook_in = HookPoint()
         self.layers = nn.ModuleList(ClassifierLayer(fan_in, width, dtype) for fan_in in fans[:-1])
-        self.readout = Readout(fans[-1], n_labels, dtype)
+        self.readout = Readout(fans[-1], n_labels, dtype, bias)
         self.hook_logits = HookPoint()
 
     def forward(self, residual: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_labels"]:
@@ -180,7 +194,12 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
             )
         for part in ("embed", "pos_embed", "hook_pos_embed", "unembed"):
             delattr(self, part)
-        self.classifier = Classifier(d_model, config.model.classifier_width, network.depth, n_labels, network.dtype)
+        model = config.model
+        self.classifier = Classifier(
+            d_model, model.classifier_width, network.depth, n_labels, network.dtype, model.readout_bias
+        )
+        if getattr(model, "trained_layer_norm", False):
+            self.blocks[0].ln = ScaleAndShift(d_model, network.dtype)
         self.config: RunConfig = config
         """The config of the canonical network."""
         self.trained = tuple(parameter_shapes(config))
@@ -211,7 +230,9 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
         require_inputs(input, {self.cfg.d_model} | ({self.config.task.d_model} if start_at_layer == 0 else set()))
         residual = input.to(self.classifier.readout.W.dtype)
         if start_at_layer == 0:
-            residual = self.hook_embed(functional.pad(residual, (0, self.cfg.d_model - input.shape[-1])))
+            residual = functional.pad(residual, (0, self.cfg.d_model - input.shape[-1]))
+            norm = getattr(self.blocks[0], "ln", None)
+            residual = self.hook_embed(norm(residual) if norm else residual)
         for layer in layers:
             residual = self.blocks[layer](residual)
         if stop_at_layer is not None:

@@ -24,11 +24,13 @@ summed over sequences, ℒ being their mean.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mechinterp.config import ItemLabelConfig, RunConfig
+from mechinterp.config import InductionHeadConfig, ItemLabelConfig, RunConfig
 from mechinterp.models.base import Architecture, Canonical, Gradients, Parameters, Shapes, canonical_config, diagonal
 from mechinterp.models.classifier import classifier_gradients, require_labels
 from mechinterp.tasks.base import Batch
@@ -121,9 +123,12 @@ class InductionHead(Architecture):
         """2D: content and output."""
         return 2 * _task(config).content_dim
 
-    def constant(self, config: RunConfig, name: str) -> float | None:
-        """The configured α, β₁ and β₂."""
-        return getattr(config.model, STRENGTHS[name]) if name in STRENGTHS else None
+    def initial_attention(
+        self, config: RunConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> float | Float[np.ndarray, "..."]:
+        """N(m, std²), with the configured α, β₁ or β₂ for m."""
+        assert isinstance(config.model, InductionHeadConfig)
+        return getattr(config.model, STRENGTHS[name]) + config.model.attention_init_std * rng.standard_normal(shape)
 
     def canonical(self, config: RunConfig, parameters: Parameters) -> Canonical:
         """The network of two layers and one head with the weights of `write_induction_head`."""

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, unknown_name
@@ -96,6 +97,14 @@ class Network:
             self._qk[layer] = versions, (rows, columns, W_Q @ W_K.transpose(-2, -1))
         return self._qk[layer][1]
 
+    def embed(self, inputs: Float[Tensor, "*any d_token"]) -> Float[Tensor, "*any d_model"]:
+        """The residual stream before the first layer: tokens padded with zeros, and scaled and shifted by LayerNorm."""
+        padded = inputs if inputs.shape[-1] == self.d_model else pad(inputs, (0, self.d_model - inputs.shape[-1]))
+        residual = padded.to(self.dtype)
+        if "blocks.0.ln.w" not in self.parameters:
+            return residual
+        return residual * self.parameters["blocks.0.ln.w"] + self.parameters["blocks.0.ln.b"]
+
     def _versions(self, layer: int) -> list[int]:
         """The numbers of changes in place of a layer's matrices; inference tensors, which do not count, have none."""
         matrices = [self.matrix(layer, name) for name in "QKV"]
@@ -138,7 +147,7 @@ def _require_fit(config: RunConfig, parameters: Mapping[str, Tensor]) -> None:
     for name, shape in expected.items():
         if wider > width and (name.startswith("blocks.") or name == reading):
             heads, rest = shape[: len(shape) - 2], shape[len(shape) - 2 :]
-            shape = (*heads, *(wider for _ in rest)) if heads else (wider, rest[1])
+            shape = (*heads, *(wider for _ in rest)) if name.startswith("blocks.") else (wider, rest[1])
         if not parameters[name].is_floating_point() or parameters[name].dtype != parameters[next(iter(expected))].dtype:
             raise MechinterpError(f"parameter {name} is {parameters[name].dtype}; all take one type of floating point")
         if tuple(parameters[name].shape) != shape:

@@ -21,15 +21,24 @@ per sequence. With tokens x_j, the target t = x_T and A = W_Q W_Kᵀ,
     ∂ℒ/∂A = t ⊗ ∂ℒ/∂q,  ∂ℒ/∂W_Q = ∂ℒ/∂A W_K,  ∂ℒ/∂W_K = ∂ℒ/∂Aᵀ W_Q
 
 summed over sequences, ℒ being their mean.
+
+With `trained_layer_norm` the tokens are x_j = g ⊙ y_j + h of the task's normalised y_j. As Σ_j ∂ℒ/∂s_j = 0,
+
+    ∂ℒ/∂t = ∂ℒ/∂u + W_Q W_Kᵀ ∂ℒ/∂q,  ∂ℒ/∂h = ∂ℒ/∂t + ∂ℒ/∂r
+    ∂ℒ/∂g = ∂ℒ/∂t ⊙ y_T + q ⊙ Σ_j ∂ℒ/∂s_j y_j + ∂ℒ/∂r ⊙ Σ_j p_j y_j
 """
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from mechinterp.config import RunConfig, TransformerConfig
-from mechinterp.models.base import Architecture, Canonical, Gradients, Parameters, Shapes
+from mechinterp.models.base import Architecture, Canonical, Gradients, Parameters, Shapes, split_difference
 from mechinterp.models.classifier import classifier_gradients, require_labels
 from mechinterp.tasks.base import Batch
 
+LAYER_NORM = ("blocks.0.ln.w", "blocks.0.ln.b")
+"""Scale and shift of the tokens."""
 CANONICAL = {
     "use_attn_scale": False,
     "output_matrix": "identity",
@@ -43,10 +52,14 @@ class Transformer(Architecture):
     """Attention layers of vectors, and a classifier on the target."""
 
     def attention_shapes(self, config: RunConfig) -> Shapes:
-        """``blocks.{layer}.attn.W_{Q,K,V}`` [head, d_model, d_head], and ``W_O`` [head, d_head, d_model] if trained."""
+        """``blocks.{layer}.attn.W_{Q,K,V}`` [head, d_model, d_head], and ``W_O`` [head, d_head, d_model] if trained.
+
+        Before them, with `trained_layer_norm`, ``blocks.0.ln.w`` and ``blocks.0.ln.b`` [d_model].
+        """
         model, d_model = _model(config), config.task.d_model
         matrices = ("W_Q", "W_K", "W_V", *(["W_O"] if model.output_matrix == "trained" else []))
-        return {
+        shapes: Shapes = {name: (d_model,) for name in LAYER_NORM} if model.trained_layer_norm else {}
+        return shapes | {
             f"blocks.{layer}.attn.{matrix}": (model.n_heads, d_model, d_model)
             for layer in range(model.n_layers)
             for matrix in matrices
@@ -64,9 +77,17 @@ class Transformer(Architecture):
         """One if it is shared, else one per unit."""
         return 1 if _model(config).classifier_bias == "shared" else config.model.classifier_width
 
-    def attention_std(self, config: RunConfig, name: str, shape: tuple[int, ...]) -> float:
-        """1/√d_head for W_O; for the others as configured."""
-        return shape[-1] ** -0.5 if name.endswith("W_O") else config.attention_init_std
+    def initial_attention(
+        self, config: RunConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> float | Float[np.ndarray, "..."]:
+        """N(0, 1/d_head) for W_O, the identity for LayerNorm; for the others as configured."""
+        if name in LAYER_NORM:
+            return 1.0 if name.endswith(".w") else 0.0
+        if name.endswith("W_O"):
+            return shape[-1] ** -0.5 * rng.standard_normal(shape)
+        if _model(config).attention_init == "torch_linear":
+            return rng.uniform(-(shape[1] ** -0.5), shape[1] ** -0.5, shape)
+        return super().initial_attention(config, name, shape, rng)
 
     def canonical(self, config: RunConfig, parameters: Parameters) -> Canonical:
         """The network with the scale, W_O, the shared bias and the difference multiplied out."""
@@ -82,8 +103,8 @@ class Transformer(Architecture):
                 bias = f"classifier.layers.{i}.b"
                 canonical[bias] = canonical[bias].expand(model.classifier_width)
         if model.readout == "difference":
-            half = canonical["classifier.readout.W"] / 2
-            canonical["classifier.readout.W"] = torch.cat([half, -half], dim=1)
+            for name in [name for name in canonical if name.startswith("classifier.readout.")]:
+                canonical[name] = split_difference(canonical[name])
         if model != (conventional := model.model_copy(update=CANONICAL)):
             config = config.model_copy(update={"model": conventional})
         return Canonical(config, canonical, {})
@@ -100,7 +121,10 @@ class Transformer(Architecture):
         """The gradient above."""
         labels = require_labels(batch, config.task.n_labels)
         W_Q, W_K, W_V = (parameters[f"blocks.0.attn.W_{matrix}"][0] for matrix in "QKV")
-        x = batch.inputs.to(W_Q.dtype)
+        x = tokens = batch.inputs.to(W_Q.dtype)
+        scale, shift = (parameters.get(name) for name in LAYER_NORM)
+        if scale is not None and shift is not None:
+            x = torch.addcmul(shift, tokens, scale)
         t = x[:, -1]
 
         q = (t @ W_Q) @ W_K.T
@@ -109,11 +133,18 @@ class Transformer(Architecture):
         u = torch.addmm(t, r, W_V)
         loss, correct, du = classifier_gradients(parameters, into, u, labels)
         torch.mm(r.T, du, out=into["blocks.0.attn.W_V"][0])
-        dp = torch.bmm(x, (du @ W_V.T)[:, :, None])[:, :, 0]
+        dr = du @ W_V.T
+        dp = torch.bmm(x, dr[:, :, None])[:, :, 0]
         ds = p * (dp - (p * dp).sum(dim=1, keepdim=True))
-        dA = t.T @ torch.bmm(ds[:, None], x)[:, 0]
+        dq = torch.bmm(ds[:, None], x)[:, 0]
+        dA = t.T @ dq
         torch.mm(dA, W_K, out=into["blocks.0.attn.W_Q"][0])
         torch.mm(dA.T, W_Q, out=into["blocks.0.attn.W_K"][0])
+        if scale is not None:
+            dt = du + (dq @ W_K) @ W_Q.T
+            of_scores, of_values = (torch.bmm(weights[:, None], tokens)[:, 0] for weights in (ds, p))
+            into["blocks.0.ln.w"][:] = (dt * tokens[:, -1] + q * of_scores + dr * of_values).sum(dim=0)
+            into["blocks.0.ln.b"][:] = (dt + dr).sum(dim=0)
         return Gradients(loss, correct)
 
 

@@ -85,11 +85,15 @@ class RunFile:
             return STATUSES[number]
 
     def metrics(self) -> pd.DataFrame:
-        """Training loss and accuracy by step."""
+        """The training metrics (`schema.METRICS`) by step."""
         with self._open() as file:
             steps = _committed(file)
             columns = {name: _read(file, f"metrics/{name}", slice(len(steps))) for name in METRICS}
         return pd.DataFrame(columns, index=pd.Index(steps, name="step"))
+
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """The training metrics of a committed step."""
+        return {str(name): float(value) for name, value in self.metrics().loc[step].items()}
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """The parameters at a committed step, by name (float32)."""

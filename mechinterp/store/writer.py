@@ -138,7 +138,7 @@ class RunWriter:
         for name, value in parameters.items():
             self._extend(f"weights/{name}", value.detach().cpu().numpy())
         for name in METRICS:
-            self._extend(f"metrics/{name}", np.float64(metrics[name]))
+            self._extend(f"metrics/{name}", np.float64(metrics.get(name, math.nan)))
         self._extend("digest", np.frombuffer(digest(parameters), dtype="u1"))
         self._file.flush()
         self._extend("step", np.int64(step))

@@ -44,11 +44,11 @@ def distinct_jobs(study: Study, folder: Path, device: Literal["cpu", "cuda"] = "
 
 
 def grouped(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Groups of up to `size` jobs that can be trained in one batch; a job with interventions is a group of one."""
+    """Groups of up to `size` jobs that can be trained in one batch; one that changes the forward pass is alone."""
     single: list[list[Job]] = []
     by_signature: dict[str, list[Job]] = {}
     for job in jobs:
-        if size == 1 or job["config"]["interventions"]:
+        if size == 1 or any(each["kind"] not in ("fix", "freeze") for each in job["config"]["interventions"]):
             single.append([job])
         else:
             by_signature.setdefault(step_signature(RunConfig.from_dict(job["config"])), []).append(job)

@@ -51,7 +51,8 @@ class PairedItemsTask:
         rng = generator(seed, Stream.TASK)
         self.items = np.float32(D**-0.5) * rng.standard_normal((K, D), dtype=np.float32)
         """x_k, [K, D]: components N(0, 1/D)."""
-        self.labels = (rng.random(K) < 0.5).astype(np.int64)
+        drawn = rng.random(K)
+        self.labels = (drawn < np.median(drawn) if config.equal_labels and K else drawn < 0.5).astype(np.int64)
         """Label of every item, [K]: 0 (ℓ = +1) or 1 (ℓ = −1)."""
         frequencies = np.arange(1, K + 1, dtype=np.float64) ** -config.zipf_exponent
         self._of_label = [np.flatnonzero(self.labels == label) for label in (0, 1)]
@@ -146,7 +147,7 @@ class PairedItemsTask:
         """Items of the context: i.i.d. from their frequencies; in balanced contexts, from those of each label."""
         N, drawn = self.config.n_pairs, uniform[:, : self.config.n_pairs]
         if not self.config.balanced:
-            return _picked(self._cumulative, drawn)
+            return (_picked if self.config.zipf_exponent else _picked_equal)(self._cumulative, drawn)
         labels, chosen = self._half(uniform[:, N : 2 * N]), np.empty(drawn.shape, np.int64)
         for label in (0, 1):
             mask = labels == label
@@ -194,4 +195,15 @@ def _cumulative(frequencies: Float[np.ndarray, "items"]) -> Float[np.ndarray, "i
 
 
 def _picked(cumulative: Float[np.ndarray, "items"], uniform: Float[np.ndarray, "*any"]) -> Int[np.ndarray, "*any"]:
+    """The first item whose cumulative frequency exceeds a uniform number."""
     return np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(cumulative) - 1)
+
+
+def _picked_equal(
+    cumulative: Float[np.ndarray, "items"], uniform: Float[np.ndarray, "*any"]
+) -> Int[np.ndarray, "*any"]:
+    """The same where all frequencies are equal: K times the number, which rounding may put one item too far."""
+    last = len(cumulative) - 1
+    guess = np.minimum((uniform * (last + 1)).astype(np.int64), last)
+    guess += (cumulative[guess] <= uniform) & (guess < last)
+    return guess - ((cumulative[guess - 1] > uniform) & (guess > 0))

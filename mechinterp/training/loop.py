@@ -13,6 +13,7 @@ from mechinterp.interventions.parameters import ParameterInterventions
 from mechinterp.tasks.base import Task
 from mechinterp.training.engines import Engine
 from mechinterp.training.prefetch import batches
+from mechinterp.training.spikes import LossSpikes
 
 
 class RunningMean:
@@ -36,9 +37,18 @@ class RunningMean:
 class TrainingRun:
     """A run in training from step `start` to step `stop`: its parameters, their step, and its batches."""
 
-    def __init__(self, config: RunConfig, task: Task, parameters: Mapping[str, Tensor], start: int, stop: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        parameters: Mapping[str, Tensor],
+        start: int,
+        stop: int,
+        recorded: Mapping[str, float] | None = None,
+    ):
+        """`recorded` are the metrics of the checkpoint at `start`."""
         self.config, self.parameters, self.step, self.stop = config, parameters, start, stop
-        self.recent = RunningMean()
+        self.recent, self._spikes = RunningMean(), LossSpikes(recorded)
         self.error: DivergedError | None = None
         """Set when its loss, or a weight, is not finite."""
         self._batches = batches(task, range(start, stop), config.training.batch_size)
@@ -55,6 +65,11 @@ class TrainingRun:
         self.step += 1
         self._on_parameters.apply_scheduled(self.step, self.parameters)
         self.recent.add(loss, accuracy)
+        self._spikes.add(self.step, loss)
+
+    def pop_metrics(self) -> dict[str, float]:
+        """What is recorded at a checkpoint, of the steps since the last call."""
+        return self.recent.pop() | self._spikes.pop()
 
 
 def advance(engine: Engine, runs: Sequence[TrainingRun]) -> None:

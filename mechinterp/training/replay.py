@@ -73,13 +73,13 @@ def replay_steps(
             recorded, stored = file.environment_at(start), file.weights(start)
             changes |= dict.fromkeys(environment_changes(recorded))
             engine = build_engine(trajectory.config, stored, recorded.get("engine"), usable_device(recorded))
-            run = TrainingRun(trajectory.config, task, engine.parameters, start, stop)
+            run = TrainingRun(trajectory.config, task, engine.parameters, start, stop, file.metrics_at(start))
             kept = [step for step in wanted if start <= step < stop]
             with torch_threads(recorded_threads(recorded)):
                 for step in steps_of(engine, run):
                     if step in kept:
                         rebuilt = {name: value.detach().to("cpu", copy=True) for name, value in run.parameters.items()}
-                        keep(step, rebuilt, run.recent.pop())
+                        keep(step, rebuilt, run.pop_metrics())
                     bar.update()
             checked.append(stop)
             if digest(engine.parameters).hex() != file.digest(stop):
@@ -87,7 +87,7 @@ def replay_steps(
                 for name, value in engine.parameters.items():
                     deviation = max(deviation, float((value.detach().cpu() - stored[name]).abs().max()))
         if wanted and wanted[-1] == saved[-1]:
-            keep(saved[-1], file.weights(saved[-1]), file.metrics().iloc[-1].to_dict())
+            keep(saved[-1], file.weights(saved[-1]), file.metrics_at(saved[-1]))
     return ReplayCheck(exact, deviation, tuple(checked), tuple(changes))
 
 

@@ -26,9 +26,13 @@ class WrittenRun(TrainingRun):
         steps: range,
         stop_rule: StopRule | None = None,
         last_status: str | None = None,
+        recorded: Mapping[str, float] | None = None,
     ):
-        """`steps` are its updates; `last_status` is the status of the file at the end, by default "complete"."""
-        super().__init__(config, task, parameters, steps.start, steps.stop)
+        """`steps` are its updates; `last_status` is the status of the file at the end, by default "complete".
+
+        `recorded` are the metrics of the checkpoint from which it goes on.
+        """
+        super().__init__(config, task, parameters, steps.start, steps.stop, recorded)
         self.writer, self._stop_rule, self._last_status = writer, stop_rule, last_status
         self._scheduled = {*config.checkpoints.schedule(config.training.steps), steps.stop}
         self.new_metrics: dict[str, float] = {}
@@ -42,7 +46,7 @@ class WrittenRun(TrainingRun):
             if self.error:
                 raise DivergedError(f"{self.writer.path}: {self.error}")
             if self.step in self._scheduled:
-                self.new_metrics = metrics = self.recent.pop()
+                self.new_metrics = metrics = self.pop_metrics()
                 self.writer.append(self.step, self.parameters, metrics)
                 stopped = self._stop_rule and self._stop_rule.reached(self.step, self.parameters, metrics)
                 if stopped or self.step == self.stop:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError
-from mechinterp.interventions.forward import ForwardInterventions
+from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.models.forward import forward
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
@@ -26,7 +26,7 @@ BATCHED = "batched"
 
 
 class AutogradEngine(Engine):
-    """One run, or several runs without interventions that share model, task shape and batch size."""
+    """One run, or several runs without forward interventions that share model, task shape and batch size."""
 
     name = "autograd"
 
@@ -40,6 +40,7 @@ class AutogradEngine(Engine):
             name: torch.stack([of_run[name].detach() for of_run in parameters]).to(device).requires_grad_()
             for name in parameters[0]
         }
+        self._shared: dict[int, tuple[Tensor, Tensor]] = {}
         self._sgd = SGD([config.training for config in configs], self._stacked)
         self.runs = [
             {name: value.detach()[index] for name, value in self._stacked.items()} for index in range(len(configs))
@@ -70,7 +71,7 @@ class AutogradEngine(Engine):
     ) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
         """Loss and accuracy of every run, and the stacked gradients."""
         like = self._stacked["classifier.readout.W"]
-        inputs = [batch.inputs.to(self.device, like.dtype) for batch in batches]
+        inputs = [self._inputs(batch).to(self.device, like.dtype) for batch in batches]
         labels = torch.stack([batch.labels for batch in batches]).to(self.device)
         hooks = None
         if len(batches) == 1:
@@ -87,6 +88,19 @@ class AutogradEngine(Engine):
         results = list(zip(losses.tolist(), accuracies.tolist(), strict=True))
         return results, dict(zip(self._stacked, gradients, strict=True))
 
+    def _inputs(self, batch: Batch) -> Tensor:
+        """The tokens of a batch; on a GPU, contents that all batches share are looked up there."""
+        table = batch.table
+        if self.device == "cpu" or table is None or table.own.shape[1] or table.position_dim:
+            return batch.inputs
+        kept = self._shared.get(id(table.shared))
+        if kept is None:
+            kept = self._shared[id(table.shared)] = (
+                table.shared,
+                table.shared.to(self.device),
+            )  # both, so the id stays
+        return kept[1][table.content.to(self.device, non_blocking=True)]
+
     def _logits(self, parameters: dict[str, Tensor], inputs: Tensor, hooks: dict | None = None) -> Tensor:
         return forward(Network(self._model, parameters), inputs, hooks, target_only=True)
 
@@ -96,7 +110,7 @@ def _require_alike(configs: Sequence[RunConfig]) -> None:
     for config in configs:
         if config.model != first.model or parameter_shapes(config) != parameter_shapes(first):
             raise ConfigError("runs that are trained together need one model and one shape of task")
-        if config.interventions:
-            raise ConfigError("a run with interventions is trained alone")
+        if forward_interventions(config):
+            raise ConfigError("a run with interventions on the forward pass is trained alone")
         if config.training.batch_size != first.training.batch_size:
             raise ConfigError("runs that are trained together need one batch size")

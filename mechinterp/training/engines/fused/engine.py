@@ -37,9 +37,14 @@ class FusedEngine(Engine):
 
     @classmethod
     def supports(cls, config: RunConfig, device: str) -> bool:
-        """Two layers of one head on the CPU; of interventions, patterns of layer 1 and the target's row of layer 2."""
+        """Two layers of one head on the CPU, without optional parameters.
+
+        Of interventions, clamped patterns of layer 1 and of the target's row of layer 2.
+        """
         model = config.model
         if device != "cpu" or not isinstance(model, TransformerConfig) or (model.n_layers, model.n_heads) != (2, 1):
+            return False
+        if model.trained_layer_norm or model.readout_bias:
             return False
         return all(
             isinstance(intervention, Clamp)

@@ -1,0 +1,58 @@
+"""Loss spikes: batches whose loss is far above its recent level.
+
+With ℓ the loss of a batch, and m and v the exponentially weighted mean and variance of the losses before it (over
+`MEMORY` steps), a step is a spike if
+
+    ℓ − m > max(0.3 nats, m, 6 √v).
+
+So the loss must at least double, by more than noise explains, and by an amount that matters. A loss beyond that
+threshold enters m and v as the threshold itself, so that a spike hardly raises the level, and a loss that stays high
+becomes the level after some hundred steps. SGD at too large a learning rate spikes long after the loss has fallen, and
+what the network had learned may be gone afterwards.
+"""
+
+import math
+from collections.abc import Mapping
+
+MEMORY = 200
+"""Steps over which the level and the variance forget."""
+LEAST = 0.3
+"""Nats: the least excess of a spike."""
+DEVIATIONS = 6.0
+"""The least excess of a spike, in standard deviations."""
+
+
+class LossSpikes:
+    """Counts the spikes between checkpoints; its state is stored with them, so that a resumed run finds the same."""
+
+    def __init__(self, recorded: Mapping[str, float] | None = None):
+        """`recorded` are the metrics of the checkpoint from which a run goes on."""
+        state = recorded or {}
+        self._level, self._variance = state.get("loss_level", math.nan), state.get("loss_variance", math.nan)
+        self._count, self._step, self._loss = 0, 0, 0.0
+
+    def add(self, step: int, loss: float) -> None:
+        """Take the loss of the batch of the update that led to `step`."""
+        if not math.isfinite(self._level):
+            self._level, self._variance = loss, 0.0
+            return
+        most = self._level + max(LEAST, self._level, DEVIATIONS * math.sqrt(self._variance))
+        if loss > most:
+            self._count += 1
+            if loss > self._loss:
+                self._step, self._loss = step, loss
+        deviation = min(loss, most) - self._level
+        self._level += deviation / MEMORY
+        self._variance = (1 - 1 / MEMORY) * (self._variance + deviation**2 / MEMORY)
+
+    def pop(self) -> dict[str, float]:
+        """The metrics of a checkpoint; the count is then reset."""
+        metrics = {
+            "spikes": float(self._count),
+            "spike_step": float(self._step),
+            "spike_loss": self._loss,
+            "loss_level": self._level,
+            "loss_variance": self._variance,
+        }
+        self._count, self._step, self._loss = 0, 0, 0.0
+        return metrics

@@ -205,6 +205,9 @@ def test_another_kind_of_model_starts_from_its_defaults():
         "classifier_depth": 3,
         "classifier_width": 64,
         "classifier_init_variance": 2.0,
+        "classifier_init": "normal",
+        "readout_bias": False,
+        "attention_init_std": 0.0,
     }
     with pytest.raises(MechinterpError, match="unknown model 'lstm'"):
         changed.updated({"model.kind": "lstm"})

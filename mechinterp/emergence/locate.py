@@ -37,6 +37,7 @@ from mechinterp.emergence.noise import (
     robust_factor,
 )
 from mechinterp.errors import MechinterpError, NamedEnum
+from mechinterp.training.spikes import SPIKES
 
 Scale = Literal["step", "log_step"]
 
@@ -180,7 +181,7 @@ def describe(name: str, emergence: Emergence | pd.Series) -> str:
 
 def emergence_table(table: pd.DataFrame, measures: Sequence[str] | None = None) -> pd.DataFrame:
     """`locate_emergence` of every column of a table of measures: one row per measure."""
-    names = list(table.columns) if measures is None else list(measures)
+    names = [name for name in table if name not in SPIKES] if measures is None else list(measures)
     rows = {name: locate_or_say_why(pd.Series(table[name])).to_dict() for name in names}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
 

@@ -17,6 +17,7 @@ from mechinterp.models.network import Network, hook_names
 from mechinterp.run import Run
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.torch_state import torch_defaults
+from mechinterp.training.spikes import SPIKES
 
 _PART = 250
 """Sequences in one forward pass: their activations stay in cache, which takes half the time of a thousand at once."""
@@ -82,7 +83,9 @@ def measure(
     """Progress measures of a run: one row per checkpoint (index ``step``), one column per measure.
 
     A measure is the mean over `n_sequences` sequences of an evaluation set, the same ones at every step (`seed` chooses
-    others). By default all measures that apply and all saved steps; an unknown name or step raises.
+    others). By default all measures that apply and all saved steps, and ``spikes``, ``spike_step`` and
+    ``spike_height``, the loss spikes of training since the checkpoint before (`training.spikes`). An unknown name or
+    step raises.
     `progress` shows a bar on a terminal.
 
     Measures are of the weights, without the interventions of training. Where interventions act on activations,
@@ -106,7 +109,8 @@ def measure(
     ]
     released = [column.name for column in columns]
     clamped = [f"clamped_{name}" for name in released if rows and f"clamped_{name}" in rows[0]]
-    return pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=released + clamped)
+    table = pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=released + clamped)
+    return table if names else table.join(run.metrics[list(SPIKES)])
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.models.registry import parameter_shapes
+from mechinterp.training.spikes import SPIKES
 
 FORMAT = "mechinterp-run"
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "diverged", "failed")
 """The meaning of the number in /status; `running` in a file without a writer: its writer was killed."""
-METRICS = ("train_loss", "train_accuracy", "spikes", "spike_step", "spike_loss", "loss_level", "loss_variance")
+METRICS = ("train_loss", "train_accuracy", *SPIKES, "loss_level", "loss_variance")
 """Of the training batches since the previous checkpoint: mean loss and accuracy; the number of loss spikes, and step
 and loss of the highest, 0 without one; and the level and variance of the loss, from which spikes are told
 (`training.spikes`). Not a number at step 0, except the counts."""

@@ -14,6 +14,8 @@ what the network had learned may be gone afterwards.
 import math
 from collections.abc import Mapping
 
+SPIKES = ("spikes", "spike_step", "spike_height")
+"""Metrics of a checkpoint: the number of spikes since the one before, and step and loss of the highest (0: none)."""
 MEMORY = 200
 """Steps over which the level and the variance forget."""
 LEAST = 0.3
@@ -50,7 +52,7 @@ class LossSpikes:
         metrics = {
             "spikes": float(self._count),
             "spike_step": float(self._step),
-            "spike_loss": self._loss,
+            "spike_height": self._loss,
             "loss_level": self._level,
             "loss_variance": self._variance,
         }

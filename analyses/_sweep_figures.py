@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from analyses.claims.scaling import Samples, power_law
+from analyses.claims.scaling import power_law
 from mechinterp.errors import MechinterpError
 from mechinterp.report.figures import COLOURS, NAMES
 
@@ -163,29 +163,26 @@ def race(table: pd.DataFrame, alone: pd.DataFrame, title: str) -> go.Figure:
     return figure.update_layout(template="plotly_white", title=title, height=640, width=760)
 
 
-def laws(samples: Mapping[str, Samples], x: str, y: str, title: str) -> go.Figure:
-    """Something against a setting on logarithmic axes: every run as a point, and the power law through the medians.
+def laws(tables: Mapping[str, pd.DataFrame], x: str, y: str, title: str) -> go.Figure:
+    """Something against a setting on logarithmic axes: every run as a point, and the power law of its seeds.
 
-    By name, the samples of `studies.scaling`, each in a colour of its own (of eight, in turn); values that are not
-    finite are left out, and a law that cannot be fitted.
+    By name, tables of seeds × settings, each in a colour of its own (of eight, in turn); values that are not finite are
+    left out, and a law that cannot be fitted.
     """
     figure = go.Figure()
-    for (name, own), colour in zip(samples.items(), cycle(SERIES)):
-        at = np.concatenate([np.full(len(values), setting) for setting, values in own.items()])
-        values = np.concatenate([np.asarray(each, dtype=float) for each in own.values()])
+    for (name, own), colour in zip(tables.items(), cycle(SERIES)):
+        at = np.tile([float(str(setting)) for setting in own], len(own))
+        values = own.to_numpy(dtype=float).ravel()
         shown, marker = np.isfinite(values), {"color": colour, "opacity": 0.6, "size": 7}
         figure.add_scatter(x=at[shown], y=values[shown], mode="markers", marker=marker, name=name, legendgroup=name)
         with suppress(MechinterpError):
-            law = power_law(own, n_bootstrap=200)
+            law = power_law(own)
             span = np.array([at.min(), at.max()])
-            text = f"∝ {x}^{law.exponent:.2f}"
-            if any(len(values) > 1 for values in own.values()):  # else no seeds can be drawn anew
-                text += f" ({law.low:.2f} to {law.high:.2f})"
-            line = {"color": colour, "width": 1.5}
-            figure.add_scatter(
-                x=span, y=law.prefactor * span**law.exponent, mode="lines", line=line, name=text, legendgroup=name
-            )
-    ticks = sorted({setting for own in samples.values() for setting in own})
+            text = f"∝ {x}^{law.exponent}" if len(own) > 1 else f"∝ {x}^{law.exponent.value:.2f}"
+            line = {"color": colour, "width": 1.5, "dash": "solid" if law.is_straight else "dot"}
+            height = law.prefactor * span**law.exponent.value
+            figure.add_scatter(x=span, y=height, mode="lines", line=line, name=text, legendgroup=name)
+    ticks = sorted({float(str(setting)) for own in tables.values() for setting in own})
     figure.update_xaxes(title=x, type="log", tickvals=ticks, ticktext=[f"{each:g}" for each in ticks])
     figure.update_yaxes(title=y, type="log")
     return figure.update_layout(template="plotly_white", title=title, height=460, width=760)

@@ -19,7 +19,7 @@ import pandas as pd
 from analyses._common import StudyAnalysis, StudyResult, run_analysis
 from analyses._sweep_figures import laws
 from analyses.claims.scaling import power_law
-from analyses.claims.verdicts import Verdict, verdict_table
+from analyses.claims.verdicts import Claim, Verdict, by_seed, verdict_table
 from mechinterp.emergence import first_above
 from mechinterp.errors import MechinterpError
 
@@ -57,30 +57,31 @@ def turning_points(path: Path) -> dict[int, float]:
         ) from None
 
 
-def alone(done: StudyResult) -> tuple[dict[float, list[float]], dict[int, list[float]]]:
-    """By K, I_K(∞) of the runs that can only memorise; by B, t_ICL of those that can only learn in context."""
-    memory: dict[float, list[float]] = {}
+def alone(done: StudyResult) -> tuple[pd.DataFrame, dict[int, list[float]]]:
+    """I_K(∞) by seed and K of the runs that can only memorise; by B, t_ICL of those that can only learn in context."""
+    memory: list[dict[str, float]] = []
     times: dict[int, list[float]] = {}
     for row in done.settings(SETTINGS).sort_values(["K", "B"]).to_dict("records"):
         table = done.measured[row["variant"], row["seed"]]
         if row["B"] == 0:
             wrong = 1 - table["iwl_accuracy"]
             at = wrong.index.to_numpy(float) * row["rate"]
-            memory.setdefault(float(row["K"]), []).append(float(np.trapezoid(wrong, at) / wrong.iloc[0]))
+            whole = float(np.trapezoid(wrong, at) / wrong.iloc[0])
+            memory.append({"K": row["K"], "seed": row["seed"], "I_K": whole})
         else:
             step = first_above(table["icl_accuracy"])
             times.setdefault(row["B"], []).append(np.inf if step is None else step * row["rate"])
-    return memory, times
+    return by_seed(pd.DataFrame(memory), "I_K", "K"), times
 
 
-def bridge(memory: dict[float, list[float]], times: dict[int, list[float]], observed: dict[int, float]) -> pd.DataFrame:
+def bridge(memory: pd.DataFrame, times: dict[int, list[float]], observed: dict[int, float]) -> pd.DataFrame:
     """By B: t_ICL, I_K(∞) = prefactor · K^ν, the K at which they are equal, and where figure 2a turns over."""
     law, rows = power_law(memory), []
     for B, own in times.items():
         time = float(np.median(own))
-        row = {"B": B, "t_ICL": time, "prefactor": law.prefactor, "nu": law.exponent, "nu_low": law.low}
-        predicted = (time / law.prefactor) ** (1 / law.exponent)
-        rows.append(row | {"nu_high": law.high, "predicted": predicted, "observed": observed.get(B, np.nan)})
+        row = {"B": B, "t_ICL": time, "prefactor": law.prefactor, "nu": law.exponent.value, "nu_low": law.exponent.low}
+        predicted = (time / law.prefactor) ** (1 / law.exponent.value)
+        rows.append(row | {"nu_high": law.exponent.high, "predicted": predicted, "observed": observed.get(B, np.nan)})
     return pd.DataFrame(rows)
 
 
@@ -89,11 +90,10 @@ def of_bridge(found: pd.DataFrame) -> Verdict:
     ratios, rows = found["predicted"] / found["observed"], found.to_dict("records")
     each = ", ".join(f"B = {row['B']}: K = {row['predicted']:.0f}, observed {row['observed']:.0f}" for row in rows)
     law = "{prefactor:.3g} K^{nu:.2f} ({nu_low:.2f} to {nu_high:.2f})".format(**rows[0])
-    claim = "in the network of 2023 ICL takes over where t_ICL = I_K(∞), within a factor of 2, at every B"
-    word = "reproduced" if bool(ratios.between(0.5, 2).all()) else "not reproduced"
-    if not np.isfinite(ratios).all():
-        word = "undecided"
-    return Verdict("2023, 2a", claim, word, f"{len(found)} B", f"I_K(∞) = {law}; {each}")
+    claim = Claim("2023, 2a", "does ICL take over where t_ICL = I_K(∞) in the network of Reddy 2023?", "our question")
+    holds = bool(ratios.between(0.5, 2).all()) if np.isfinite(ratios).all() else None
+    rule = "K predicted within a factor of 2 of that at which figure 2a turns over, at every B"
+    return Verdict.on(claim, rule, holds, f"{len(found)} B", f"I_K(∞) = {law}; {each}")
 
 
 if __name__ == "__main__":

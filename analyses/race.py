@@ -2,18 +2,19 @@
 
     python -m analyses.race [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the studies ``race_*.toml`` and writes, for each, its tables and its page; and to ``race_diversity/`` the figures,
-``times.csv`` (t_ICL of every run without a dataset to memorise), ``thresholds.csv`` (K* at every N, fitted and
-predicted), ``memory.csv`` (I_K(∞) of every K), ``cost.csv`` and ``verdicts.csv``: every claim with what was found
-(`analyses.claims.race`). The theory's own figures are drawn by ``race_landscape``; ``bridge`` asks the same of the
-network of Reddy 2023.
+Does the studies ``race_*.toml`` of the presets ``nguyen2024-fast`` and ``nguyen2024-minimal`` and writes, for each, its
+tables and its page; and to ``race_diversity/`` the figures, ``times.csv`` (t_ICL of every run without a dataset to
+memorise), ``thresholds.csv`` (K* of every seed at every N, measured and predicted), ``memory.csv`` (I_K(∞) of every K),
+``cost.csv`` and ``verdicts.csv``: every claim with its rule and what was found (`analyses.claims.race`). ``race_authors``
+asks the same under the conventions of the authors' code, ``race_conventions`` which of them matter. The theory's own
+figures are drawn by ``race_landscape``; ``bridge`` asks the same of the network of Reddy 2023.
 
-Times are in units of steps × learning rate, in which gradient flow does not depend on the learning rate. "Network" is
-that of ``race_diversity``, which has width 128 (512 at the paper's scale), unless a width is named.
+Times are in units of steps × learning rate. They depend on the learning rate: at 0.1, I_K(∞) and t_ICL are 14 to 23 %
+longer than at 0.01, and after some 5,000 steps the loss spikes, so that runs are judged up to their first spike.
+"Network" is that of ``race_diversity``, which has width 128 (512 at the paper's scale), unless a width is named.
 """
 
 from collections.abc import Hashable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +25,15 @@ import plotly.graph_objects as go
 from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
 from analyses._sweep_figures import bands, clouds, laws, paths, strips
 from analyses.claims import race as claims
-from analyses.claims.race import IC, IWL, samples
-from analyses.claims.scaling import power_law, threshold
-from analyses.claims.verdicts import verdict_table
+from analyses.claims.race import IC, IWL
+from analyses.claims.scaling import power_law, thresholds
+from analyses.claims.verdicts import by_seed, verdict_table
 from mechinterp.circuits.additive_order_parameters import order_parameters_of_run
 from mechinterp.emergence import first_above
 from mechinterp.errors import MechinterpError
 from mechinterp.report.study import variant_curves
 from mechinterp.run import open_run
-from mechinterp.theory.kinetics import other_loss, transient_w
+from mechinterp.theory.kinetics import memorised, other_loss, transient_w
 
 SETTINGS = {
     "K": "task.n_items",
@@ -58,7 +59,7 @@ MEMORISING = {
 """What the grids of ``race_memory`` train."""
 
 Learning = dict[tuple[str, int, int], pd.DataFrame]
-"""The race's coordinates of a run (`circuits.race`) over steps × learning rate, by what it is of, K and seed."""
+"""c₁, c₂, c₃ and I_K of a run (``memorised``) over steps × learning rate, by what it is of, K and seed."""
 
 
 @dataclass
@@ -68,39 +69,40 @@ class Race(StudyAnalysis):
     def execute(self) -> None:
         timed, others = self.conducted("race_time"), self.conducted("race_time_others")
         done, additive = self.conducted("race_diversity"), self.conducted("race_additive")
-        near, memory = self.conducted("race_boundary"), self.conducted("race_memory")
+        memory, balanced = self.conducted("race_memory"), self.conducted("race_balanced")
         fading, weaker = self.conducted("race_transience"), self.conducted("race_additive_transience")
-        balanced = self.conducted("race_balanced")
-        times = pd.concat([times_of(timed), times_of(others)])
+        times = pd.concat([times_of(timed, TIMED), times_of(others, TIMED)])
         diversity = pd.concat(
             [
                 done.settings(SETTINGS).assign(what="network"),
                 additive.settings(SETTINGS).assign(what="additive model"),
             ]
         )
-        learning = self._memorising(memory)
-        memorised = memorised_of(learning)
-        thresholds = thresholds_of(diversity, times, memorised)
+        learning = learning_of(memory, MEMORISING)
+        learnt = memorised_of(learning)
+        crossed = thresholds_of(diversity, times, learnt)
         resting = self._resting(weaker)
-        held, crowded = balanced.settings(SETTINGS), near.settings(SETTINGS)
+        contexts = balanced.settings(SETTINGS)
         losses = {"network": losses_of(fading), "additive model": losses_of(weaker)}
-        for name, table in (("times", times), ("memory", memorised), ("thresholds", thresholds)):
+        curves = curves_of(timed, TIMED) | curves_of(others, TIMED)
+        for name, table in (("times", times), ("memory", learnt), ("thresholds", crossed)):
             table.to_csv(done.out / f"{name}.csv", index=False, float_format="%.5g")
-        studies = (timed, others, done, additive, near, memory, fading, weaker, balanced)
-        costs(*studies).to_csv(done.out / "cost.csv", index=False)
+        costs(timed, others, done, additive, memory, fading, weaker, balanced).to_csv(
+            done.out / "cost.csv", index=False
+        )
+        shown = ("network of width 512", "additive model")
         found = verdict_table(
             [
                 *claims.of_diversity(diversity),
-                claims.of_groups(crowded),
                 *claims.of_times(times),
-                *claims.of_abruptness(curves_of(timed, others)),
-                *claims.of_memory(memorised),
-                *claims.of_thresholds(diversity, times, memorised, thresholds),
+                *claims.of_abruptness({key: curve for key, curve in curves.items() if key[0] in shown}),
+                *claims.of_memory(learnt),
+                *claims.of_thresholds(crossed, times, learnt),
                 *claims.of_transience("network", fading.settings(SETTINGS), fading.measured),
                 *claims.of_transience("additive model", weaker.settings(SETTINGS), weaker.measured),
                 claims.of_rest(resting),
                 *claims.of_losses(losses),
-                claims.of_balance(held),
+                claims.of_balance(contexts),
             ]
         )
         found.to_csv(done.out / "verdicts.csv", index=False)
@@ -108,53 +110,51 @@ class Race(StudyAnalysis):
             own = diversity[diversity["what"] == what]
             done.write(bands(own, "K", [IC, IWL], "N", f"More pairs, other solution ({what})", log_x=True), name)
         done.write(variant_curves(timed.study, timed.measured, "icl_accuracy"), "abrupt")
-        scaling = {name: samples(own, "N", "time") for name, own in times.groupby("what", sort=False)}
-        done.write(laws(scaling, "N", "t_ICL", "Time to learn in context"), "times")
+        for what, name in (("network of width 512", "curves"), ("additive model", "curves_additive")):
+            done.write(curves_by(curves, what, "ICL is acquired abruptly"), name)
+        done.write(laws(tables_of(times, "N", "time"), "N", "t_ICL", "Time to learn in context"), "times")
         at = {
-            f"{what}, {how}": samples(own, "N", how)
-            for what, own in thresholds.groupby("what", sort=False)
+            f"{what}, {how}": by_seed(own, how, "N")
+            for what, own in crossed.groupby("what", sort=False)
             for how in ("fitted", "predicted")
         }
         done.write(laws(at, "N", "K*", "Where ICL takes over"), "thresholds")
-        learnt = {name: samples(own, "K", "I_K") for name, own in memorised.groupby("what", sort=False)}
-        done.write(laws(learnt, "K", "I_K(∞)", "Time to memorise"), "memory")
+        done.write(laws(tables_of(learnt, "K", "I_K"), "K", "I_K(∞)", "Time to memorise"), "memory")
         done.write(order_parameters(learning, "network"), "order_parameters")
-        crowded["setting"] = "N = " + crowded["N"].astype(str) + ", K = " + crowded["K"].astype(str)
-        done.write(strips(crowded, "setting", [IC], "Near K*: every seed"), "boundary")
         done.write(variant_curves(fading.study, fading.measured, "icl_accuracy"), "transience")
         done.write(variant_curves(weaker.study, weaker.measured, "icl_accuracy"), "transience_additive")
+        done.write(lost_by_decay(fading), "lost")
         done.write(at_rest(resting), "rest")
         for what, name in (("network", "losses"), ("additive model", "losses_additive")):
             done.write(losses_by_phase(losses[what], what), name)
-        shown = held.assign(contexts=held["balanced"].map({True: "N/2 of each label", False: "labels at random"}))
-        shown["setting"] = "K = " + shown["K"].astype(str) + ", " + shown["contexts"]
-        done.write(strips(shown, "setting", [IC], "Balanced contexts: every seed"), "balanced")
-        print(thresholds.round(2).to_string(index=False))
-        print(found.drop(columns="numbers").to_string(index=False))
-
-    def _memorising(self, done: StudyResult) -> Learning:
-        """What every run learned in which only the MLP learns."""
-        return {
-            (MEMORISING[grid_of(row["variant"])], row["K"], row["seed"]): self._over_time(row)
-            for row in done.settings(SETTINGS).to_dict("records")
-        }
+        table = contexts.assign(contexts=contexts["balanced"].map({True: "N/2 of each label", False: "at random"}))
+        table["setting"] = "K = " + table["K"].astype(str) + ", " + table["contexts"]
+        done.write(strips(table, "setting", [IC], "Balanced contexts: every seed"), "balanced")
+        done.write(balanced_curves(balanced), "balanced_curves")
+        print(crossed.groupby(["what", "N"], sort=False).median(numeric_only=True).round(2).to_string())
+        print(found[["figure", "sentence", "verdict", "runs", "false_positive", "power"]].to_string(index=False))
 
     def _resting(self, done: StudyResult) -> pd.DataFrame:
         """w and where it would come to rest, W(c₃/λ), at every checkpoint of the runs in which it decays."""
         tables = []
         for row in done.settings(SETTINGS).to_dict("records"):
             if row["decay"]:
-                found = self._over_time(row)
-                rest = transient_w(found["c3"].to_numpy(), row["decay"])
+                table = self._over_time(row)
+                rest = transient_w(table["c3"].to_numpy(), row["decay"])
                 accuracy = done.measured[row["variant"], row["seed"]]["icl_accuracy"].to_numpy()
-                columns = {"w": found["w"], "rest": rest, "icl_accuracy": accuracy, "decay": row["decay"]}
+                columns = {"w": table["w"], "rest": rest, "icl_accuracy": accuracy, "decay": row["decay"]}
                 tables.append(pd.DataFrame(columns | {"seed": row["seed"]}).rename_axis("t").reset_index())
         return pd.concat(tables)
 
     def _over_time(self, row: dict[Hashable, Any]) -> pd.DataFrame:
-        """The race's coordinates of a run, by steps × learning rate."""
+        """The order parameters of a run, by steps × learning rate."""
         table = order_parameters_of_run(open_run(self.runs / f"{row['run']}.h5"))
-        return table.set_index(pd.Index(table.index.to_numpy(float) * row["rate"], name="steps × learning rate"))
+        return over_time(table, row["rate"])
+
+
+def over_time(table: pd.DataFrame, rate: float) -> pd.DataFrame:
+    """A run's table, by steps × learning rate."""
+    return table.set_index(pd.Index(table.index.to_numpy(float) * rate, name="steps × learning rate"))
 
 
 def grid_of(variant: str) -> str:
@@ -162,25 +162,43 @@ def grid_of(variant: str) -> str:
     return variant.split()[0]
 
 
-def times_of(done: StudyResult) -> pd.DataFrame:
-    """t_ICL of every run: what it is of, N, seed, time; infinite where ICL was not acquired."""
+def tables_of(table: pd.DataFrame, over: str, column: str) -> dict[str, pd.DataFrame]:
+    """By what it is of, a column by seed and setting."""
+    return {str(what): by_seed(own, column, over) for what, own in table.groupby("what", sort=False)}
+
+
+def times_of(done: StudyResult, names: dict[str, str]) -> pd.DataFrame:
+    """t_ICL of every run: what it is of (by the name of its grid), N, K, seed, time; infinite if ICL was not acquired.
+
+    ``end`` is the time at the end of the run.
+    """
     rows = []
     for row in done.settings(SETTINGS).to_dict("records"):
-        step = first_above(done.measured[row["variant"], row["seed"]]["icl_accuracy"])
-        time = np.inf if step is None else step * row["rate"]
-        rows.append({"what": TIMED[grid_of(row["variant"])], "N": row["N"], "seed": row["seed"], "time": time})
+        curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
+        step, end = first_above(curve), float(curve.index[-1]) * row["rate"]
+        about = {"what": names[grid_of(row["variant"])], "N": row["N"], "K": row["K"], "seed": row["seed"]}
+        rows.append(about | {"time": np.inf if step is None else step * row["rate"], "end": end})
     return pd.DataFrame(rows)
 
 
-def curves_of(*studies: StudyResult) -> dict[tuple[str, int, int], pd.Series]:
+def curves_of(done: StudyResult, names: dict[str, str]) -> dict[tuple[str, int, int], pd.Series]:
     """IC accuracy over the steps of all runs, by what they are of, N and seed."""
     return {
-        (TIMED[grid_of(row["variant"])], row["N"], row["seed"]): pd.Series(
+        (names[grid_of(row["variant"])], row["N"], row["seed"]): pd.Series(
             done.measured[row["variant"], row["seed"]]["icl_accuracy"]
         )
-        for done in studies
         for row in done.settings(SETTINGS).to_dict("records")
     }
+
+
+def learning_of(done: StudyResult, names: dict[str, str]) -> Learning:
+    """What every run learned in which only the MLP learns."""
+    learning: Learning = {}
+    for row in done.settings(SETTINGS).to_dict("records"):
+        table = over_time(done.measured[row["variant"], row["seed"]], row["rate"])
+        table["memorised"] = memorised(table.index.to_numpy(float), table["c1"].to_numpy(float))
+        learning[names[grid_of(row["variant"])], row["K"], row["seed"]] = table
+    return learning
 
 
 def memorised_of(learning: Learning) -> pd.DataFrame:
@@ -193,25 +211,25 @@ def memorised_of(learning: Learning) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def thresholds_of(diversity: pd.DataFrame, times: pd.DataFrame, memorised: pd.DataFrame) -> pd.DataFrame:
-    """K* at every N: fitted to IC accuracy, and predicted from t_ICL = I_K(∞), both of the same kind of network.
+def thresholds_of(diversity: pd.DataFrame, times: pd.DataFrame, learnt: pd.DataFrame) -> pd.DataFrame:
+    """K* of every seed at every N: where IC accuracy rises through 0.75, and where t_ICL = I_K(∞), of the same network.
 
-    Not a number where IC accuracy does not turn over between the K that were run.
+    Not a number where IC accuracy does not turn over between the K that were run, and where no law is found.
     """
-    rows = []
+    tables = []
     for what, runs in diversity.groupby("what", sort=False):
-        law = power_law(samples(memorised[memorised["what"] == what], "K", "I_K"))
+        try:
+            law = power_law(by_seed(learnt[learnt["what"] == what], "I_K", "K"))
+        except MechinterpError:
+            law = None
         timed = times[times["what"] == what]
         for N, own in runs.groupby("N"):
             time = float(timed.loc[timed["N"] == N, "time"].median())
-            predicted = (time / law.prefactor) ** (1 / law.exponent)
-            row = {"what": what, "N": N, "t_ICL": time, "predicted": predicted}
-            with suppress(MechinterpError):
-                found = threshold(samples(own, "K", IC))
-                row |= {"fitted": found.at, "low": found.low, "high": found.high, "sharpness": found.sharpness}
-            rows.append(row)
-    columns = ["what", "N", "fitted", "low", "high", "sharpness", "t_ICL", "predicted"]
-    return pd.DataFrame(rows, columns=columns)
+            predicted = np.nan if law is None else (time / law.prefactor) ** (1 / law.exponent.value)
+            ic = by_seed(own, IC, "K")
+            row = {"what": what, "N": N, "t_ICL": time, "predicted": predicted, "fitted": thresholds(ic)}
+            tables.append(pd.DataFrame(row | {"seed": ic.index}))
+    return pd.concat(tables)[["what", "N", "seed", "fitted", "t_ICL", "predicted"]]
 
 
 def losses_of(done: StudyResult) -> pd.DataFrame:
@@ -232,6 +250,37 @@ def losses_by_phase(losses: pd.DataFrame, what: str) -> go.Figure:
     )
 
 
+def curves_by(curves: dict[tuple[str, int, int], pd.Series], what: str, title: str) -> go.Figure:
+    """IC accuracy of every seed over steps, a panel for every N (figures 2d and 3b)."""
+    panels: dict[str, dict[str, list[pd.Series]]] = {}
+    for (own, N, seed), curve in curves.items():
+        if own == what:
+            panels.setdefault(f"N = {N}", {}).setdefault(f"seed {seed}", []).append(curve)
+    return paths(panels, f"{title} ({what})")
+
+
+def balanced_curves(done: StudyResult) -> go.Figure:
+    """IC accuracy of every seed over steps where contexts have N/2 labels of each kind, a panel for every K (A.8)."""
+    panels: dict[str, dict[str, list[pd.Series]]] = {}
+    for row in done.settings(SETTINGS).to_dict("records"):
+        if row["balanced"]:
+            curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
+            panels.setdefault(f"K = {row['K']}", {}).setdefault(f"seed {row['seed']}", []).append(curve)
+    return paths(panels, "Balanced contexts: IC accuracy of every seed")
+
+
+def lost_by_decay(done: StudyResult) -> go.Figure:
+    """When every run has lost ICL, against the decay of attention (figure A.6); runs that have not are left out."""
+    rows = []
+    for row in done.settings(SETTINGS).to_dict("records"):
+        table = claims.before_spikes(done.measured[row["variant"], row["seed"]])
+        lost = claims.lost_at(table["icl_accuracy"])
+        if row["decay"] and lost is not None and np.isfinite(lost):
+            rows.append({"decay": row["decay"], "seed": row["seed"], "lost": lost * row["rate"]})
+    table = pd.DataFrame(rows, columns=["decay", "seed", "lost"]).astype({"lost": float})
+    return strips(table, "decay", ["lost"], "The more decay, the sooner ICL is lost", y="steps × learning rate")
+
+
 def order_parameters(learning: Learning, what: str) -> go.Figure:
     """c₁, c₂, c₃ and I_K over time, by the number of pairs (figures A.2 and A.3)."""
     shown = {"c1": "c₁", "c2": "c₂", "c3": "c₃", "memorised": "I_K"}
@@ -247,10 +296,10 @@ def at_rest(resting: pd.DataFrame) -> go.Figure:
     """w over time, and where it would come to rest (eq. 45), by the decay."""
     panels: dict[str, dict[str, list[pd.Series]]] = {}
     for _, own in resting.groupby(["decay", "seed"]):
-        over_time = own.set_index("t")
+        over = own.set_index("t")
         panel = panels.setdefault(f"λ = {own['decay'].iloc[0]:g}", {"w": [], "W(c₃/λ)": []})
         for name, column in (("w", "w"), ("W(c₃/λ)", "rest")):
-            panel[name].append(over_time[column].iloc[1:].rename_axis("steps × learning rate"))
+            panel[name].append(over[column].iloc[1:].rename_axis("steps × learning rate"))
     figure = paths(panels, "What attention adds follows what memory leaves to it (additive model)")
     return figure.update_yaxes(range=[0, 1.05 * float(resting["w"].max())])  # W jumps where a single item is forgotten
 

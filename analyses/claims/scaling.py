@@ -1,26 +1,48 @@
-"""How something scales, from runs of several seeds at each setting: power laws, lines and thresholds.
+"""How something scales, from runs of several seeds at each setting: power laws, and settings at which it turns over.
 
-What is fitted are medians over seeds (thresholds: all runs). Intervals are 95 % bootstrap intervals: the seeds of every
-setting are drawn anew, with replacement, and all is fitted again. They tell how sure the seeds leave one of the number,
-not how well the law holds; for that there is R² and the picture.
+Every seed gives an exponent of its own, by least squares through its values at all settings. Seeds are independent of
+one another, and their values at different settings are not, as they share initial weights; so intervals are those of
+the mean over seeds (Student's t). A power law has one exponent: where the local one changes over the range by more than
+its interval allows, there is none (`PowerLaw.is_straight`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
-from scipy.optimize import least_squares
-from scipy.special import expit
+from scipy.stats import t as student
 
+from mechinterp.emergence import level_crossing
 from mechinterp.errors import MechinterpError
-from mechinterp.randomness import Stream, generator
 
-Samples = Mapping[float, Sequence[float]]
-"""By the setting, what each seed came to; infinite where it never happened."""
+FEWEST = 2 / 3
+"""The least share of the seeds that must have finite values at all settings."""
 
-SHARPNESS = (0.5, 50.0)
-"""Of a threshold: between these."""
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over seeds of a quantity, with Student's t interval (95 %)."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+    """Standard error."""
+    n: int
+    """Seeds."""
+
+    @classmethod
+    def of(cls, values: Sequence[float] | Float[np.ndarray, "seeds"]) -> "Mean":
+        """The mean of independent values; one value has no interval."""
+        found, n = np.asarray(values, dtype=float), len(values)
+        error = float(found.std(ddof=1)) / n**0.5 if n > 1 else np.nan
+        half = float(student.ppf(0.975, n - 1)) * error if n > 1 else np.nan
+        return cls(float(found.mean()), float(found.mean()) - half, float(found.mean()) + half, error, n)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -28,148 +50,65 @@ class PowerLaw:
     """y = prefactor · x^exponent."""
 
     prefactor: float
-    exponent: float
-    low: float
-    """Of the exponent's 95 % interval."""
-    high: float
-    r2: float
-    """Share of the variance of ln y that it explains, of the medians."""
+    exponent: Mean
+    bend: Mean
+    """Change of the local exponent from the first setting to the last, by a parabola in logarithms; 0 of two settings."""
+    local: tuple[float, ...]
+    """Exponents between neighbouring settings, of the medians over seeds."""
 
+    @property
+    def is_straight(self) -> bool:
+        """Whether the change of the local exponent may be 0."""
+        return not (self.bend.low > 0 or self.bend.high < 0)
 
-@dataclass(frozen=True)
-class Line:
-    """y = intercept + slope · x."""
-
-    slope: float
-    low: float
-    """Of the slope's 95 % interval."""
-    high: float
-    intercept: float
-    r2: float
-    """Share of the variance of y that it explains, of the medians."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where values turn from `bottom` to `top`: y = bottom + (top − bottom) σ(sharpness · ln(x / at))."""
-
-    at: float
-    low: float
-    """Of the 95 % interval of `at`."""
-    high: float
-    sharpness: float
-
-
-def power_law(samples: Samples, *, n_bootstrap: int = 1000, seed: int = 0) -> PowerLaw:
-    """The power law through the medians over seeds, by least squares in logarithms.
-
-    At least three settings, all positive, with finite positive medians; MechinterpError otherwise.
-    """
-    x, medians = np.log(_settings(samples, 3)), np.log(_finite_medians(samples))
-    (exponent,), (intercept,) = _fit_lines(x, medians[None])
-    with np.errstate(invalid="ignore"):
-        slopes, _ = _fit_lines(x, np.log(np.median(_drawn(samples, n_bootstrap, seed), axis=-1)))
-    low, high = _interval(slopes)
-    r2 = _explained(medians, float(intercept) + float(exponent) * x)
-    return PowerLaw(float(np.exp(intercept)), float(exponent), low, high, r2)
-
-
-def line(samples: Samples, *, n_bootstrap: int = 1000, seed: int = 0) -> Line:
-    """The straight line through the medians over seeds; at least three settings, MechinterpError otherwise."""
-    x, medians = _settings(samples, 3), _finite_medians(samples)
-    (slope,), (intercept,) = _fit_lines(x, medians[None])
-    with np.errstate(invalid="ignore"):
-        slopes, _ = _fit_lines(x, np.median(_drawn(samples, n_bootstrap, seed), axis=-1))
-    low, high = _interval(slopes)
-    return Line(float(slope), low, high, float(intercept), _explained(medians, float(intercept) + float(slope) * x))
-
-
-def threshold(samples: Samples, bottom: float = 0.5, top: float = 1.0) -> Threshold:
-    """Where values turn from `bottom` to `top`, by least squares over all runs.
-
-    There must be settings whose median is below the middle and later ones above it; MechinterpError otherwise.
-    """
-    x, medians, middle = _settings(samples, 2), _finite_medians(samples), (bottom + top) / 2
-    if not (medians[0] < middle < medians[-1]):
-        raise MechinterpError(
-            f"there is no threshold: medians go from {medians[0]:.2f} at {x[0]:g} to {medians[-1]:.2f} at {x[-1]:g},"
-            f" and must pass {middle:g}; widen the range of settings"
+    def describe(self, x: str) -> str:
+        """The law with the intervals of its exponent and of its bend, and local exponents."""
+        local = ", ".join(f"{each:.2f}" for each in self.local)
+        return (
+            f"{self.prefactor:.3g} {x}^{self.exponent}; local exponents {local}, from first to last by"
+            f" {self.bend.value:+.2f} ({self.bend.low:+.2f} to {self.bend.high:+.2f})"
         )
-    means = np.array([[float(np.mean(own)) for own in samples.values()]])
-    (guess,), (sharp,) = _fit_thresholds(samples, means, bottom, top)
-    root = np.array([len(own) ** 0.5 for own in samples.values()])
-    found = least_squares(
-        lambda p: root * (bottom + (top - bottom) * expit(p[1] * (np.log(x) - p[0])) - means[0]),
-        [np.log(guess), sharp],
-        bounds=([np.log(x[0]), SHARPNESS[0]], [np.log(x[-1]), SHARPNESS[1]]),
-    )
-    low, high = _interval(threshold_draws(samples, bottom, top))
-    return Threshold(float(np.exp(found.x[0])), low, high, float(found.x[1]))
 
 
-def threshold_draws(
-    samples: Samples, bottom: float = 0.5, top: float = 1.0, *, n_bootstrap: int = 200, seed: int = 0
-) -> Float[np.ndarray, "draws"]:
-    """Where the threshold is when the seeds of every setting are drawn anew: for intervals of what follows from it."""
-    _settings(samples, 2)
-    return _fit_thresholds(samples, _drawn(samples, n_bootstrap, seed).mean(axis=-1), bottom, top)[0]
+def power_law(values: pd.DataFrame) -> PowerLaw:
+    """The power law of a table of seeds × settings (`by_seed`), of at least two settings, all positive and ascending.
 
-
-def _fit_thresholds(
-    samples: Samples, means: Float[np.ndarray, "draws settings"], bottom: float, top: float
-) -> tuple[Float[np.ndarray, "draws"], Float[np.ndarray, "draws"]]:
-    """The best of a grid of thresholds and sharpnesses, for every draw.
-
-    The sum over runs of (y − model)² is, but for a constant, that over settings of n (⟨y⟩ − model)².
+    Seeds without a finite positive value at some setting are left out; if more than a third are, MechinterpError.
     """
-    x, n = np.log(np.array(list(samples))), np.array([len(own) for own in samples.values()])
-    at, sharp = np.meshgrid(np.linspace(x[0], x[-1], 300), np.geomspace(*SHARPNESS, 40), indexing="ij")
-    at, sharp = at.ravel(), sharp.ravel()
-    model = bottom + (top - bottom) * expit(sharp[:, None] * (x - at[:, None]))
-    best = ((model**2) @ n - 2 * (means * n) @ model.T).argmin(axis=-1)
-    return np.exp(at[best]), sharp[best]
+    x = np.array([float(str(setting)) for setting in values])
+    if len(x) < 2 or (x <= 0).any() or (np.diff(x) <= 0).any() or not len(values):
+        raise MechinterpError("a power law takes two settings or more, positive and ascending, each with runs")
+    table = values.to_numpy(dtype=float)
+    whole = np.isfinite(table).all(axis=1) & (table > 0).all(axis=1)
+    if whole.mean() < FEWEST:
+        odd = next(setting for setting, column in zip(values, table.T, strict=True) if not np.isfinite(column).all())
+        raise MechinterpError(f"{(~whole).sum()} of {len(whole)} seeds never got there (first at {odd}); train longer")
+    at, y = np.log(x), np.log(table[whole])
+    slope, intercept = np.polyfit(at, y.T, 1)
+    bend = 2 * np.polyfit(at, y.T, 2)[0] * (at[-1] - at[0]) if len(at) > 2 else np.zeros(len(y))
+    local = np.diff(np.median(y, axis=0)) / np.diff(at)
+    return PowerLaw(float(np.exp(intercept.mean())), Mean.of(slope), Mean.of(bend), tuple(local.tolist()))
 
 
-def _settings(samples: Samples, least: int) -> Float[np.ndarray, "settings"]:
-    x = np.array(list(samples), dtype=float)
-    if len(x) < least or (x <= 0).any() or (np.diff(x) <= 0).any() or not all(len(own) for own in samples.values()):
-        raise MechinterpError(f"a fit takes {least} settings or more, positive and ascending, each with runs")
-    return x
+def thresholds(values: pd.DataFrame, level: float = 0.75) -> Float[np.ndarray, "seeds"]:
+    """Of every seed, the setting at which its values rise through `level`, between those that were run (in logarithms).
+
+    Not a number where they do not (`level_crossing`).
+    """
+    x = np.log([float(str(setting)) for setting in values])
+    found = (level_crossing(pd.Series(row, index=x), level) for row in values.to_numpy(dtype=float))
+    return np.array([np.nan if at is None else np.exp(at) for at in found])
 
 
-def _finite_medians(samples: Samples) -> Float[np.ndarray, "settings"]:
-    found = np.array([np.median(np.asarray(own, dtype=float)) for own in samples.values()])
-    for setting, value in zip(samples, found, strict=True):
-        if not np.isfinite(value):
-            raise MechinterpError(f"at {setting:g} the median is {value}: most runs never got there; train them longer")
-    return found
-
-
-def _drawn(samples: Samples, n_bootstrap: int, seed: int) -> Float[np.ndarray, "draws settings runs"]:
-    """The seeds of every setting drawn anew; each as often as makes settings with other numbers of runs as long."""
-    rng, width = generator(seed, Stream.BOOTSTRAP), np.lcm.reduce([len(own) for own in samples.values()])
-    drawn = [rng.choice(np.asarray(own, dtype=float), (n_bootstrap, len(own))) for own in samples.values()]
-    return np.stack([np.repeat(values, width // values.shape[1], axis=1) for values in drawn], axis=1)
-
-
-def _fit_lines(
-    x: Float[np.ndarray, "settings"], y: Float[np.ndarray, "draws settings"]
-) -> tuple[Float[np.ndarray, "draws"], Float[np.ndarray, "draws"]]:
-    """Slope and intercept by least squares."""
-    centred = x - x.mean()
-    slope = (y * centred).sum(axis=-1) / (centred**2).sum()
-    return slope, y.mean(axis=-1) - slope * x.mean()
-
-
-def _explained(y: Float[np.ndarray, "settings"], fitted: Float[np.ndarray, "settings"]) -> float:
-    total = ((y - y.mean()) ** 2).sum()
-    return float(1 - ((y - fitted) ** 2).sum() / total) if total else 1.0
-
-
-def _interval(found: Float[np.ndarray, "draws"]) -> tuple[float, float]:
-    """95 % of the draws; those without an answer count as infinite on both sides."""
-    lost = ~np.isfinite(found)
-    low, high = (
-        np.quantile(np.where(lost, side, found), q, method="nearest") for side, q in ((-np.inf, 0.025), (np.inf, 0.975))
+def ratio(numerator: Mean, denominator: Mean) -> Mean:
+    """The ratio of two independent means, by propagation of their standard errors, with Welch's degrees of freedom."""
+    value = numerator.value / denominator.value
+    terms = [(each.error / each.value) ** 2 for each in (numerator, denominator)]
+    error, n = abs(value) * sum(terms) ** 0.5, min(numerator.n, denominator.n)
+    if not error > 0:
+        return Mean(value, value, value, 0.0, n) if error == 0 else Mean(value, np.nan, np.nan, np.nan, n)
+    degrees = sum(terms) ** 2 / sum(
+        term**2 / (each.n - 1) for term, each in zip(terms, (numerator, denominator), strict=True)
     )
-    return float(low), float(high)
+    half = float(student.ppf(0.975, degrees)) * error
+    return Mean(value, value - half, value + half, error, n)

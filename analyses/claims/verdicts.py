@@ -1,52 +1,165 @@
-"""Does a study bear a claim out? Verdicts over seeds, each with the numbers behind it.
+"""Does a study bear a claim out? Verdicts by rules that are fixed before the runs, each with the numbers behind it.
 
-A claim is a condition on one seed's runs. It is **reproduced** if every seed meets it, **not reproduced** if none does,
-and **undecided** otherwise: no seed is left out, and none outweighs another.
+A claim is a sentence of a paper, or a question of our own. A rule comes to one of three ends: it holds, it does not,
+or the runs do not tell. A claim of a paper that holds is **reproduced**. One that does not hold is **not reproduced** where
+the runs follow the paper in all that it states and its authors' code settles, and **another convention** where they
+differ in something that may matter. A question is answered **yes** or **no**. All else is **undecided**: a test that is
+not significant never says that a claim is wrong.
+
+Every rule comes with the probability that it holds by chance (`false_positive`), and that it holds where the claim is
+true (`power`). By chance means:
+
+* seeds: each meets the condition with probability ½, or with that of a random order of its values; of n seeds all do.
+  The power is that of seeds that meet it with probability 0.95;
+* an interval that must lie within bounds: the value is at one of the bounds. The power is that for a value midway;
+* a test: its level, 0.05. The power is said beside the test.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import comb
+from itertools import permutations
+from math import comb, prod
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.studies.study import Study
 
 TREND_SLACK = 0.05
 """How far a value may go against a trend from one setting to the next."""
+LEVEL = 0.05
+"""The level of tests."""
+MET = 0.95
+"""Probability with which a seed meets a condition where the claim is true."""
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The verdict on one claim."""
+class Claim:
+    """What is judged."""
 
     figure: str
-    """The figure or equation of the paper."""
-    claim: str
-    """The claim, in a sentence."""
+    """The figure, equation or section."""
+    sentence: str
+    """The sentence of the paper, shortened, or our own question."""
+    source: Literal["paper", "blog", "our question"] = "paper"
+    conventions: str = "the paper's"
+    """What the runs follow. Anything but "the paper's …" or "the authors' …" counts as another convention."""
+
+    def word(self, holds: bool | None) -> str:
+        """The verdict, from whether its rule holds; None: the runs do not tell."""
+        if holds is None:
+            return "undecided"
+        if self.source == "our question":
+            return "yes" if holds else "no"
+        if holds:
+            return "reproduced"
+        theirs = self.conventions.startswith(("the paper's", "the authors'"))
+        return "not reproduced" if theirs else "another convention"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a claim."""
+
+    figure: str
+    sentence: str
+    source: str
+    conventions: str
+    rule: str
+    """When the claim counts as true."""
     verdict: str
-    """reproduced, not reproduced or undecided."""
-    seeds: str
-    """Number of seeds that meet it, of all."""
+    """reproduced, not reproduced, another convention, yes, no or undecided."""
+    runs: str
+    """Number of seeds that meet the rule, of all, or the number of runs."""
+    false_positive: float
+    """Probability that the rule holds by chance."""
+    power: float
+    """Probability that it holds where the claim is true."""
     numbers: str
     """The measured numbers."""
 
+    @classmethod
+    def on(
+        cls,
+        claim: Claim,
+        rule: str,
+        holds: bool | None,
+        runs: str,
+        numbers: str,
+        *,
+        false_positive: float = np.nan,
+        power: float = np.nan,
+    ) -> "Verdict":
+        """The verdict on a claim, from whether its rule holds."""
+        return cls(
+            **asdict(claim),
+            rule=rule,
+            verdict=claim.word(holds),
+            runs=runs,
+            false_positive=false_positive,
+            power=power,
+            numbers=numbers,
+        )
 
-def judge(figure: str, claim: str, holds: Mapping[int, bool], numbers: str) -> Verdict:
-    """The verdict from whether each seed meets the claim."""
+
+def judge(claim: Claim, rule: str, holds: Mapping[int, bool], numbers: str, *, chance: float | None = None) -> Verdict:
+    """The verdict from whether each seed meets a condition: it holds if all do, and does not if none does.
+
+    `chance` is the probability that all meet it by chance, by default ½ for each.
+    """
     if not holds:
-        raise MechinterpError(f"{claim}: there is no seed to judge it by")
-    met = sum(holds.values())
-    verdict = "reproduced" if met == len(holds) else "not reproduced" if met == 0 else "undecided"
-    return Verdict(figure, claim, verdict, f"{met} of {len(holds)}", numbers)
+        raise MechinterpError(f"{claim.sentence}: there is no seed to judge it by")
+    met, n = sum(holds.values()), len(holds)
+    outcome = True if met == n else False if met == 0 else None
+    false_positive = 0.5**n if chance is None else chance
+    return Verdict.on(claim, rule, outcome, f"{met} of {n}", numbers, false_positive=false_positive, power=MET**n)
+
+
+def judge_trend(claim: Claim, rule: str, values: pd.DataFrame, least: float, numbers: str) -> Verdict:
+    """The verdict on a trend over settings, which each seed must show (`is_monotone`).
+
+    By chance the values of a seed are in random order: of each seed, the share of all orders that show the trend.
+    """
+    orders = list(permutations(range(values.shape[1])))
+    shares = [
+        np.mean([is_monotone(row.iloc[:, list(order)], least).popitem()[1] for order in orders])
+        for row in (values.iloc[[i]] for i in range(len(values)))
+    ]
+    return judge(claim, rule, is_monotone(values, least), numbers, chance=float(prod(shares)))
+
+
+def judge_interval(
+    claim: Claim, rule: str, interval: tuple[float, float], bounds: tuple[float, float], runs: str, numbers: str
+) -> Verdict:
+    """The verdict from a 95 % interval: it holds if that lies within bounds, and does not if it lies outside.
+
+    By chance the value is at a bound, which a two-sided interval misses with probability 0.025. The power is that for a
+    normal estimate of this width midway between the bounds.
+    """
+    (low, high), (least, most) = interval, bounds
+    if not np.isfinite([low, high]).all():
+        return Verdict.on(claim, rule, None, runs, numbers, false_positive=0.025, power=0.0)
+    holds = True if least <= low and high <= most else False if high < least or low > most else None
+    error = max((high - low) / 2 / norm.ppf(0.975), _ROUNDING)
+    power = max(0.0, 2 * norm.cdf((most - least) / 2 / error - norm.ppf(0.975)) - 1)
+    return Verdict.on(claim, rule, holds, runs, numbers, false_positive=0.025, power=float(power))
+
+
+def judge_test(
+    claim: Claim, rule: str, p: float, p_against: float, runs: str, numbers: str, *, power: float
+) -> Verdict:
+    """The verdict from a test of the claim and one of its contrary: whichever is significant."""
+    holds = True if p < LEVEL else False if p_against < LEVEL else None
+    return Verdict.on(claim, rule, holds, runs, numbers, false_positive=LEVEL, power=power)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One row per claim."""
-    return pd.DataFrame([asdict(each) for each in verdicts])
+    return pd.DataFrame([asdict(each) for each in verdicts]).round({"false_positive": 4, "power": 3})
 
 
 def with_settings(study: Study, table: pd.DataFrame, keys: Mapping[str, str]) -> pd.DataFrame:

@@ -5,8 +5,8 @@
 Each convention of the authors' code is replaced by that of the preset ``nguyen2024-fast``, one at a time. Does the
 studies ``race_conventions`` (t_ICL where nothing can be memorised), ``race_conventions_memory`` (I_K(∞) of two K, and
 the local exponent between them) and ``race_conventions_minimal`` (the additive model), and writes to
-``race_conventions/`` the table ``conventions.csv`` and a figure. Ratios are to the authors' conventions: of medians over
-seeds for t_ICL, and of means over seeds for I_K(∞), whose seeds differ little.
+``race_conventions/`` the table ``conventions.csv`` and a figure. Ratios are to the authors' conventions: of medians
+over seeds for t_ICL, and of means over seeds for I_K(∞), whose seeds differ little.
 """
 
 from dataclasses import dataclass

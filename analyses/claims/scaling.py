@@ -52,7 +52,7 @@ class PowerLaw:
     prefactor: float
     exponent: Mean
     bend: Mean
-    """Change of the local exponent from the first setting to the last, by a parabola in logarithms; 0 of two settings."""
+    """Change of the local exponent from first to last setting, by a parabola in logarithms; 0 of two settings."""
     local: tuple[float, ...]
     """Exponents between neighbouring settings, of the medians over seeds."""
 

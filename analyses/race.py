@@ -6,8 +6,8 @@ Does the studies ``race_*.toml`` of the presets ``nguyen2024-fast`` and ``nguyen
 tables and its page; and to ``race_diversity/`` the figures, ``times.csv`` (t_ICL of every run without a dataset to
 memorise), ``thresholds.csv`` (K* of every seed at every N, measured and predicted), ``memory.csv`` (I_K(∞) of every K),
 ``cost.csv`` and ``verdicts.csv``: every claim with its rule and what was found (`analyses.claims.race`).
-``race_authors`` asks the same under the conventions of the authors' code, ``race_conventions`` which of them matter. The theory's own
-figures are drawn by ``race_landscape``; ``bridge`` asks the same of the network of Reddy 2023.
+``race_authors`` asks the same under the conventions of the authors' code, ``race_conventions`` which of them matter.
+The theory's own figures are drawn by ``race_landscape``; ``bridge`` asks the same of the network of Reddy 2023.
 
 Times are in units of steps × learning rate. They depend on the learning rate: at 0.1, I_K(∞) and t_ICL are 14 to 23 %
 longer than at 0.01, and after some 5,000 steps the loss spikes, so that runs are judged up to their first spike.

@@ -42,8 +42,8 @@ class RaceConventions(StudyAnalysis):
 
 
 def setting_of(variant: str) -> str:
-    """The setting of a variant of a study of settings × a grid."""
-    return variant.split(", ")[0]
+    """The setting of a variant of a study of settings × a grid of one key."""
+    return variant.rsplit(" ", 2)[0]
 
 
 def times(done: StudyResult) -> pd.DataFrame:

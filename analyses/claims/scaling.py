@@ -59,7 +59,7 @@ class PowerLaw:
     @property
     def is_straight(self) -> bool:
         """Whether the change of the local exponent may be 0."""
-        return not (self.bend.low > 0 or self.bend.high < 0)
+        return not (self.bend.low > 1e-9 or self.bend.high < -1e-9)
 
     def describe(self, x: str) -> str:
         """The law with the intervals of its exponent and of its bend, and local exponents."""

@@ -3,8 +3,8 @@
 A claim is a sentence of a paper, or a question of our own. A rule comes to one of three ends: it holds, it does not,
 or the runs do not tell. A claim of a paper that holds is **reproduced**. One that does not hold is **not reproduced**
 where the runs follow the paper in all that it states and its authors' code settles, and **another convention** where
-they differ in something that may matter. A question is answered **yes** or **no**. All else is **undecided**: a test that is
-not significant never says that a claim is wrong.
+they differ in something that may matter. A question is answered **yes** or **no**. All else is **undecided**: a test
+that is not significant never says that a claim is wrong.
 
 Every rule comes with the probability that it holds by chance (`false_positive`), and that it holds where the claim is
 true (`power`). By chance means:

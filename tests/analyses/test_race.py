@@ -21,12 +21,16 @@ from analyses.claims.race import (
     of_losses,
     of_memory,
     of_rest,
+    of_tail,
     of_thresholds,
     of_times,
     of_transience,
     phases,
+    skewness_power,
 )
 from analyses.race import MEMORISING, Race, at_rest, memorised_of, order_parameters, thresholds_of
+from analyses.race_authors import RaceAuthors
+from analyses.race_conventions import RaceConventions
 from mechinterp.cli import run_command
 from mechinterp.config import ItemLabelConfig, PairedItemsConfig
 from mechinterp.errors import MechinterpError
@@ -41,7 +45,7 @@ def times(power: float = 1.0) -> pd.DataFrame:
     rows = []
     for what in ("network", "two layers", "additive model", "network of width 512"):
         for N in (8, 16, 32, 64):
-            late = (1.0, 0.99, 1.0, 1.01, 1.0, 1.1)
+            late = (1.0, 0.99, 1.0, 1.01, 1.0, 1.02)
             for seed in SEEDS:
                 time = float(Kinetics(2).learning_integral()) / 2 * N**power * late[seed]
                 rows.append({"what": what, "N": N, "seed": seed, "time": time})
@@ -75,23 +79,29 @@ def words(found) -> list[tuple[str, str]]:
 
 
 def of_scaling(runs: pd.DataFrame, timed: pd.DataFrame, memory: pd.DataFrame) -> list:
-    return of_thresholds(runs, timed, memory, thresholds_of(runs, timed, memory))
+    return of_thresholds(thresholds_of(runs, timed, memory), timed, memory)
 
 
 def test_planted_laws_are_reproduced():
-    assert {word for _, word in words(of_times(times()))} == {"reproduced"}
+    assert words(of_times(times())) == [
+        ("6b", "reproduced"),
+        ("A.5", "reproduced"),
+        ("eq. 11", "reproduced"),
+        ("6b", "reproduced"),
+        ("eq. 11", "yes"),
+    ]
     assert words(of_memory(memorised())) == [("5, A.3", "reproduced")] * 2
-    found = of_scaling(diversity(), times(), memorised())
-    assert words(found) == [(figure, "reproduced") for figure in ("6a", "6a, eq. 12", "eq. 12")] * 2
-    assert words(of_diversity(diversity())) == [(f, "reproduced") for f in ("2b, 2c, A.7",) * 2 + ("3a",) * 2]
+    expected = [("6a", "reproduced"), ("6a, eq. 13", "reproduced"), ("6a, eq. 12", "yes"), ("eq. 12", "yes")]
+    assert words(of_scaling(diversity(), times(), memorised())) == expected * 2
+    assert words(of_diversity(diversity())) == [(f, "reproduced") for f in ("2b, 2c, A.7",) * 3 + ("3a",) * 3]
 
 
 def test_k_star_is_found_and_predicted_where_memory_and_circuit_are_as_fast():
-    found = thresholds_of(diversity(), times(), memorised())
+    found = thresholds_of(diversity(), times(), memorised()).groupby(["what", "N"], sort=False).median().reset_index()
     assert found["what"].tolist() == ["network"] * 3 + ["additive model"] * 3
     known = (found["t_ICL"] / PREFACTOR) ** (1 / NU)
     assert found["predicted"].to_numpy() == pytest.approx(known.to_numpy(), rel=1e-6)
-    assert found["fitted"].to_numpy() == pytest.approx(known.to_numpy(), rel=0.05)
+    assert found["fitted"].to_numpy() == pytest.approx(known.to_numpy(), rel=0.2), "between the K that were run"
 
 
 def test_each_kind_of_network_is_predicted_from_its_own_laws():
@@ -102,40 +112,81 @@ def test_each_kind_of_network_is_predicted_from_its_own_laws():
 
 def test_other_laws_are_not_taken_for_these():
     found = dict.fromkeys(words(of_times(times(power=2.0))))
-    assert {("6b", "not reproduced"), ("A.5", "not reproduced"), ("eq. 11", "not reproduced")} <= set(found)
+    other = "another convention"
+    assert {("6b", other), ("A.5", other), ("eq. 11", other), ("eq. 11", "no")} == set(found)
     linear = memorised().assign(I_K=lambda t: 0.01 * t["K"])
-    assert words(of_memory(linear)) == [("5, A.3", "not reproduced")] * 2
-    assert [word for _, word in words(of_scaling(diversity(), times(), linear))][:2] == ["not reproduced"] * 2
+    assert words(of_memory(linear)) == [("5, A.3", other)] * 2
+    theirs = linear[linear["what"] == "network"].assign(what="the authors' network")
+    assert {word for _, word in words(of_memory(theirs))} == {"not reproduced"}
+    assert [word for _, word in words(of_scaling(diversity(), times(), linear))][1:3] == [other, "no"]
     mixed = diversity().assign(**{IC: 0.8, IWL: 0.8})
-    assert {word for _, word in words(of_diversity(mixed))} == {"not reproduced"}
+    assert {word for _, word in words(of_diversity(mixed))} == {other}
+
+
+def test_a_bent_curve_is_no_power_law_though_its_mean_exponent_is_right():
+    """From N = 8 to 64, local exponents from 0.5 to 1.5: 1 on the mean, R² of a line 0.98."""
+    bent = times().assign(time=lambda t: t["N"] * np.exp(0.24 * (np.log(t["N"] / 22.6)) ** 2) * (1 + 0.01 * t["seed"]))
+    found = of_times(bent)[0]
+    assert found.verdict == "another convention"
+    assert "no power law" in found.numbers
 
 
 def test_what_cannot_be_told_is_undecided():
     slow = memorised().assign(c1=0.02)
     assert words(of_memory(slow)) == [("5, A.3", "undecided")] * 2, "I_K has not come to its end"
-    assert {word for _, word in words(of_scaling(diversity(), times(), slow))} == {"undecided"}
+    assert {word for _, word in words(of_scaling(diversity(), times(), slow))[1:3]} == {"undecided"}
     noise = np.random.default_rng(0).lognormal(0, 1.5, len(memorised()))
     assert words(of_memory(memorised().assign(I_K=noise)))[0] == ("5, A.3", "undecided"), "any exponent would do"
     never = times().assign(time=lambda t: t["time"].where(t["N"] < 64, np.inf))
     found = of_times(never)[0]
     assert (found.figure, found.verdict) == ("6b", "undecided")
-    assert "at 64 the median is inf" in found.numbers
+    assert "6 of 6 seeds never got there (first at 64)" in found.numbers
     flat = diversity().assign(**{IC: 0.5})
     thresholds = thresholds_of(flat, times(), memorised())
     assert bool(thresholds["fitted"].isna().all())
-    assert {word for _, word in words(of_thresholds(flat, times(), memorised(), thresholds))} == {"undecided"}
+    assert {word for _, word in words(of_thresholds(thresholds, times(), memorised()))} == {"undecided"}
 
 
-def test_groups_of_seeds_are_told_from_an_even_spread():
-    ends = {"two": [0.5, 0.51, 0.52, 0.98, 0.99, 1.0], "even": np.linspace(0.5, 1.0, 6), "all": [0.99] * 6}
-    tables = {name: pd.DataFrame({"N": 8, "K": 100, "seed": SEEDS, IC: own}) for name, own in ends.items()}
-    assert of_groups(tables["two"]).verdict == "reproduced"
-    assert of_groups(tables["even"]).verdict == "not reproduced"
-    assert of_groups(tables["all"]).verdict == "undecided", "that K is not near K*"
-    both = of_groups(pd.concat([tables["two"], tables["even"].assign(K=200)]))
-    assert both.verdict == "undecided"
-    assert "K = 100: IC 0.50–1.00, 3 + 3 runs" in both.numbers
-    assert of_groups(pd.concat([tables["two"], tables["all"].assign(K=200)])).verdict == "reproduced"
+def seeds_near(times_of_seeds: np.ndarray, end: float = 1_000.0) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"what": "the authors' network", "N": 32, "K": 100, "seed": range(len(times_of_seeds)), "end": end}
+    ).assign(time=np.where(times_of_seeds <= end, times_of_seeds, np.inf))
+
+
+def test_early_or_never_is_told_from_times_that_go_on_until_the_end():
+    rng, never = np.random.default_rng(0), np.full(20, np.inf)
+    early = np.concatenate([np.exp(rng.uniform(np.log(50), np.log(150), 20)), never])
+    (found,) = of_groups(seeds_near(early))
+    assert (found.verdict, found.runs) == ("reproduced", "40 seeds")
+    assert found.power > 0.99
+    late = np.concatenate([[50.0], np.exp(rng.uniform(np.log(50), np.log(1_000), 19)), [999.0], never])
+    assert of_groups(seeds_near(late))[0].verdict == "not reproduced"
+    all_learn = np.exp(rng.uniform(np.log(50), np.log(150), 40))
+    assert of_groups(seeds_near(all_learn))[0].verdict == "undecided", "that K is not near K*"
+
+
+def test_times_that_go_on_until_the_end_are_taken_for_early_ones_as_often_as_the_level_says():
+    rng, found = np.random.default_rng(1), 0
+    for _ in range(400):
+        drawn = np.sort(np.exp(rng.uniform(np.log(50), np.log(1_000), 15)))
+        (verdict,) = of_groups(seeds_near(np.concatenate([drawn, np.full(15, np.inf)])))
+        found += verdict.verdict == "reproduced"
+    assert 0.03 <= found / 400 <= 0.07
+
+
+def test_a_long_tail_is_one_of_the_logarithms():
+    rng = np.random.default_rng(0)
+
+    def verdict(logs: np.ndarray):
+        table = {"what": "the authors' network", "N": 16, "seed": 0, "end": 9e9, "time": np.exp(logs)}
+        return of_tail(pd.DataFrame(table))[0]
+
+    gumbel = verdict(rng.gumbel(size=200))
+    assert (gumbel.figure, gumbel.verdict) == ("A.4", "reproduced")
+    assert verdict(rng.standard_normal(200)).verdict == "undecided", "a log-normal law: skewed, but not its logarithm"
+    assert verdict(-rng.gumbel(size=200)).verdict == "not reproduced"
+    assert 0.7 < skewness_power(48) < 0.95
+    assert skewness_power(10) < 0.4
 
 
 def test_a_jump_is_abrupt_and_a_drift_is_not():
@@ -144,7 +195,7 @@ def test_a_jump_is_abrupt_and_a_drift_is_not():
     jump, drift = jump[jump <= 0.98], drift[: np.flatnonzero(drift > 0.95)[0] + 1 if (drift > 0.95).any() else None]
     wide, never = "network of width 512", jump * 0.9
     found = of_abruptness({(wide, 64, 0): jump, (wide, 8, 0): drift, ("additive model", 8, 0): drift})
-    assert words(found) == [("2d", "reproduced"), ("3b", "not reproduced")], "only the longest contexts count"
+    assert words(found) == [("2d", "reproduced"), ("3b", "another convention")], "only the longest contexts count"
     assert "N = 64: 0.1" in found[0].numbers
     found = of_abruptness({(wide, 8, 0): jump, (wide, 8, 1): never, ("additive model", 8, 0): jump})
     assert words(found) == [("2d", "undecided"), ("3b", "reproduced")]
@@ -173,19 +224,19 @@ def test_what_fades():
     assert words(found) == [(f, "reproduced") for f in ("2e", "2e", "A.6")]
     assert "λ = 0: at most 1.00, at the end 1.00, lost at step never, never" in found[0].numbers
     assert "lost at step 1500, 1500" in found[1].numbers, "not at the dip"
-    assert found[1].numbers.endswith("lost at step –, –"), "what never came"
+    assert found[1].numbers.endswith("lost at step –, – of 2000"), "what never came"
     assert words(of_transience("additive model", rows, curves)) == [(f, "reproduced") for f in ("3c", "3c", "A.6")]
 
 
 def test_what_never_came_does_not_stay_and_what_is_lost_later_with_more_decay_is_not_sooner():
     rows, curves, _ = decaying()
     never = curves | {("λ 0.0", seed): curves["λ 0.1", 0] for seed in (0, 1)}
-    assert words(of_transience("network", rows, never))[0] == ("2e", "not reproduced")
+    assert words(of_transience("network", rows, never))[0] == ("2e", "another convention")
     later = curves | {("λ 0.01", seed): curves["λ 0.0", 0] for seed in (0, 1)}
     assert words(of_transience("network", rows, later))[2] == ("A.6", "undecided"), "lost with one decay only"
     swapped = {"λ 0.001": "λ 0.01", "λ 0.01": "λ 0.001"}
     later = {(swapped.get(v, v), seed): table for (v, seed), table in curves.items()}
-    assert words(of_transience("network", rows, later))[2] == ("A.6", "not reproduced")
+    assert words(of_transience("network", rows, later))[2] == ("A.6", "another convention")
 
 
 def test_the_losses_relations_are_judged_with_icl_and_after_it():
@@ -193,9 +244,18 @@ def test_the_losses_relations_are_judged_with_icl_and_after_it():
     assert words(of_losses({"network": losses})) == [("6d, eq. 46", "reproduced"), ("6d, eq. 47", "reproduced")]
     assert len(losses[losses["phase"] == "after ICL"]) == 2 * (6 + 13), "no run that never had ICL"
     off = of_losses({"network": decaying(loss_ratio=2.0)[2]})
-    assert [each.verdict for each in off] == ["not reproduced"] * 2
+    assert [each.verdict for each in off] == ["another convention"] * 2
     none = of_losses({"network": pd.DataFrame(losses[losses["phase"] == "before"])})
     assert [(each.verdict, each.numbers) for each in none] == [("undecided", "no run has such checkpoints")] * 2
+
+
+def test_runs_are_judged_up_to_their_first_loss_spike():
+    rows, curves, _ = decaying()
+    spiked = {key: table.assign(spikes=np.where(table.index == 1_000, 2.0, 0.0)) for key, table in curves.items()}
+    found = of_transience("network", rows, spiked)
+    assert "λ = 0.001: at most 1.00, at the end 1.00, lost at step never, never of 900" in found[0].numbers
+    assert len(phases(spiked["λ 0.0", 0])) == 10
+    assert len(phases(curves["λ 0.0", 0])) == 21
 
 
 def resting(ratio: float) -> pd.DataFrame:
@@ -210,7 +270,7 @@ def test_w_is_compared_with_where_it_rests_once_it_came_there():
     found = of_rest(resting(1.1))
     assert found.verdict == "reproduced"
     assert "w / W: medians of runs 1.10, of all 1.10; 15 checkpoints" in found.numbers
-    assert of_rest(resting(1.5)).verdict == "not reproduced"
+    assert of_rest(resting(1.5)).verdict == "another convention"
     lost = resting(1.1).assign(icl_accuracy=lambda t: np.where(t["t"] < 10, 1.0, 0.5))
     assert of_rest(lost).numbers.endswith("; 5 checkpoints")
     one_of_two = pd.concat([resting(1.1), resting(1.5).assign(seed=1)])
@@ -244,14 +304,14 @@ def test_balance_counts_seeds():
     assert found.verdict == "reproduced"
     assert "K = 2: 1 of 6, at random 6 of 6" in found.numbers
     assert of_balance(table((1, False, 6), (1, True, 5))).verdict == "undecided", "one seed"
-    assert of_balance(table((1, False, 1), (1, True, 6), (2, False, 1), (2, True, 6))).verdict == "not reproduced"
+    assert of_balance(table((1, False, 1), (1, True, 6), (2, False, 1), (2, True, 6))).verdict == "another convention"
 
 
 def test_figures_hold_every_run_and_the_law_through_them():
-    samples = {8.0: [1.0, 1.2], 16.0: [2.0, np.inf, 2.0], 32.0: [4.0, 4.0]}
-    figure = laws({"network": samples, "few": {8.0: [1.0]}}, "N", "t", "times")
+    samples = pd.DataFrame({8.0: [1.0, 1.2, 1.1], 16.0: [2.0, np.inf, 2.1], 32.0: [4.0, 4.0, 4.1]})
+    figure = laws({"network": samples, "few": pd.DataFrame({8.0: [1.0]})}, "N", "t", "times")
     points, law, few = figure.data
-    assert len(points.x) == 6, "what never came is left out"
+    assert len(points.x) == 8, "what never came is left out"
     assert "N^" in law.name
     assert len(few.x) == 1
     _, _, losses = decaying()
@@ -264,13 +324,13 @@ def test_figures_hold_every_run_and_the_law_through_them():
 
 
 def test_the_bridge_predicts_where_two_known_laws_meet(tmp_path):
-    memory = {float(K): [0.5 * K, 0.5 * K] for K in (100, 200, 400)}
+    memory = pd.DataFrame({float(K): [0.5 * K, 0.5 * K] for K in (100, 200, 400)})
     found = bridge.bridge(memory, {1: [150.0, 150.0], 2: [50.0, np.inf, 60.0]}, {1: 310.0})
     assert found["predicted"].to_numpy() == pytest.approx([300.0, 120.0])
     assert found["t_ICL"].tolist() == [150.0, 60.0]
     assert bridge.of_bridge(found).verdict == "undecided", "of B = 2 it is not known where figure 2a turns over"
-    assert bridge.of_bridge(found.assign(observed=[100.0, 100.0])).verdict == "not reproduced"
-    assert bridge.of_bridge(found.iloc[:1]).verdict == "reproduced"
+    assert bridge.of_bridge(found.assign(observed=[100.0, 100.0])).verdict == "no"
+    assert bridge.of_bridge(found.iloc[:1]).verdict == "yes"
     path = tmp_path / "turning.csv"
     path.write_text("B,K\n1,310.5\n")
     assert bridge.turning_points(path) == {1: 310.5}
@@ -318,47 +378,51 @@ def test_a_run_is_drawn_on_the_landscape_of_its_contexts(tmp_path, balanced):
     assert pd.read_csv(tmp_path / "run.csv")["step"].tolist() == [0, 2, 4]
 
 
-def test_at_the_papers_scale_the_runs_of_a_study_are_as_long_and_wide_as_each_other():
+def test_at_the_papers_scale_every_run_is_as_wide_and_at_least_as_long():
     for path in sorted(Path("analyses").glob("race_*.toml")):
-        quick, full = (list(Study.from_toml(path, paper_scale=flag).variants.values()) for flag in (False, True))
-        assert len({config.training.steps * config.training.learning_rate for config in full}) == 1, path
-        assert {config.model.classifier_width for config in full} == {512}, path
-        assert {config.training.learning_rate for config in full} == {0.01}, path
-        flow = min(config.training.steps * config.training.learning_rate for config in full)
-        assert flow >= max(config.training.steps * config.training.learning_rate for config in quick), path
+        quick, full = (Study.from_toml(path, paper_scale=flag).variants for flag in (False, True))
+        for name, config in full.items():
+            assert config.model.classifier_width == 512 or name.startswith("plain items"), f"{path}: {name}"
+            flow, least = (each.training.steps * each.training.learning_rate for each in (config, quick[name]))
+            assert flow >= least, f"{path}: {name}"
+            if name != "learning rate 0.1" and not name.startswith(("learning rate 0.1", "all of nguyen2024-fast")):
+                assert config.training.learning_rate == 0.01, f"{path}: {name}"
 
 
 A, LONG = 0.35, np.arange(0, 12_001, 20)
-"""I_K(∞) = A K^NU; the steps of made-up runs."""
+"""I_K(∞) = A K^NU; the steps of made-up runs of the bridge."""
 
 
 def as_claimed(config: mi.RunConfig) -> pd.DataFrame:
-    """A run in a world in which everything is as the paper says; odd seeds are slower near K*, late seeds too."""
+    """A run in a world in which everything is as the paper says; late seeds are slower, and near K* odd ones lose."""
     task, rate, decay = config.task, config.training.learning_rate, config.training.attention_weight_decay
     assert isinstance(task, PairedItemsConfig)
-    time = float(Kinetics(task.n_pairs).learning_integral())
+    time = float(Kinetics(2).learning_integral()) / 2 * task.n_pairs
     most = np.inf if task.dataset == "fresh" else A * task.n_items**NU / (3.0 if task.balanced else 1.0)
     wins = time * (0.8 + (0.3 * (config.seed % 2) if decay is None else 0.0)) < most
-    steps = LONG if np.isfinite(most) else LONG[LONG * rate < 3 * time]
-    at = time / rate * (1 + 0.005 * (config.seed % 8) ** 2)
+    steps = np.arange(0, int(1_200 / rate) + 1, int(2 / rate))
+    steps = steps if np.isfinite(most) else steps[steps * rate < 6 * time]
+    tail = np.random.default_rng(config.seed).gumbel() if task.dataset == "fresh" else 0.0
+    at = time / rate * (1 + 0.03 * max(tail, -1.0))
     learned = expit((steps - at) / (0.03 * at)) if wins else np.zeros(len(steps))
     if decay:
-        learned = np.where(steps < 30 / decay, learned, 0.1)
+        learned = np.where(steps * rate < 3 / decay, learned, 0.1)
     with_icl, memorised = learned > 0.985, bool(decay) or not wins
     icl = np.where(with_icl, 0.01, other_loss(0.01) if memorised else np.log(2))
     iwl = np.where(with_icl, other_loss(0.01), 0.01 if memorised else np.log(2))
     table = {"icl_accuracy": 0.5 + 0.5 * learned, "iwl_accuracy": 1.0 if memorised else 0.55}
-    return pd.DataFrame(table | {"icl_loss": icl, "iwl_loss": iwl}, index=pd.Index(steps, name="step"))
+    table |= {"icl_loss": icl, "iwl_loss": iwl, "spikes": 0.0, "c2": 0.5}
+    table["c1"] = 0.5 * (steps * rate < A * task.n_items**NU)
+    table["c3"] = 2 * table["c1"]
+    return pd.DataFrame(table, index=pd.Index(steps, name="step"))
 
 
-def coordinates(config: mi.RunConfig) -> pd.DataFrame:
-    """What `race` would find in it: w rests where it should, and the MLP has memorised A K^NU."""
-    assert isinstance(config.task, PairedItemsConfig)
-    end, t = A * config.task.n_items**NU, LONG * config.training.learning_rate
+def coordinates(run: mi.RunConfig) -> pd.DataFrame:
+    """The order parameters of the additive model in that world: w rests where it should."""
+    t = as_claimed(run).index.to_numpy() * run.training.learning_rate
     c3 = np.exp(-t / 400)
-    w = transient_w(c3, config.training.attention_weight_decay or 1.0)
-    found = {"c1": 0.5 * np.exp(-t / 100), "c2": 0.5, "c3": c3, "memorised": end * (1 - np.exp(-t / 100)), "w": w}
-    return pd.DataFrame(found, index=pd.Index(LONG, name="step"))
+    w = transient_w(c3, run.training.attention_weight_decay or 1.0)
+    return pd.DataFrame({"c3": c3, "w": w}, index=as_claimed(run).index)
 
 
 def test_the_bridge_reads_each_law_off_the_runs_that_can_do_one_thing_only(made_up, tmp_path):
@@ -377,7 +441,7 @@ def test_the_bridge_reads_each_law_off_the_runs_that_can_do_one_thing_only(made_
     assert found["B"].tolist() == [1, 2, 4]
     assert found["t_ICL"].tolist() == [90, 46, 24], "the first saved step after it"
     assert found["predicted"].to_numpy() == pytest.approx([900, 460, 240], rel=0.03)
-    assert pd.read_csv(tmp_path / "bridge" / "verdicts.csv")["verdict"].tolist() == ["reproduced"]
+    assert pd.read_csv(tmp_path / "bridge" / "verdicts.csv")["verdict"].tolist() == ["yes"]
 
 
 def test_in_a_world_as_claimed_the_command_reproduces_every_claim(made_up, tmp_path, monkeypatch):
@@ -385,17 +449,47 @@ def test_in_a_world_as_claimed_the_command_reproduces_every_claim(made_up, tmp_p
     monkeypatch.setattr("analyses.race.open_run", lambda path: configs[path.stem])
     monkeypatch.setattr("analyses.race.order_parameters_of_run", coordinates)
     assert run_command(Race, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
-    found = pd.read_csv(tmp_path / "race_diversity" / "verdicts.csv")
-    other = found[found["verdict"] != "reproduced"]
-    assert set(other["figure"]) <= {"6a", "6a, eq. 12"}, other.to_csv()
-    assert set(other["verdict"]) <= {"undecided"}, "between so few K, K* of five seeds is not known to 15 %"
-    groups = found.set_index("figure").loc["6c", "numbers"]
-    assert "K = 2500: IC 0.50–1.00, 6 + 6 runs" in groups, "at the other two all seeds learn"
-    assert len(found) == 36
     out = tmp_path / "race_diversity"
-    pictures = {path.stem for path in out.glob("*.html")} - {"race_diversity"}
-    assert len(pictures) == 14
+    found = pd.read_csv(out / "verdicts.csv")
+    other = found[~found["verdict"].isin(["reproduced", "yes"])]
+    assert set(other["figure"]) <= {"6a", "6a, eq. 13", "6a, eq. 12"}, other.to_csv()
+    assert set(other["verdict"]) <= {"undecided"}, "between so few K, K* of five seeds is not known to 15 %"
+    assert len(found) == 38
+    assert len({path.stem for path in out.glob("*.html")} - {"race_diversity"}) == 17
     thresholds = pd.read_csv(out / "thresholds.csv")
-    assert thresholds["predicted"].to_numpy() == pytest.approx((thresholds["t_ICL"] / A) ** (1 / NU), rel=1e-3)
+    assert thresholds["predicted"].to_numpy() == pytest.approx((thresholds["t_ICL"] / A) ** (1 / NU), rel=0.02)
     assert set(pd.read_csv(out / "memory.csv")["what"]) == set(MEMORISING.values())
-    assert len(set(pd.read_csv(out / "cost.csv")["study"])) == 9
+    assert len(set(pd.read_csv(out / "cost.csv")["study"])) == 8
+
+
+def test_the_authors_conventions_are_judged_in_the_same_world(made_up, tmp_path):
+    made_up(as_claimed)
+    assert run_command(RaceAuthors, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
+    out = tmp_path / "race_authors"
+    found = pd.read_csv(out / "verdicts.csv")
+    other = found[~found["verdict"].isin(["reproduced", "yes"])]
+    assert set(other["figure"]) <= {"6a", "6a, eq. 13", "6a, eq. 12", "6c", "6d, eq. 47"}, other.to_csv()
+    assert set(other["verdict"]) <= {"undecided"}
+    assert set(found["conventions"]) >= {"the authors', learning rate 0.03"}
+    assert {f"{name}.csv" for name in ("times", "tail", "boundary", "memory", "thresholds", "cost")} <= {
+        path.name for path in out.iterdir()
+    }
+    assert len(list(out.glob("*.html"))) == 13
+
+
+def test_a_convention_that_halves_a_time_is_a_ratio_of_a_half(made_up, tmp_path):
+    def world(config: mi.RunConfig) -> pd.DataFrame:
+        faster = config.training if config.training.learning_rate == 0.1 else None
+        table = as_claimed(config.updated({"training.learning_rate": 0.03}))
+        step = 0.5 * 0.03 / 0.1 if faster else 1.0
+        return table.set_index(pd.Index((table.index * step).round().astype(int), name="step"))
+
+    made_up(world)
+    assert run_command(RaceConventions, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
+    found = pd.read_csv(tmp_path / "race_conventions" / "conventions.csv", index_col=["model", "convention"])
+    assert found.loc[("network", "the authors'"), "t_ICL_ratio"] == 1.0
+    assert found.loc[("network", "learning rate 0.1"), "t_ICL_ratio"] == pytest.approx(0.5, rel=0.02)
+    assert found.loc[("network", "learning rate 0.1"), "I_2000_ratio"] == pytest.approx(0.5, rel=0.05)
+    assert found.loc[("network", "three hidden layers"), "I_500_ratio"] == pytest.approx(1.0)
+    assert found.loc[("network", "the authors'"), "nu"] == pytest.approx(NU, abs=0.02)
+    assert {"both", "β starts at 0"} <= set(found.loc["additive model"].index)

@@ -1,62 +1,87 @@
 """Scaling laws and thresholds come back as they were put in, and intervals hold them as often as they say."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analyses.claims.scaling import line, power_law, threshold
+from analyses.claims.scaling import Mean, power_law, ratio, thresholds
 from mechinterp.errors import MechinterpError
 
 
+def table(values: dict[float, list[float]]) -> pd.DataFrame:
+    return pd.DataFrame(values).rename_axis("seed")
+
+
 def test_an_exact_law_is_found_exactly():
-    found = power_law({x: [3 * x**1.43] * 5 for x in (8.0, 16.0, 64.0, 100.0)})
-    assert (found.prefactor, found.exponent, found.r2) == pytest.approx((3.0, 1.43, 1.0))
-    assert (found.low, found.high) == pytest.approx((1.43, 1.43))
-    straight = line({x: [7 + 2.5 * x] * 3 for x in (1.0, 2.0, 10.0)})
-    assert (straight.slope, straight.low, straight.high, straight.intercept) == pytest.approx((2.5, 2.5, 2.5, 7.0))
-    assert straight.r2 == pytest.approx(1.0)
+    found = power_law(table({x: [3 * x**1.43] * 5 for x in (8.0, 16.0, 64.0, 100.0)}))
+    assert (found.prefactor, found.exponent.value) == pytest.approx((3.0, 1.43))
+    assert (found.exponent.low, found.exponent.high) == pytest.approx((1.43, 1.43))
+    assert found.local == pytest.approx((1.43, 1.43, 1.43))
+    assert found.bend.value == pytest.approx(0.0, abs=1e-9)
+    assert found.is_straight
 
 
-def test_medians_count_so_that_a_run_that_never_gets_there_does_not_spoil_the_fit():
-    found = line({x: [x, 2 * x, np.inf] for x in (1.0, 2.0, 3.0)})
-    assert found.slope == pytest.approx(2.0)
-    assert found.high == np.inf, "where draws have mostly such runs, nothing bounds the slope"
-    with pytest.raises(MechinterpError, match="at 2 the median is inf"):
-        line({1.0: [1.0], 2.0: [np.inf], 3.0: [1.0]})
+def test_a_bend_is_the_change_of_the_local_exponent():
+    """ln y = ln x + (ln x)²/10 has the local exponent 1 + ln x / 5, which rises by ln(100)/5 from 1 to 100."""
+    x = np.geomspace(1, 100, 5)
+    found = power_law(table({each: [np.exp(np.log(each) + np.log(each) ** 2 / 10)] * 3 for each in x}))
+    assert found.bend.value == pytest.approx(np.log(100) / 5)
+    assert not found.is_straight
 
 
-def test_intervals_of_exponents_hold_the_truth_about_as_often_as_they_say():
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(60):
-        samples = {x: list(x**0.7 * np.exp(0.3 * rng.standard_normal(10))) for x in (10.0, 30.0, 100.0, 300.0, 1000.0)}
-        found = power_law(samples, n_bootstrap=200)
-        held += found.low <= 0.7 <= found.high
-    assert 50 <= held <= 60
+def test_seeds_that_share_what_they_start_from_are_no_more_than_seeds():
+    """A seed that is slow everywhere moves the prefactor, not the exponent; slopes of their own move the exponent."""
+    rng, x = np.random.default_rng(0), np.array([10.0, 30.0, 100.0, 300.0])
+    held = 0
+    for _ in range(300):
+        slopes, levels = 0.7 + 0.1 * rng.standard_normal(4), np.exp(rng.standard_normal(4))
+        values = levels[:, None] * x ** slopes[:, None] * np.exp(0.05 * rng.standard_normal((4, 4)))
+        found = power_law(pd.DataFrame(values, columns=x))
+        held += found.exponent.low <= 0.7 <= found.exponent.high
+    assert 0.91 <= held / 300 <= 0.985
 
 
-def test_a_threshold_is_where_runs_turn_over():
-    rng, K = np.random.default_rng(1), np.geomspace(100, 10_000, 9)
-    mean = 0.5 + 0.5 / (1 + np.exp(-6 * np.log(K / 1_234)))
-    exact = threshold({k: [m] * 4 for k, m in zip(K, mean, strict=True)})
-    assert (exact.at, exact.sharpness) == pytest.approx((1_234, 6.0), rel=1e-4)
-    noisy = threshold({k: list(m + 0.05 * rng.standard_normal(6)) for k, m in zip(K, mean, strict=True)})
-    assert noisy.low < 1_234 < noisy.high
-    assert noisy.high / noisy.low < 1.4
+def test_a_seed_that_never_gets_there_is_left_out_and_most_are_an_error():
+    law = {x: [3 * x] * 4 for x in (1.0, 2.0, 4.0)}
+    found = power_law(table(law | {4.0: [12.0, 12.0, 12.0, np.inf]}))
+    assert (found.exponent.value, found.exponent.n) == (pytest.approx(1.0), 3)
+    with pytest.raises(MechinterpError, match=r"2 of 4 seeds never got there \(first at 4.0\)"):
+        power_law(table(law | {4.0: [12.0, np.inf, 12.0, np.inf]}))
 
 
-def test_two_groups_of_runs_have_their_threshold_between_the_settings_where_the_share_changes():
-    samples = {100.0: [0.5] * 4, 200.0: [0.5, 0.5, 1.0, 1.0], 400.0: [1.0] * 4}
-    assert threshold(samples).at == pytest.approx(200, rel=0.02)
+@pytest.mark.parametrize("values", [{1.0: [1.0]}, {2.0: [1.0], 1.0: [2.0]}, {0.0: [1.0], 1.0: [2.0]}])
+def test_settings_that_make_no_law(values):
+    with pytest.raises(MechinterpError, match="two settings or more, positive and ascending"):
+        power_law(table(values))
 
 
-@pytest.mark.parametrize(
-    ("samples", "said"),
-    [
-        ({1.0: [0.5], 2.0: [0.5]}, "there is no threshold"),
-        ({1.0: [1.0], 2.0: [0.5]}, "there is no threshold"),
-        ({2.0: [0.5], 1.0: [1.0]}, "ascending"),
-        ({1.0: [0.5]}, "2 settings or more"),
-    ],
-)
-def test_what_has_no_threshold_says_so(samples, said):
-    with pytest.raises(MechinterpError, match=said):
-        threshold(samples)
+def test_one_seed_has_no_interval():
+    found = Mean.of([0.7])
+    assert found.value == 0.7
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_a_mean_has_students_interval():
+    found = Mean.of([1.0, 2.0, 3.0])
+    assert (found.value, found.error) == pytest.approx((2.0, 1 / np.sqrt(3)))
+    assert found.high - 2.0 == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+
+
+def test_a_ratio_holds_the_truth_as_often_as_it_says():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(400):
+        top, bottom = 1.4 + 0.1 * rng.standard_normal(4), 0.7 + 0.02 * rng.standard_normal(5)
+        found = ratio(Mean.of(top), Mean.of(bottom))
+        held += found.low <= 2.0 <= found.high
+    assert 0.92 <= held / 400 <= 0.985
+    exact = ratio(Mean.of([1.4, 1.4]), Mean.of([0.7, 0.7]))
+    assert (exact.value, exact.low, exact.high) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_a_threshold_is_where_a_seed_turns_over():
+    K = np.geomspace(100, 10_000, 9)
+    mean = 0.5 + 0.5 / (1 + np.exp(-6 * np.log(K / 1_000)))
+    found = thresholds(pd.DataFrame([mean, mean * 0 + 0.5, 0.5 + 0.5 * (K > 999)], columns=K))
+    assert found[0] == pytest.approx(1_000, rel=0.01)
+    assert np.isnan(found[1]), "nowhere"
+    assert found[2] == pytest.approx(np.sqrt(K[3] * K[4]), rel=1e-6), "between the settings, in logarithms"

@@ -5,12 +5,16 @@ import pandas as pd
 import pytest
 
 from analyses.claims.verdicts import (
+    Claim,
     all_hold,
     by_seed,
     format_range,
     in_range,
     is_monotone,
     judge,
+    judge_interval,
+    judge_test,
+    judge_trend,
     largest_gap_test,
     verdict_table,
     with_settings,
@@ -18,24 +22,77 @@ from analyses.claims.verdicts import (
 from mechinterp.errors import MechinterpError
 from mechinterp.studies.study import Study
 
+PAPER, ELSEWHERE = Claim("2a", "a claim"), Claim("2a", "a claim", conventions="ours")
+QUESTION = Claim("2a", "is it so?", "our question")
+
 
 @pytest.mark.parametrize(
-    ("holds", "verdict", "seeds"),
+    ("claim", "holds", "verdict", "seeds"),
     [
-        ({0: True, 1: True}, "reproduced", "2 of 2"),
-        ({0: True, 1: False}, "undecided", "1 of 2"),
-        ({0: False, 1: False}, "not reproduced", "0 of 2"),
+        (PAPER, {0: True, 1: True}, "reproduced", "2 of 2"),
+        (PAPER, {0: True, 1: False}, "undecided", "1 of 2"),
+        (PAPER, {0: False, 1: False}, "not reproduced", "0 of 2"),
+        (ELSEWHERE, {0: True}, "reproduced", "1 of 1"),
+        (ELSEWHERE, {0: False, 1: False}, "another convention", "0 of 2"),
+        (QUESTION, {0: True}, "yes", "1 of 1"),
+        (QUESTION, {0: False}, "no", "0 of 1"),
+        (QUESTION, {0: True, 1: False}, "undecided", "1 of 2"),
     ],
 )
-def test_a_verdict_counts_the_seeds(holds, verdict, seeds):
-    found = judge("2a", "a claim", holds, "numbers")
-    assert (found.verdict, found.seeds) == (verdict, seeds)
+def test_a_verdict_counts_the_seeds_and_tells_whose_claim_and_conventions(claim, holds, verdict, seeds):
+    found = judge(claim, "a rule", holds, "numbers")
+    assert (found.verdict, found.runs) == (verdict, seeds)
+    assert found.false_positive == 0.5 ** len(holds)
+    assert found.power == pytest.approx(0.95 ** len(holds))
     assert verdict_table([found]).to_dict("records")[0]["verdict"] == verdict
 
 
 def test_no_seed_is_no_verdict():
     with pytest.raises(MechinterpError, match="no seed"):
-        judge("2a", "a claim", {}, "")
+        judge(PAPER, "a rule", {}, "")
+
+
+def test_a_trend_by_chance_is_that_of_values_in_random_order():
+    """Of 3! orders of three values far apart, one rises; one of four that are alike but for the last: 3! of 4!."""
+    rising = pd.DataFrame([[0.1, 0.5, 0.9]], index=[0])
+    assert judge_trend(PAPER, "", rising, 0.5, "").false_positive == pytest.approx(1 / 6)
+    both = pd.DataFrame([[0.1, 0.5, 0.9], [0.1, 0.5, 0.9]], index=[0, 1])
+    assert judge_trend(PAPER, "", both, 0.5, "").false_positive == pytest.approx(1 / 36)
+    last = pd.DataFrame([[0.1, 0.1, 0.1, 0.9]], index=[0])
+    found = judge_trend(PAPER, "", last, 0.5, "")
+    assert (found.verdict, found.false_positive) == ("reproduced", pytest.approx(0.25))
+
+
+def test_an_interval_lies_within_bounds_outside_or_neither():
+    def verdict(low: float, high: float) -> str:
+        return judge_interval(PAPER, "", (low, high), (0.6, 0.8), "", "").verdict
+
+    assert [verdict(0.65, 0.75), verdict(0.85, 0.9), verdict(0.1, 0.5)] == [
+        "reproduced",
+        "not reproduced",
+        "not reproduced",
+    ]
+    assert [verdict(0.5, 0.7), verdict(0.7, 0.9), verdict(0.1, 2.0), verdict(np.nan, np.nan)] == ["undecided"] * 4
+
+
+@pytest.mark.parametrize("error", [0.02, 0.04, 0.08])
+def test_false_positives_and_power_of_an_interval_are_as_simulated(error):
+    rng, half = np.random.default_rng(0), 1.959964 * error
+
+    def share(truth: float) -> float:
+        drawn = truth + error * rng.standard_normal(20_000)
+        return float(((drawn - half >= 0.6) & (drawn + half <= 0.8)).mean())
+
+    found = judge_interval(PAPER, "", (0.7 - half, 0.7 + half), (0.6, 0.8), "", "")
+    assert found.power == pytest.approx(share(0.7), abs=0.012)
+    assert share(0.6) <= found.false_positive + 0.003
+    assert share(0.8) <= found.false_positive + 0.003
+
+
+def test_a_test_that_is_not_significant_says_nothing():
+    words = [judge_test(PAPER, "", p, against, "", "", power=0.5).verdict for p, against in ((0.01, 0.9), (0.2, 0.8))]
+    assert words == ["reproduced", "undecided"]
+    assert judge_test(PAPER, "", 0.99, 0.01, "", "", power=0.5).verdict == "not reproduced"
 
 
 def test_a_trend_is_large_enough_and_nowhere_against_itself():

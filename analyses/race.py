@@ -26,7 +26,7 @@ from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
 from analyses._sweep_figures import bands, clouds, laws, paths, strips
 from analyses.claims import race as claims
 from analyses.claims.race import IC, IWL
-from analyses.claims.scaling import power_law, thresholds
+from analyses.claims.scaling import power_law, resolution, thresholds
 from analyses.claims.verdicts import by_seed, verdict_table
 from mechinterp.circuits.additive_order_parameters import order_parameters_of_run
 from mechinterp.emergence import first_above
@@ -214,7 +214,8 @@ def memorised_of(learning: Learning) -> pd.DataFrame:
 def thresholds_of(diversity: pd.DataFrame, times: pd.DataFrame, learnt: pd.DataFrame) -> pd.DataFrame:
     """K* of every seed at every N: where IC accuracy rises through 0.75, and where t_ICL = I_K(∞), of the same network.
 
-    Not a number where IC accuracy does not turn over between the K that were run, and where no law is found.
+    ``resolution`` is the standard error of ln K* by the distance of the K that were run. K* is not a number where IC
+    accuracy does not turn over between these K, nor the prediction where no law is found.
     """
     tables = []
     for what, runs in diversity.groupby("what", sort=False):
@@ -228,8 +229,9 @@ def thresholds_of(diversity: pd.DataFrame, times: pd.DataFrame, learnt: pd.DataF
             predicted = np.nan if law is None else (time / law.prefactor) ** (1 / law.exponent.value)
             ic = by_seed(own, IC, "K")
             row = {"what": what, "N": N, "t_ICL": time, "predicted": predicted, "fitted": thresholds(ic)}
+            row["resolution"] = resolution(ic)
             tables.append(pd.DataFrame(row | {"seed": ic.index}))
-    return pd.concat(tables)[["what", "N", "seed", "fitted", "t_ICL", "predicted"]]
+    return pd.concat(tables)[["what", "N", "seed", "fitted", "resolution", "t_ICL", "predicted"]]
 
 
 def losses_of(done: StudyResult) -> pd.DataFrame:

@@ -239,7 +239,7 @@ def of_thresholds(found: pd.DataFrame, times: pd.DataFrame, memorised: pd.DataFr
         within = f"exponent of {1.41 * bounds[0]:.2f} to {1.41 * bounds[1]:.2f}, no bend of more than {BENT:g}"
         verdicts.append(_of_law(measured, within, own, ("N", "fitted"), (1.41 * bounds[0], 1.41 * bounds[1])))
         try:
-            K = power_law(by_seed(own, "fitted", "N"))
+            K = power_law(by_seed(own, "fitted", "N"), own.groupby("N")["resolution"].first().tolist())
             nu, t = power_law(by_seed(memory, "I_K", "K")), power_law(by_seed(timed, "time", "N"))
         except MechinterpError as error:
             verdicts += [Verdict.on(claim, alike, None, _runs(own), str(error)) for claim in (predicted, raced)]
@@ -429,7 +429,8 @@ def _of_law(
     """The verdict on the exponent of y over x, the `axes`: none where there is no power law, or y is not `done`."""
     x, y = axes
     try:
-        law: PowerLaw = power_law(by_seed(runs, y, x))
+        shared = runs.groupby(x)["resolution"].first().tolist() if "resolution" in runs else None
+        law: PowerLaw = power_law(by_seed(runs, y, x), shared)
     except MechinterpError as error:
         return Verdict.on(claim, rule, None, _runs(runs), str(error))
     numbers = law.describe(x) + text

@@ -34,10 +34,10 @@ class Mean:
     """Seeds."""
 
     @classmethod
-    def of(cls, values: Sequence[float] | Float[np.ndarray, "seeds"]) -> "Mean":
-        """The mean of independent values; one value has no interval."""
+    def of(cls, values: Sequence[float] | Float[np.ndarray, "seeds"], shared: float = 0.0) -> "Mean":
+        """The mean of independent values, which share a further standard error; one value has no interval."""
         found, n = np.asarray(values, dtype=float), len(values)
-        error = float(found.std(ddof=1)) / n**0.5 if n > 1 else np.nan
+        error = float(np.hypot(found.std(ddof=1) / n**0.5, shared)) if n > 1 else np.nan
         half = float(student.ppf(0.975, n - 1)) * error if n > 1 else np.nan
         return cls(float(found.mean()), float(found.mean()) - half, float(found.mean()) + half, error, n)
 
@@ -70,10 +70,11 @@ class PowerLaw:
         )
 
 
-def power_law(values: pd.DataFrame) -> PowerLaw:
+def power_law(values: pd.DataFrame, shared: Sequence[float] | None = None) -> PowerLaw:
     """The power law of a table of seeds × settings (`by_seed`), of at least two settings, all positive and ascending.
 
-    Seeds without a finite positive value at some setting are left out; if more than a third are, MechinterpError.
+    `shared` are standard errors of ln y at the settings that all seeds have in common, as `resolution` gives. Seeds
+    without a finite positive value at some setting are left out; if more than a third are, MechinterpError.
     """
     x = np.array([float(str(setting)) for setting in values])
     if len(x) < 2 or (x <= 0).any() or (np.diff(x) <= 0).any() or not len(values):
@@ -84,10 +85,13 @@ def power_law(values: pd.DataFrame) -> PowerLaw:
         odd = next(setting for setting, column in zip(values, table.T, strict=True) if not np.isfinite(column).all())
         raise MechinterpError(f"{(~whole).sum()} of {len(whole)} seeds never got there (first at {odd}); train longer")
     at, y = np.log(x), np.log(table[whole])
-    slope, intercept = np.polyfit(at, y.T, 1)
-    bend = 2 * np.polyfit(at, y.T, 2)[0] * (at[-1] - at[0]) if len(at) > 2 else np.zeros(len(y))
+    straight, errors = np.linalg.pinv(np.vander(at, 2)), np.zeros(len(at)) if shared is None else np.asarray(shared)
+    slope, intercept = straight @ y.T
+    bends = 2 * np.linalg.pinv(np.vander(at, 3))[0] * (at[-1] - at[0]) if len(at) > 2 else np.zeros(len(at))
+    exponent = Mean.of(slope, float(np.linalg.norm(straight[0] * errors)))
+    bend = Mean.of(y @ bends, float(np.linalg.norm(bends * errors)))
     local = np.diff(np.median(y, axis=0)) / np.diff(at)
-    return PowerLaw(float(np.exp(intercept.mean())), Mean.of(slope), Mean.of(bend), tuple(local.tolist()))
+    return PowerLaw(float(np.exp(intercept.mean())), exponent, bend, tuple(local.tolist()))
 
 
 def thresholds(values: pd.DataFrame, level: float = 0.75) -> Float[np.ndarray, "seeds"]:
@@ -98,6 +102,22 @@ def thresholds(values: pd.DataFrame, level: float = 0.75) -> Float[np.ndarray, "
     x = np.log([float(str(setting)) for setting in values])
     found = (level_crossing(pd.Series(row, index=x), level) for row in values.to_numpy(dtype=float))
     return np.array([np.nan if at is None else np.exp(at) for at in found])
+
+
+def resolution(values: pd.DataFrame, low: float = 0.5, high: float = 1.0, level: float = 0.75) -> float:
+    """The standard error of the logarithm of a threshold that comes from the distance of the settings that were run.
+
+    Where values jump from one setting to the next by the share p of their whole rise (`low` to `high`), the threshold
+    is known to that share of the distance: p · ln(x₂/x₁) / √12, the median over seeds.
+    """
+    x, found = np.log([float(str(setting)) for setting in values]), thresholds(values, level)
+    errors = []
+    for row, at in zip(values.to_numpy(dtype=float), np.log(found), strict=True):
+        if np.isfinite(at):
+            after = int(np.clip(np.searchsorted(x, at), 1, len(x) - 1))
+            share = np.clip((row[after] - row[after - 1]) / (high - low), 0, 1)
+            errors.append(share * (x[after] - x[after - 1]) / 12**0.5)
+    return float(np.median(errors)) if errors else np.nan
 
 
 def ratio(numerator: Mean, denominator: Mean) -> Mean:

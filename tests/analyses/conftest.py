@@ -26,7 +26,7 @@ def made_up(monkeypatch) -> Callable[[World], dict[str, RunConfig]]:
                 end = world(run.config).iloc[-1]
                 about = {"variant": run.variant, "seed": run.seed, "run": run.id, "status": "done", "error": None}
                 about |= {"transition": False, "step": np.nan, "after": np.nan, "iwl_accuracy_step": np.nan}
-                ends = {f"final_{name}": end[name] for name in ("icl_accuracy", "iwl_accuracy")}
+                ends = {f"final_{name}": end[name] for name in end.index if name.endswith(("_accuracy", "_loss"))}
                 rows.append(about | ends)
             return pd.DataFrame(rows)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.claims.scaling import Mean, power_law, ratio, thresholds
+from analyses.claims.scaling import Mean, power_law, ratio, resolution, thresholds
 from mechinterp.errors import MechinterpError
 
 
@@ -85,3 +85,25 @@ def test_a_threshold_is_where_a_seed_turns_over():
     assert found[0] == pytest.approx(1_000, rel=0.01)
     assert np.isnan(found[1]), "nowhere"
     assert found[2] == pytest.approx(np.sqrt(K[3] * K[4]), rel=1e-6), "between the settings, in logarithms"
+
+
+def test_between_far_settings_a_sharp_threshold_is_known_to_their_distance():
+    """A sharp threshold anywhere between two settings: uniform in logarithms, with the distance/√12 for its error."""
+    K = np.array([100.0, 200.0, 400.0, 800.0])
+    sharp = pd.DataFrame([np.where(K > 300, 1.0, 0.5)] * 3, columns=K)
+    assert resolution(sharp) == pytest.approx(np.log(2) / np.sqrt(12))
+    assert thresholds(sharp) == pytest.approx([np.sqrt(200 * 400)] * 3)
+    graded = pd.DataFrame([[0.5, 0.7, 0.8, 1.0]] * 3, columns=K)
+    assert resolution(graded) == pytest.approx(0.2 * np.log(2) / np.sqrt(12))
+
+
+def test_an_error_that_seeds_share_does_not_average_out():
+    rng, x = np.random.default_rng(2), np.array([16.0, 32.0, 64.0])
+    held = 0
+    for _ in range(300):
+        shared = 0.2 * rng.standard_normal(3)
+        values = x**1.4 * np.exp(shared + 0.02 * rng.standard_normal((5, 3)))
+        found = power_law(pd.DataFrame(values, columns=x), [0.2] * 3)
+        held += found.exponent.low <= 1.4 <= found.exponent.high
+        assert found.exponent.error > 0.1
+    assert held / 300 >= 0.95

@@ -58,7 +58,7 @@ class RunConfig(Section):
     def preset(cls, name: str, *, seed: int = 0) -> "RunConfig":
         """A named config.
 
-        "reddy2023" (figures 3 and 4), "reddy2023-fast" (the same flow time, ten times sooner), "reddy2023-minimal"
+        "reddy2023" (figures 3 and 4), "reddy2023-fast" (ten times the learning rate), "reddy2023-minimal"
         (the minimal induction head, figure 6a); "nguyen2024" (the one-layer network of the 2024 paper),
         "nguyen2024-fast" (N=32, a narrower MLP, ten times sooner) or "nguyen2024-minimal" (the additive model).
         """

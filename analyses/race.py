@@ -58,6 +58,9 @@ MEMORISING = {
 }
 """What the grids of ``race_memory`` train."""
 
+ACCURACY = [0.45, 1.02]
+"""The range of axes of IC accuracy: chance is 1/2."""
+
 Learning = dict[tuple[str, int, int], pd.DataFrame]
 """c₁, c₂, c₃ and I_K of a run (``memorised``) over steps × learning rate, by what it is of, K and seed."""
 
@@ -258,7 +261,7 @@ def curves_by(curves: dict[tuple[str, int, int], pd.Series], what: str, title: s
     for (own, N, seed), curve in curves.items():
         if own == what:
             panels.setdefault(f"N = {N}", {}).setdefault(f"seed {seed}", []).append(curve)
-    return paths(panels, f"{title} ({what})")
+    return paths(panels, f"{title} ({what})").update_yaxes(range=ACCURACY)
 
 
 def balanced_curves(done: StudyResult) -> go.Figure:
@@ -268,7 +271,7 @@ def balanced_curves(done: StudyResult) -> go.Figure:
         if row["balanced"]:
             curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
             panels.setdefault(f"K = {row['K']}", {}).setdefault(f"seed {row['seed']}", []).append(curve)
-    return paths(panels, "Balanced contexts: IC accuracy of every seed")
+    return paths(panels, "Balanced contexts: IC accuracy of every seed").update_yaxes(range=ACCURACY)
 
 
 def lost_by_decay(done: StudyResult) -> go.Figure:

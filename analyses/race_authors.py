@@ -23,6 +23,7 @@ from analyses.claims import race as claims
 from analyses.claims.race import IC, IWL, THEIRS
 from analyses.claims.verdicts import by_seed, verdict_table
 from analyses.race import (
+    ACCURACY,
     SETTINGS,
     Learning,
     curves_by,
@@ -106,8 +107,8 @@ def histograms(tail: pd.DataFrame, title: str) -> go.Figure:
 def _histogram(figure: go.Figure, own: pd.DataFrame, *, row: int, col: int) -> None:
     """Add a histogram of t_ICL in logarithmic bins; a last bar has the seeds that never learned."""
     finite = own.loc[np.isfinite(own["time"]), "time"].to_numpy(dtype=float)
-    end = float(own["end"].max()) if len(finite) < len(own) else float(finite.max())
-    edges = np.geomspace(0.95 * finite.min(), max(end, 1.05 * finite.max()), 17)
+    end = float(own["end"].max()) if len(finite) < len(own) else 1.05 * float(finite.max())
+    edges = np.geomspace(0.95 * float(min([*finite, end / 10])), end, 17)
     counts, _ = np.histogram(finite, edges)
     middles = np.sqrt(edges[1:] * edges[:-1])
     bar = {"color": SERIES[1]}
@@ -153,7 +154,7 @@ def boundary_curves(near: StudyResult) -> go.Figure:
     for row in near.settings(SETTINGS).to_dict("records"):
         curve = near.measured[row["variant"], row["seed"]]["icl_accuracy"]
         panels.setdefault(f"K = {row['K']}", {}).setdefault("IC accuracy", []).append(curve)
-    return paths(panels, "Near K*: IC accuracy of every seed")
+    return paths(panels, "Near K*: IC accuracy of every seed").update_yaxes(range=ACCURACY)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from mechinterp.analysis.registry import ANALYSES, Argument
-from mechinterp.cli.common import Json, RunPath, print_result
+from mechinterp.cli.common import Json, RunPath, print_result, spikes_result, with_spikes
 from mechinterp.errors import MechinterpError
 
 if TYPE_CHECKING:
@@ -59,11 +59,13 @@ class Emergence:
         from mechinterp.analysis.headline import headline
         from mechinterp.emergence import locate_emergence
         from mechinterp.run import open_run
+        from mechinterp.training.spikes import spikes_of
 
-        table = _measured(self.run, [self.measure], None, self.n_sequences)
-        emergence = locate_emergence(table[self.measure], scale=self.scale)
-        result = {"run": str(self.run), "measure": self.measure, **emergence.to_dict()}
-        print_result(result, self.json, "" if self.json else headline(open_run(self.run), self.measure, emergence))
+        table, run = _measured(self.run, [self.measure], None, self.n_sequences), open_run(self.run)
+        emergence, spikes = locate_emergence(table[self.measure], scale=self.scale), spikes_of(run.file.metrics())
+        result = {"run": str(self.run), "measure": self.measure, **emergence.to_dict(), **spikes_result(spikes)}
+        text = "" if self.json else with_spikes(headline(run, self.measure, emergence), spikes)
+        print_result(result, self.json, text)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from mechinterp.cli.common import Json, RunPath, Settings, print_result
+from mechinterp.cli.common import Json, RunPath, Settings, print_result, spikes_result, with_spikes
 from mechinterp.config import PRESETS
 from mechinterp.errors import MechinterpError
 
@@ -65,6 +65,7 @@ class Run(Train):
         from mechinterp.report import write_report
         from mechinterp.store.writer import require_writable
         from mechinterp.tasks import build_task
+        from mechinterp.training.spikes import spikes_of
 
         columns_for(build_task(self.settings), self.settings.model, [self.measure])
         out = self.run_path()
@@ -75,12 +76,12 @@ class Run(Train):
             require_writable(path, self.overwrite)
         run = self.train()
         table = measure(run, progress=True)
-        emergence = locate_or_say_why(table[self.measure])
+        emergence, spikes = locate_or_say_why(table[self.measure]), spikes_of(run.file.metrics())
         write_report(run, table, report, measure=self.measure, progress=True)
         table.to_csv(csv)
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
-        text = f"{headline(run, self.measure, emergence)}\nreport: {report}"
-        print_result(result | emergence.to_dict(), self.json, text)
+        text = f"{with_spikes(headline(run, self.measure, emergence), spikes)}\nreport: {report}"
+        print_result(result | emergence.to_dict() | spikes_result(spikes), self.json, text)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Plotly figures of tables and attention patterns; the numbers are computed elsewhere."""
 
+from collections.abc import Sequence
 from itertools import cycle, product
 from typing import Any
 
@@ -39,10 +40,23 @@ NAMES = {
 """The names of the measures in the papers."""
 
 
+SPIKE_COLOUR = "#D55E00"
+"""Colour of the ticks that mark loss spikes."""
+
+
 def curves(
-    table: pd.DataFrame, names: list[str], title: str, emergence: pd.DataFrame | None = None, *, y: str = "fraction"
+    table: pd.DataFrame,
+    names: list[str],
+    title: str,
+    emergence: pd.DataFrame | None = None,
+    *,
+    y: str = "fraction",
+    spikes: Sequence[int] = (),
 ) -> go.Figure:
-    """Measures over training steps; the interval of every located transition is shaded, its step marked."""
+    """Measures over training steps; the interval of every located transition is shaded, its step marked.
+
+    A row of ticks at the foot marks the steps of `spikes`.
+    """
     figure = go.Figure()
     for name, fallback in zip(names, cycle(PALETTE), strict=False):
         colour = COLOURS.get(name.removeprefix("clamped_"), fallback)
@@ -52,6 +66,8 @@ def curves(
         row = emergence.loc[name]
         figure.add_vrect(x0=row["low"], x1=row["high"], fillcolor=colour, opacity=0.15, line_width=0)
         figure.add_vline(x=row["step"], line={"color": colour, "dash": "dot", "width": 1})
+    tick: Any = {"type": "line", "yref": "paper", "y0": 0, "y1": 0.04, "line": {"color": SPIKE_COLOUR, "width": 1.5}}
+    figure.update_layout(shapes=[*figure.layout.shapes, *({**tick, "x0": step, "x1": step} for step in spikes)])  # pyright: ignore[reportAttributeAccessIssue]
     return styled(figure, title, "step (updates)", y)
 
 

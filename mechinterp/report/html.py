@@ -87,6 +87,11 @@ def lead(text: str) -> str:
     return f'<p class="verdict">{html.escape(text)}</p>'
 
 
+def note(text: str) -> str:
+    """A paragraph that qualifies the main result."""
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
 def section(title: str, text: str = "") -> str:
     """A heading, and a paragraph below it."""
     return f"<h2>{html.escape(title)}</h2>" + (f"<p>{html.escape(text)}</p>" if text else "")

@@ -16,6 +16,7 @@ from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.files import require_place
 from mechinterp.report import checkpoints, figures, html
 from mechinterp.run import Run
+from mechinterp.training.spikes import SPIKES, Spikes, spikes_of
 
 _SIZES: dict[str, dict[str, int]] = {
     "circuit": {"n_pairs": 128},
@@ -76,6 +77,7 @@ def write_report(
     omitted = " ".join([*views_omitted, *curves_omitted])
     parts = [
         html.lead(headline_of(run, headline, page.emergence.loc[headline]) + "."),
+        *([html.note(f"{spikes}.")] if (spikes := page.spikes) else []),
         html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
         html.section(
             "At this step",
@@ -128,6 +130,20 @@ class _RunPage:
     def steps(self) -> list[int]:
         return list(self.table.index)
 
+    @property
+    def spikes(self) -> Spikes | None:
+        return spikes_of(self.run.file.metrics())
+
+    def curves(self, names: list[str], title: str, caption: str, **options: Any) -> str:
+        """Measures over training, with the steps of loss spikes marked."""
+        spikes = self.spikes
+        if spikes:
+            caption += (
+                f" Ticks at the foot: loss spikes, the highest between two checkpoints ({spikes.count:,} in all)."
+            )
+        drawing = figures.curves(self.table, names, title, spikes=spikes.steps if spikes else (), **options)
+        return checkpoints.over_training(drawing, caption)
+
     def readout(self) -> list[str]:
         """The measures whose values are displayed beside the slider."""
         return self._measured([self.headline, *_PROGRESS, "iwl_accuracy", "train_loss"])
@@ -161,22 +177,26 @@ class _RunPage:
         return parts | ({"Runs, aligned": self._aligned} if self.others else {})
 
     def _progress_measures(self) -> str:
-        rest = [name for name in self.table if not re.search("_accuracy$|_loss$|^clamped_", name)]
+        rest = [name for name in self.table if not (re.search("_accuracy$|_loss$|^clamped_", name) or name in SPIKES)]
         names = self._measured([self.headline, *_PROGRESS, *(name for name in rest if name not in _VARIANTS)])
         means = "; ".join(f"{name}: {_MEANS[name]}" for name in names if name in _MEANS)
-        return checkpoints.over_training(
-            figures.curves(self.table, names, "Progress measures", self.emergence),
+        return self.curves(
+            names,
+            "Progress measures",
             f"{f'{means}. ' if means else ''}Each is the mean over"
             " sequences of an evaluation set, the same ones at every step. Dotted lines: located transitions; shaded:"
             " their 95 % intervals.",
+            emergence=self.emergence,
         )
 
     def _clamped(self) -> str:
         names = self._measured([f"clamped_{name}" for name in _PROGRESS])
-        return checkpoints.over_training(
-            figures.curves(self.table, names, "Under the interventions", self.emergence),
+        return self.curves(
+            names,
+            "Under the interventions",
             "The same measures under the interventions of the step, as in training; those above are of the weights"
             " alone.",
+            emergence=self.emergence,
         )
 
     def _evaluations(self, what: str, caption: str) -> str:
@@ -185,7 +205,7 @@ class _RunPage:
             raise MechinterpError(f"no {what} was measured")
         if self.run.config.task.kind != "custom":
             caption = f"{caption} {_SETS}"
-        return checkpoints.over_training(figures.curves(self.table, names, what.title(), y=what), caption)
+        return self.curves(names, what.title(), caption, y=what)
 
     def _interactions(self) -> str:
         from mechinterp.analysis.tables import null_bands

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mechinterp.errors import MechinterpError
 from mechinterp.report import figures, html
 from mechinterp.report.page import aligned
-from mechinterp.studies.runner import compare, measured
+from mechinterp.studies.runner import compare, describe_spikes, measured
 from mechinterp.studies.study import Study
 
 
@@ -28,6 +28,7 @@ def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Pa
         curves.append(html.figure(transition_steps(table), caption))
     parts = [
         html.lead(f"{n_done} of {len(table)} runs done: {len(study.variants)} variants, {len(study.seeds)} seeds."),
+        *([html.note(f"{spikes}.")] if (spikes := describe_spikes(table)) else []),
         html.grid(curves),
         html.section("Variants"),
         html.table(compared),

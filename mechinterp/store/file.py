@@ -7,6 +7,7 @@ that /step covers.
 
 import ctypes
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from torch import Tensor
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError
 from mechinterp.models.registry import parameter_shapes
-from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
+from mechinterp.store.schema import FORMAT, LATER_METRICS, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
 
 _PATIENCE = 0.25
 """Seconds for which a read that fails is repeated while the file has a writer."""
@@ -85,11 +86,14 @@ class RunFile:
             return STATUSES[number]
 
     def metrics(self) -> pd.DataFrame:
-        """The training metrics (`schema.METRICS`) by step."""
+        """The training metrics (`schema.METRICS`) by step; what an older file lacks is not a number."""
         with self._open() as file:
-            steps = _committed(file)
-            columns = {name: _read(file, f"metrics/{name}", slice(len(steps))) for name in METRICS}
-        return pd.DataFrame(columns, index=pd.Index(steps, name="step"))
+            steps, recorded = _committed(file), _names(file, "metrics")
+            columns = {
+                name: _read(file, f"metrics/{name}", slice(len(steps))) if name in recorded else math.nan
+                for name in METRICS
+            }
+        return pd.DataFrame(columns, index=pd.Index(steps, name="step"), dtype=float)
 
     def metrics_at(self, step: int) -> dict[str, float]:
         """The training metrics of a committed step."""
@@ -182,6 +186,9 @@ def _check_datasets(file: h5py.File, config: RunConfig) -> None:
         f"{group}/{name}" if group else name for group in ("", "weights", "metrics") for name in _names(file, group)
     }
     present -= {"weights", "metrics"}
+    later = {f"metrics/{name}" for name in LATER_METRICS}
+    if not later & present:
+        expected = {name: spec for name, spec in expected.items() if name not in later}
     for name in sorted(expected.keys() - present):
         raise RunFileError(f"the dataset /{name} is missing; the file is damaged or from another version")
     for name in sorted(present - expected.keys()):

@@ -23,7 +23,9 @@ FORMAT = "mechinterp-run"
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "diverged", "failed")
 """The meaning of the number in /status; `running` in a file without a writer: its writer was killed."""
-METRICS = ("train_loss", "train_accuracy", *SPIKES, "loss_level", "loss_variance")
+LATER_METRICS = (*SPIKES, "loss_level", "loss_variance")
+"""Metrics that files of version 0.5 and before do not have."""
+METRICS = ("train_loss", "train_accuracy", *LATER_METRICS)
 """Of the training batches since the previous checkpoint: mean loss and accuracy; the number of loss spikes, and step
 and loss of the highest, 0 without one; and the level and variance of the loss, from which spikes are told
 (`training.spikes`). Not a number at step 0, except the counts."""

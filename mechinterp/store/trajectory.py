@@ -41,7 +41,7 @@ class Trajectory:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Training loss and accuracy by step: means since the previous stored step."""
+        """The training metrics (`store.schema.METRICS`) by step, of the batches since the previous stored step."""
         tables = [self.file.metrics()] + ([self.side_file.metrics()] if self.side_file else [])
         return pd.concat(tables).sort_index()
 

@@ -24,7 +24,7 @@ from mechinterp.studies.results import Results, forget_failure, write_failure
 from mechinterp.studies.study import Study, StudyRun
 
 _LOCATED = ("transition", "step", "low", "high", "width", "before", "after")
-_COLUMNS = ("variant", "seed", "run", "status", "error", *_LOCATED)
+_COLUMNS = ("variant", "seed", "run", "status", "error", *_LOCATED, "first_spike")
 
 
 def run_study(
@@ -146,9 +146,10 @@ def study_table(study: Study, folder: str | Path = "checkpoints/studies") -> pd.
     """The runs of a study, one row per variant and seed, from the folder's index; no run file is opened.
 
     Columns: ``variant``, ``seed``, ``run`` (its id), ``status`` (done, failed, or not done), ``error``; of the main
-    measure ``transition``, ``step``, ``low``, ``high``, ``width``, ``before``, ``after``; of every other measure m
-    ``{m}_step`` and ``{m}_lag`` (its step minus that of the main measure; negative: earlier); and final accuracies and
-    losses without interventions (``final_icl_accuracy``, …) and under them (``final_clamped_icl_accuracy``, …).
+    measure ``transition``, ``step``, ``low``, ``high``, ``width``, ``before``, ``after``; ``first_spike``, the step of
+    the first loss spike (`training.spikes`); of every other measure m ``{m}_step`` and ``{m}_lag`` (its step minus that
+    of the main measure; negative: earlier); and final accuracies and losses without interventions
+    (``final_icl_accuracy``, …) and under them (``final_clamped_icl_accuracy``, …).
     """
     outcomes = Results(Path(folder))
     rows = [_row(run, job, study, outcomes) for run, job in jobs_of(study, Path(folder))]
@@ -184,6 +185,19 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
         finals = [str(name) for name in runs if str(name).startswith("final_") and "icl_accuracy" in str(name)]
         rows[str(variant)] |= {name: pd.Series(runs[name], dtype=float).median() for name in finals}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
+
+
+def describe_spikes(table: pd.DataFrame) -> str | None:
+    """How many runs of a study's table have loss spikes, and of which variants; None if no run has."""
+    spiking = table[table["first_spike"].notna()]
+    if spiking.empty:
+        return None
+    variants = list(dict.fromkeys(spiking["variant"]))
+    of = ", ".join(variants[:5]) + (f" and {len(variants) - 5} more" if len(variants) > 5 else "")
+    return (
+        f"loss spikes in {len(spiking)} of {len(table)} runs ({of}); what is measured after the step first_spike of a"
+        " run may be their doing"
+    )
 
 
 def table_folder(study: Study, out: Path) -> Path:
@@ -242,7 +256,7 @@ def _row(run: StudyRun, job: Job, study: Study, outcomes: Results) -> dict[str, 
         return row | {"status": "failed" if error else "not done", "error": error}
     main, *others = study.measures
     row |= {"status": "done", "error": None}
-    row |= {name: outcome.get(f"{main}.{name}") for name in _LOCATED}
+    row |= {name: outcome.get(f"{main}.{name}") for name in _LOCATED} | {"first_spike": outcome.get("first_spike")}
     for name in others:
         step = outcome.get(f"{name}.step")
         row[f"{name}_step"] = step

@@ -42,6 +42,7 @@ from mechinterp.tasks import build_task
 from mechinterp.training.engines import Device, build_engine, require_device
 from mechinterp.training.loop import TrainingRun, steps_of
 from mechinterp.training.prefetch import limit_cores
+from mechinterp.training.spikes import spikes_of
 
 _TIMED_STEPS = 40
 
@@ -78,7 +79,8 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
         seconds = round(time.monotonic() - trained, 3)
         cost |= {"checkpoints": n_measured, "measuring_seconds": seconds, "checkpoint_bytes": checkpoint_bytes}
     outcome = {"version": version("mechinterp"), "kept": kept, "steps": last, "digest": digest}
-    return write_outcome(job, outcome | {"transitions": transitions, "final": finals, "cost": cost})
+    outcome |= {"transitions": transitions, "final": finals, "cost": cost}
+    return write_outcome(job, outcome | ({"first_spike": spikes.first} if (spikes := spikes_of(table)) else {}))
 
 
 def _table(run: Run, path: Path) -> tuple[pd.DataFrame | None, int]:

@@ -13,6 +13,9 @@ what the network had learned may be gone afterwards.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
 
 SPIKES = ("spikes", "spike_step", "spike_height")
 """Metrics of a checkpoint: the number of spikes since the one before, and step and loss of the highest (0: none)."""
@@ -58,3 +61,44 @@ class LossSpikes:
         }
         self._count, self._step, self._loss = 0, 0, 0.0
         return metrics
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """The loss spikes of a run."""
+
+    count: int
+    """Number of batches, at least 1."""
+    first: int
+    """Step of the first; if several lie between the same two checkpoints, of the highest of those."""
+    step: int
+    """Step of the highest."""
+    height: float
+    """Loss of the highest, nats."""
+    steps: tuple[int, ...]
+    """Step of the highest between any two neighbouring checkpoints that have one, ascending."""
+
+    def __str__(self) -> str:
+        batches = "1 batch" if self.count == 1 else f"{self.count:,} batches"
+        return (
+            f"loss spikes: {batches}, the first at step {self.first:,}, the highest, {self.height:.2g} nats, at step"
+            f" {self.step:,}; what is measured after step {self.first:,} may be their doing, and a lower"
+            " training.learning_rate avoids them"
+        )
+
+
+def spikes_of(metrics: pd.DataFrame) -> Spikes | None:
+    """The loss spikes in a run file's metrics (`RunFile.metrics`), or in a table of measures of all its checkpoints.
+
+    None without a spike, and if the file was written before spikes were recorded. With steps that were rebuilt between
+    checkpoints (`Run.densify`), a spike counts twice.
+    """
+    if any(name not in metrics for name in SPIKES):
+        return None
+    spiking = metrics.loc[metrics["spikes"] > 0, list(SPIKES)]
+    if spiking.empty:
+        return None
+    steps = [int(step) for step in spiking["spike_step"]]
+    highest = int(spiking["spike_height"].to_numpy().argmax())
+    height = float(spiking["spike_height"].iloc[highest])
+    return Spikes(int(spiking["spikes"].sum()), steps[0], steps[highest], height, tuple(steps))

@@ -9,6 +9,7 @@ from mechinterp.config import PairedItemsConfig
 from mechinterp.errors import ConfigError, MechinterpError, UnknownNameError
 from mechinterp.tasks import PairedItemsTask, Task
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+from mechinterp.tasks.paired_items import _cumulative, _picked, _picked_equal
 from tests.helpers import token_labels
 
 
@@ -103,6 +104,35 @@ def test_frequencies_follow_zipfs_law():
     counts = torch.bincount(items_of(made.train_batch(0, 3_000), made)[:, :-1].flatten(), minlength=40).double()
     expected = 1 / np.arange(1, 41)
     np.testing.assert_allclose(counts / counts.sum(), expected / expected.sum(), rtol=0.15)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3, 7, 50, 1_000, 16_000])
+def test_equal_frequencies_are_drawn_as_any_frequencies_are(K):
+    """To the bit: at random numbers, at every boundary between two items, and at its neighbours among floats."""
+    cumulative = _cumulative(np.ones(K))
+    uniform = np.random.default_rng(K).random((200, 50))
+    assert np.array_equal(_picked_equal(cumulative, uniform), _picked(cumulative, uniform))
+    for boundaries in (cumulative, np.arange(K + 1) / K):
+        numbers = np.concatenate([np.nextafter(boundaries, side) for side in (-1, boundaries, 2)])
+        numbers = numbers[(numbers >= 0) & (numbers < 1)]
+        picked = _picked(cumulative, numbers)
+        assert np.array_equal(_picked_equal(cumulative, numbers), picked)
+        assert len(np.unique(picked)) == K
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_labels_are_half_of_each(seed):
+    made = task(seed, equal_labels=True)
+    assert made.labels.sum() == 30
+    assert np.array_equal(made.items, task(seed).items)
+    assert {int(task(seed).labels.sum()) for seed in range(20)} != {30}
+    orders = {tuple(task(seed, equal_labels=True).labels) for seed in range(10)}
+    assert len(orders) == 10
+    with pytest.raises(ConfigError, match=r"K=61\) is odd, and half of the labels are to be \+1: use 62"):
+        mi.RunConfig().updated(
+            {"task.kind": "paired_items", "task.n_items": 61, "task.n_pairs": 20, "task.equal_labels": True}
+        )
+    assert task(dataset="fresh", n_items=61, equal_labels=True).labels.size == 0
 
 
 def test_batches_are_a_function_of_seed_and_step():

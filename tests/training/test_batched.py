@@ -8,6 +8,7 @@ from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import ConfigError, DivergedError
 from mechinterp.models.registry import initial_parameters
 from mechinterp.run import train_batched
+from mechinterp.studies.jobs import distinct_jobs, grouped
 from mechinterp.training.engines import AutogradEngine
 
 FULL = mi.RunConfig.preset("reddy2023")
@@ -114,6 +115,40 @@ def test_interrupted_runs_are_resumed_in_one_batch_from_where_each_is(tiny_confi
     before = [path.stat().st_mtime_ns for path in paths]
     train_batched(configs, paths)
     assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+FIX = {"kind": "fix", "parameters": ["blocks.*"], "value": 0.25}
+FREEZE = {"kind": "freeze", "parameters": ["classifier.readout.W"], "start": 4, "stop": 12}
+CLAMP = {"kind": "clamp", "layer": 0, "pattern": "uniform"}
+
+
+def test_runs_with_fixed_parameters_are_trained_in_one_batch(tiny_config, tmp_path):
+    changes = [{"interventions": [FIX]}, {"interventions": [FREEZE]}, {"interventions": [FIX, FREEZE], "seed": 1}, {}]
+    configs = [tiny_config.updated({**change, "training.weight_decay": 0.01}) for change in changes]
+    runs = train_batched(configs, [tmp_path / f"{i}.h5" for i in range(4)])
+    for number, (config, run) in enumerate(zip(configs, runs, strict=True)):
+        assert run.environment["engine"] == "batched"
+        last, start = run.weights(20), initial_parameters(config)
+        for name, value in last.items():
+            fixed = FIX in changes[number].get("interventions", ()) and name.startswith("blocks.")
+            assert torch.equal(value, torch.full_like(value, 0.25)) == fixed
+            assert fixed or not torch.equal(value, start[name])
+        readouts = [run.weights(step)["classifier.readout.W"] for step in (2, 4, 12, 14)]
+        assert torch.equal(readouts[1], readouts[2]) == (FREEZE in changes[number].get("interventions", ()))
+        assert not torch.equal(readouts[0], readouts[1])
+        assert not torch.equal(readouts[2], readouts[3])
+        alone = mi.train(config, tmp_path / f"alone{number}.h5", progress=False)
+        for name, value in alone.weights(20).items():
+            torch.testing.assert_close(last[name], value, rtol=0, atol=1e-5)
+
+
+def test_a_study_groups_runs_whose_forward_pass_is_that_of_the_weights(tiny_config, tmp_path):
+    variants = {"free": {}, "fixed": {"interventions": [FIX]}, "frozen": {"interventions": [FREEZE]}}
+    study = mi.Study.of("batches", tiny_config, {**variants, "clamped": {"interventions": [CLAMP]}}, [0, 1])
+    jobs = [job for _, job in distinct_jobs(study, tmp_path, "cuda")]
+    groups = grouped(jobs, 6)
+    assert sorted(map(len, groups)) == [1, 1, 6]
+    assert all(len(group) == 6 or group[0]["config"]["interventions"][0]["kind"] == "clamp" for group in groups)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,19 @@ TINY = {
     "checkpoints.every": 2,
 }
 
+SPIKING = {
+    "task.kind": "paired_items",
+    "task.n_items": 40,
+    "task.n_pairs": 9,
+    "task.item_dim": 7,
+    "model.n_layers": 1,
+    "model.classifier_width": 16,
+    "training.batch_size": 16,
+    "training.steps": 600,
+    "training.learning_rate": 0.3,
+    "checkpoints.every": 50,
+}
+
 
 @pytest.fixture(scope="session")
 def tiny_config() -> mi.RunConfig:
@@ -32,3 +45,9 @@ def tiny_config() -> mi.RunConfig:
 def tiny_run(tiny_config, tmp_path_factory) -> mi.Run:
     """A finished run of 11 checkpoints. Tests only read it."""
     return mi.train(tiny_config, tmp_path_factory.mktemp("runs") / "tiny.h5", progress=False)
+
+
+@pytest.fixture(scope="session")
+def spiking_run(tmp_path_factory) -> mi.Run:
+    """A run at too large a learning rate, whose loss spikes. Tests only read it."""
+    return mi.train(mi.RunConfig().updated(SPIKING), tmp_path_factory.mktemp("runs") / "spiking.h5", progress=False)

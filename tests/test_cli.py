@@ -5,11 +5,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import h5py
 import pytest
 
+import mechinterp as mi
 from mechinterp.cli import main
+from mechinterp.training.spikes import spikes_of
+from tests.conftest import SPIKING
 
 TRAIN = shlex.split(
     "--task.n-classes 8 --task.n-labels 4 --task.n-pairs 3 --task.content-dim 11 --task.position-dim 13"
@@ -61,6 +65,31 @@ def test_train_info_measure_emergence(capsys, tmp_path):
     assert found["transition"] is False
     assert found["step"] is None
     assert call(capsys, "report", run, "--out", tmp_path / "r.html")[0] == 0
+
+
+def test_loss_spikes_are_said_in_one_more_line(capsys, spiking_run, tiny_run):
+    spikes = spikes_of(spiking_run.file.metrics())
+    assert spikes
+    options = ("--measure", "icl_accuracy", "--n-sequences", 20)
+    code, out, _ = call(capsys, "emergence", spiking_run.path, *options)
+    assert (code, out.splitlines()[1:]) == (0, [str(spikes)])
+    found = json.loads(call(capsys, "emergence", spiking_run.path, *options, "--json")[1])["spikes"]
+    assert found == {**asdict(spikes), "steps": list(spikes.steps)}
+    assert len(call(capsys, "emergence", tiny_run.path, *options)[1].splitlines()) == 1
+    assert json.loads(call(capsys, "emergence", tiny_run.path, *options, "--json")[1])["spikes"] is None
+
+
+def test_the_main_job_says_them_too(capsys, tmp_path):
+    settings = {**SPIKING, "training.steps": 20, "checkpoints.every": 10}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    (tmp_path / "spiking.toml").write_text("\n".join(lines))
+    code, out, _ = call(capsys, "run", "--config", tmp_path / "spiking.toml", "--out", tmp_path / "a.h5")
+    lines = out.splitlines()
+    spikes = spikes_of(mi.open_run(tmp_path / "a.h5").file.metrics())
+    assert spikes
+    assert (code, len(lines), lines[1]) == (0, 3, str(spikes))
+    assert f'<p class="note">{spikes}.</p>' in (tmp_path / "a.html").read_text()
+    assert "spikes,spike_step,spike_height" in (tmp_path / "a.csv").read_text().splitlines()[0]
 
 
 def test_a_toml_file_and_overrides(capsys, tmp_path):

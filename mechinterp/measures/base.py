@@ -20,6 +20,7 @@ from mechinterp.config.model import MOST_LAYERS
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
 from mechinterp.models.network import Network, hook_names
 from mechinterp.tasks.base import Batch
+from mechinterp.training.spikes import SPIKES
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def register(
         name = compute.__name__
         if name.startswith("clamped_"):
             raise MechinterpError(f"{name}: clamped_ is the prefix of measures under clamps; choose another name")
+        if name in SPIKES:
+            raise MechinterpError(f"{name} is the name of a column of loss spikes; choose another name")
         if name in MEASURES and MEASURES[name].compute.__module__ != compute.__module__:
             raise MechinterpError(f"a measure named {name!r} exists already; choose another name")
         MEASURES[name] = Measure(

@@ -10,6 +10,7 @@ from mechinterp.errors import MechinterpError, UnknownNameError
 from mechinterp.measures import MEASURES
 from mechinterp.measures.table import columns_for
 from mechinterp.models.registry import parameter_shapes
+from mechinterp.training.spikes import SPIKES
 
 T, N, L = 17, 8, 32
 
@@ -148,6 +149,12 @@ def test_a_name_is_taken_once():
     with pytest.raises(MechinterpError, match="exists already"):
         mi.register()(ila1)
 
+    def spikes(seen):
+        return 0.0
+
+    with pytest.raises(MechinterpError, match="column of loss spikes; choose another name"):
+        mi.register()(spikes)
+
 
 def test_tca_counts_all_copies_and_takes_the_place_of_the_others_on_paired_items():
     config = mi.RunConfig.preset("nguyen2024-fast").updated(
@@ -180,7 +187,7 @@ def test_tca_counts_all_copies_and_takes_the_place_of_the_others_on_paired_items
 def test_columns_and_rows(tiny_run):
     table = mi.measure(tiny_run, n_sequences=20)
     expected = "ila1 ila1_all tila2 cla cla_mass tla2 icl_accuracy iwl_accuracy swap_accuracy train_accuracy"
-    assert set(table) == {*expected.split(), "icl_loss", "iwl_loss", "swap_loss", "train_loss"}
+    assert set(table) == {*expected.split(), "icl_loss", "iwl_loss", "swap_loss", "train_loss", *SPIKES}
     assert list(table.index) == tiny_run.steps
     part = mi.measure(tiny_run, ["tla2", "icl_loss"], steps=[4, 2], n_sequences=20)
     assert part.equals(table.loc[[4, 2], ["tla2", "icl_loss"]])

@@ -16,7 +16,9 @@ from mechinterp.circuits.svg import panels
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
 from mechinterp.report import html
+from mechinterp.report.figures import SPIKE_COLOUR
 from mechinterp.report.study import write_study_report
+from mechinterp.training.spikes import SPIKES, spikes_of
 from tests.training.test_trainer import FirstTokenTask
 
 
@@ -164,6 +166,25 @@ def test_a_located_transition_is_the_headline_and_is_marked_on_the_slider(tiny_r
     assert re.search(r"ila1: transition at step 1[01] ", page)
     assert re.search(r'class="transition" data-step="1[01]"', page)
     assert 'class="interval"' in page
+
+
+def test_loss_spikes_are_said_below_the_headline_and_marked_on_the_curves(spiking_run, tiny_run, tmp_path):
+    table, spikes = mi.measure(spiking_run, n_sequences=20), spikes_of(spiking_run.file.metrics())
+    assert spikes
+    page = mi.write_report(spiking_run, table, tmp_path / "r.html").read_text()
+    assert re.search(rf'<p class="verdict">[^<]*</p>\s*<p class="note">{re.escape(str(spikes))}\.</p>', page)
+    for figure in ("progress-measures", "accuracy", "loss"):
+        (drawing,) = _data(page, figure)["drawings"]
+        ticks = [shape for shape in drawing["layout"]["shapes"] if shape["line"]["color"] == SPIKE_COLOUR]
+        assert [(tick["x0"], tick["x1"]) for tick in ticks] == [(step, step) for step in spikes.steps]
+        assert all((tick["yref"], tick["y0"]) == ("paper", 0) for tick in ticks)
+        assert not {*SPIKES} & {trace["name"] for trace in drawing["data"]}
+    assert (
+        page.count(f"Ticks at the foot: loss spikes, the highest between two checkpoints ({spikes.count} in all)") == 3
+    )
+    calm = mi.write_report(tiny_run, mi.measure(tiny_run, n_sequences=8), tmp_path / "r.html").read_text()
+    assert "oss spike" not in calm
+    assert not _data(calm, "accuracy")["drawings"][0]["layout"].get("shapes")
 
 
 def test_without_a_transition_none_is_marked(tiny_run, tmp_path):

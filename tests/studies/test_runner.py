@@ -12,15 +12,17 @@ import torch
 import mechinterp as mi
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
+from mechinterp.report.study import write_study_report
 from mechinterp.studies import worker
 from mechinterp.studies.cluster import cluster
 from mechinterp.studies.cost import spent
 from mechinterp.studies.jobs import jobs_of
 from mechinterp.studies.results import Results, file_of
-from mechinterp.studies.runner import compare, measured, run_study, states, study_table
+from mechinterp.studies.runner import compare, describe_spikes, measured, run_study, states, study_table
 from mechinterp.studies.study import Study
+from mechinterp.training.spikes import spikes_of
 from mechinterp.verification import verify
-from tests.conftest import TINY
+from tests.conftest import SPIKING, TINY
 from tests.helpers import dataset
 from tests.store.survival_children import one_thread
 from tests.studies.helpers import digests, straight, written
@@ -51,6 +53,26 @@ def test_the_table_has_a_row_for_every_run(study, done):
     assert table["final_icl_accuracy"][0] == pytest.approx(expected["icl_accuracy"].iloc[-1])
     assert table["final_clamped_icl_accuracy"].notna().tolist() == [False, False, True, True]
     assert compare(table).loc["clamped", ["runs", "done", "transitions"]].tolist() == [2, 2, 0]
+
+
+def test_the_table_and_the_page_say_which_runs_have_loss_spikes(tmp_path):
+    config = mi.RunConfig().updated({**SPIKING, "training.steps": 100})
+    variants = {"calm": {"training.learning_rate": 0.01}, "spiking": {}}
+    study = Study.of("spikes", config, variants, [0], ["icl_accuracy"])
+    for _, job in jobs_of(study, tmp_path):
+        worker.do(job)
+    table = study_table(study, tmp_path)
+    spikes = spikes_of(mi.open_run(tmp_path / f"{study.runs[1].id}.h5").file.metrics())
+    assert spikes
+    assert table["first_spike"].isna().tolist() == [True, False]
+    assert table["first_spike"][1] == spikes.first
+    said = describe_spikes(table)
+    assert said
+    assert said.startswith("loss spikes in 1 of 2 runs (spiking); what is measured after the step first_spike")
+    page = write_study_report(study, table, tmp_path, tmp_path / "page.html").read_text()
+    assert f'<p class="note">{said}.</p>' in page
+    assert "<th>first_spike</th>" in page
+    assert describe_spikes(table.iloc[:1]) is None
 
 
 def test_one_worker_two_workers_and_a_plain_training_give_the_same_bits(study, done, tmp_path, monkeypatch):

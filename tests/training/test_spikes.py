@@ -16,19 +16,6 @@ from mechinterp.store.schema import LATER_METRICS
 from mechinterp.training.engines import AutogradEngine
 from mechinterp.training.spikes import DEVIATIONS, LEAST, MEMORY, SPIKES, LossSpikes, Spikes, spikes_of
 
-PAIRS = {
-    "task.kind": "paired_items",
-    "task.n_items": 40,
-    "task.n_pairs": 9,
-    "task.item_dim": 7,
-    "model.n_layers": 1,
-    "model.classifier_width": 16,
-    "training.batch_size": 16,
-    "training.steps": 600,
-    "training.learning_rate": 0.3,
-    "checkpoints.every": 50,
-}
-
 
 def metrics_of(losses: Iterable[float]) -> dict[str, float]:
     """The metrics of one checkpoint after batches with these losses, from step 1 on."""
@@ -154,37 +141,31 @@ def test_the_summary_of_a_runs_metrics():
     assert spikes_of(table[["spikes"]]) is None
 
 
-@pytest.fixture(scope="module")
-def spiking(tmp_path_factory) -> mi.Run:
-    """A run at too large a learning rate."""
-    return mi.train(mi.RunConfig().updated(PAIRS), tmp_path_factory.mktemp("spiking") / "run.h5", progress=False)
-
-
-def test_sgd_at_too_large_a_learning_rate_spikes(spiking, tmp_path):
-    found = spikes_of(spiking.file.metrics())
+def test_sgd_at_too_large_a_learning_rate_spikes(spiking_run, tmp_path):
+    found = spikes_of(spiking_run.file.metrics())
     assert found
     assert found.height > 1
-    assert spiking.metrics["train_loss"].loc[found.step - 100 : found.step].iloc[0] < 0.3  # it had learned
-    before, batch = spiking.network(found.step - 1), spiking.task.train_batch(found.step - 1, 16)
+    assert spiking_run.metrics["train_loss"].loc[found.step - 100 : found.step].iloc[0] < 0.3  # it had learned
+    before, batch = spiking_run.network(found.step - 1), spiking_run.task.train_batch(found.step - 1, 16)
     loss = torch.nn.functional.cross_entropy(forward(before, batch.inputs), batch.labels)
     assert found.height == pytest.approx(float(loss), rel=1e-4)
-    slow = mi.RunConfig().updated(PAIRS | {"training.learning_rate": 0.03})
+    slow = spiking_run.config.updated({"training.learning_rate": 0.03})
     assert spikes_of(mi.train(slow, tmp_path / "slow.h5", progress=False).file.metrics()) is None
 
 
-def test_a_resumed_run_has_the_metrics_of_one_that_never_stopped(spiking, tmp_path):
-    config = spiking.config
+def test_a_resumed_run_has_the_metrics_of_one_that_never_stopped(spiking_run, tmp_path):
+    config = spiking_run.config
     path = tmp_path / "run.h5"
     stopped = mi.train(config.updated({"training.steps": 250}), path, progress=False)
     assert stopped.steps[-1] == 250
     for until in (450, 600):
         resumed = resume(path, until=until, progress=False)
-    pd.testing.assert_frame_equal(resumed.metrics, spiking.metrics, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.metrics, spiking_run.metrics, check_exact=True)
     assert resumed.metrics["spikes"].loc[300:].sum() > 0
 
 
-def test_runs_resumed_in_a_batch_have_the_metrics_of_runs_that_never_stopped(spiking, tmp_path, monkeypatch):
-    configs = [spiking.config.updated({"seed": seed, "training.steps": 120}) for seed in (0, 1)]
+def test_runs_resumed_in_a_batch_have_the_metrics_of_runs_that_never_stopped(spiking_run, tmp_path, monkeypatch):
+    configs = [spiking_run.config.updated({"seed": seed, "training.steps": 120}) for seed in (0, 1)]
     whole = train_batched(configs, [tmp_path / f"whole{seed}.h5" for seed in (0, 1)])
     original, calls = AutogradEngine.step_runs, []
 
@@ -202,38 +183,38 @@ def test_runs_resumed_in_a_batch_have_the_metrics_of_runs_that_never_stopped(spi
         pd.testing.assert_frame_equal(one.metrics, other.metrics, check_exact=True)
 
 
-def test_rebuilt_steps_have_the_metrics_of_a_run_that_saved_them(spiking, tmp_path):
-    often = spiking.config.updated({"checkpoints.every": 25})
+def test_rebuilt_steps_have_the_metrics_of_a_run_that_saved_them(spiking_run, tmp_path):
+    often = spiking_run.config.updated({"checkpoints.every": 25})
     saved = mi.train(often, tmp_path / "often.h5", progress=False)
-    run = mi.train(spiking.config, tmp_path / "run.h5", progress=False)
+    run = mi.train(spiking_run.config, tmp_path / "run.h5", progress=False)
     assert run.densify(every=25).exact
     rebuilt = [step for step in run.steps if step % 50]
     assert saved.metrics.loc[rebuilt, "spikes"].sum() > 0
     pd.testing.assert_frame_equal(run.metrics.loc[rebuilt], saved.metrics.loc[rebuilt], check_exact=True)
 
 
-def test_a_table_of_all_measures_has_the_spikes_and_one_of_named_measures_has_not(spiking):
-    table = mi.measure(spiking, n_sequences=20)
+def test_a_table_of_all_measures_has_the_spikes_and_one_of_named_measures_has_not(spiking_run):
+    table = mi.measure(spiking_run, n_sequences=20)
     assert list(table)[-3:] == list(SPIKES)
-    pd.testing.assert_frame_equal(table[list(SPIKES)], spiking.metrics[list(SPIKES)])
-    assert spikes_of(table) == spikes_of(spiking.file.metrics())
-    assert list(mi.measure(spiking, "icl_accuracy", n_sequences=20)) == ["icl_accuracy"]
+    pd.testing.assert_frame_equal(table[list(SPIKES)], spiking_run.metrics[list(SPIKES)])
+    assert spikes_of(table) == spikes_of(spiking_run.file.metrics())
+    assert list(mi.measure(spiking_run, "icl_accuracy", n_sequences=20)) == ["icl_accuracy"]
     assert not {*SPIKES} & {*mi.emergence_table(table).index}
 
 
-def test_a_file_from_before_spikes_were_recorded_is_read_and_resumed(spiking, tmp_path, monkeypatch):
+def test_a_file_from_before_spikes_were_recorded_is_read_and_resumed(spiking_run, tmp_path, monkeypatch):
     """Its metrics are loss and accuracy; of spikes nothing is known, until it is trained on."""
     early = tmp_path / "early.h5"
     with monkeypatch.context() as older:
         for module in ("store.schema", "store.writer"):
             older.setattr(f"mechinterp.{module}.METRICS", ("train_loss", "train_accuracy"))
-        with RunWriter(early, spiking.config, engine="analytic") as writer:
+        with RunWriter(early, spiking_run.config, engine="analytic") as writer:
             for step in (0, 50):
-                writer.append(step, spiking.weights(step), spiking.file.metrics_at(step))
+                writer.append(step, spiking_run.weights(step), spiking_run.file.metrics_at(step))
     run = mi.open_run(early)
-    assert run.metrics["train_loss"].iloc[1] == spiking.metrics["train_loss"].iloc[1]
+    assert run.metrics["train_loss"].iloc[1] == spiking_run.metrics["train_loss"].iloc[1]
     assert run.metrics[list(LATER_METRICS)].isna().to_numpy().all()
     assert spikes_of(run.file.metrics()) is None
     resumed = resume(early, until=100, progress=False)
-    assert resumed.digest(100) == spiking.digest(100)
+    assert resumed.digest(100) == spiking_run.digest(100)
     assert resumed.metrics.loc[100, list(LATER_METRICS)].notna().all()

@@ -10,6 +10,7 @@ import mechinterp as mi
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError
 from mechinterp.models.registry import initial_parameters
 from mechinterp.training.engines import FusedEngine
+from mechinterp.training.spikes import SPIKES
 
 
 class FirstTokenTask:
@@ -34,7 +35,7 @@ def test_a_task_of_ones_own_trains_and_measures(tmp_path):
     config = mi.RunConfig().updated({"training.steps": 300, "training.learning_rate": 0.3, "checkpoints.every": 50})
     run = mi.train(config, tmp_path / "own.h5", task=FirstTokenTask(), progress=False)
     table = mi.measure(run)
-    assert list(table) == ["fresh_accuracy", "ila1_all", "fresh_loss"]
+    assert list(table) == ["fresh_accuracy", "ila1_all", "fresh_loss", *SPIKES]
     assert table["fresh_accuracy"].iloc[-1] > 0.95
     assert table["ila1_all"].iloc[0] == pytest.approx((1 / 2 + 1 / 3) / 2, abs=0.1)
     assert "no transition" in mi.write_report(run, table, tmp_path / "own.html").read_text()

@@ -21,13 +21,12 @@ PAIRS = {
     "task.n_items": 40,
     "task.n_pairs": 9,
     "task.item_dim": 7,
-    "model.n_layers": 1,
     "model.classifier_width": 11,
     "model.classifier_depth": 1,
     "training.steps": 4,
     "checkpoints.every": 2,
 }
-NETWORK = mi.RunConfig().updated(PAIRS)
+NETWORK = mi.RunConfig().updated(PAIRS | {"model.n_layers": 1})
 ADDITIVE = mi.RunConfig().updated(PAIRS | {"model.kind": "additive", "task.tokens": "plain"})
 
 

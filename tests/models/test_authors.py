@@ -31,7 +31,7 @@ D = 9
 PRESETS = ("nguyen2024-authors", "nguyen2024-authors-minimal")
 
 
-def config_of(preset: str = PRESETS[0], **changes) -> mi.RunConfig:
+def config_of(preset: str = PRESETS[0], /, **changes) -> mi.RunConfig:
     return mi.RunConfig.preset(preset).updated(SMALL | changes)
 
 

@@ -65,6 +65,9 @@ class Batch:
     * ``roles``: Bool [batch, pos] by name: which positions have a role. Measures and patching address positions through
       roles. The built-in names: item, label, target, correct_item and correct_label (those of the target's class).
     * ``token_labels``: Int [batch, pos], the label that a token shows, −1 if it shows none; or None.
+    * ``token_classes``: Int [batch, pos], the class of the item that a token shows, −1 if it shows none; or None where
+      no two sequences share a class, or it is not known. Standard errors take sequences whose targets share a class as
+      correlated, and all as independent where this is None.
     * ``table``: the tokens as a look-up, if they have that form; or None.
     """
 
@@ -75,11 +78,13 @@ class Batch:
         roles: Mapping[str, Bool[Tensor, "batch pos"]] | None = None,
         token_labels: Int[Tensor, "batch pos"] | None = None,
         table: TokenTable | None = None,
+        token_classes: Int[Tensor, "batch pos"] | None = None,
     ):
         """With a `table`, `inputs` may be None: they are computed from it when they are first read."""
         if inputs is None and table is None:
             raise TypeError("a batch needs inputs or a table")
         self.labels, self.roles, self.token_labels, self.table = labels, Roles(roles or {}), token_labels, table
+        self.token_classes = token_classes
         self._inputs = inputs
 
     @cached_property
@@ -105,7 +110,8 @@ class Batch:
         """A batch of some of the sequences, by index."""
         roles = {role: mask[rows] for role, mask in self.roles.items()}
         token_labels = None if self.token_labels is None else self.token_labels[rows]
-        return Batch(self.inputs[rows], self.labels[rows], roles, token_labels)
+        token_classes = None if self.token_classes is None else self.token_classes[rows]
+        return Batch(self.inputs[rows], self.labels[rows], roles, token_labels, token_classes=token_classes)
 
     def split(self, size: int) -> "list[Batch]":
         """The sequences in batches of `size`; the last may be smaller."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -53,6 +54,14 @@ class Pairs:
     def wrong_labels(self) -> Int[Tensor, "batch"]:
         """Labels that the corrupt sequences suggest; always different from the answers."""
         return self.corrupt.labels
+
+    @property
+    def target_classes(self) -> Int[Tensor, "batch 2"] | None:
+        """Classes of the clean and the corrupt target; None where the batches carry no `token_classes`."""
+        clean, corrupt = self.clean.token_classes, self.corrupt.token_classes
+        if clean is None or corrupt is None:
+            return None
+        return torch.stack([clean[:, -1], corrupt[:, -1]], dim=1)
 
 
 @torch_defaults()

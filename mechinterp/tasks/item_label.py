@@ -113,6 +113,8 @@ class ItemLabelTask:
             )
         rng, clean = generator(self.seed, Stream.CORRUPTION, seed), self.sample("icl", n_pairs, seed)
         assert clean.table is not None
+        assert clean.token_classes is not None
+        classes = clean.token_classes.clone()
         content, positions = clean.table.content.numpy().copy(), clean.table.positions.numpy().copy()
         labels, answers = content[:, 1::2].copy(), clean.labels.numpy()
         rows, wrong_pair = np.arange(n_pairs), wrong_label_pairs(labels, answers, rng)
@@ -121,7 +123,7 @@ class ItemLabelTask:
             is_wrong = labels == wrong_labels[:, None]
             content[:, 1::2] = np.where(is_wrong, answers[:, None], np.where(other, labels, wrong_labels[:, None]))
         elif corruption is Corruption.replace_target:
-            content[:, -1] = content[rows, 2 * wrong_pair]
+            content[:, -1], classes[:, -1] = content[rows, 2 * wrong_pair], classes[rows, 2 * wrong_pair]
         elif corruption is Corruption.break_pairing:
             content[:, 1::2] = moved_on(labels, wrong_pair - (~other).argmax(axis=1))
         else:
@@ -130,7 +132,8 @@ class ItemLabelTask:
         token_labels = np.full(content.shape, -1, np.int64)
         token_labels[:, 1::2] = content[:, 1::2]
         table = replace(clean.table, content=torch.from_numpy(content), positions=torch.from_numpy(positions))
-        return clean, Batch(None, torch.from_numpy(wrong_labels), clean.roles, torch.from_numpy(token_labels), table)
+        suggested = torch.from_numpy(wrong_labels)
+        return clean, Batch(None, suggested, clean.roles, torch.from_numpy(token_labels), table, classes)
 
     def _draw(self, stream: int, steps: Sequence[int], evaluation: str, size: int) -> list[Batch]:
         """Tokens, labels and roles of new sequences, a batch for each step of the stream."""
@@ -147,7 +150,7 @@ class ItemLabelTask:
         fixed = evaluation == "train" and self._fixed_novel_means is not None
         if fixed:
             novel_means = self._fixed_novel_means
-        labels, tokens = np.empty((n, size), np.int64), np.empty((n, 3, size, T), np.int64)
+        labels, tokens = np.empty((n, size), np.int64), np.empty((n, 4, size, T), np.int64)
         correct = np.empty((n, 2, size, T), np.bool_)
         _draw_batches(
             (np.uint64(self.seed), np.uint64(stream), np.array(steps, np.uint64)),
@@ -161,11 +164,11 @@ class ItemLabelTask:
         fixed_roles = {role: mask.expand(size, T) for role, mask in slots.items()}
         batches = []
         for i in range(n):
-            content, positions, token_labels = torch.from_numpy(tokens[i]).unbind()
+            content, positions, token_labels, token_classes = torch.from_numpy(tokens[i]).unbind()
             correct_item, correct_label = torch.from_numpy(correct[i]).unbind()
             roles = fixed_roles | {"correct_item": correct_item, "correct_label": correct_label}
             table = TokenTable(P, self._shared, torch.from_numpy(items[i]), content, positions)
-            batches.append(Batch(None, torch.from_numpy(labels[i]), roles, token_labels, table))
+            batches.append(Batch(None, torch.from_numpy(labels[i]), roles, token_labels, table, token_classes))
         return batches
 
 
@@ -241,20 +244,20 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, st
 def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
     """Lays out the tokens x₁ ℓ₁ … x_N ℓ_N x_q of classes whose labels are (k + shift) mod L.
 
-    `tokens` is filled with the index of every token's content in the `TokenTable`, its position, and the label it shows
-    or −1; `correct` with whether it is an item of the target's class, or such an item's label.
+    `tokens` is filled with the index of every token's content in the `TokenTable`, its position, and the label and the
+    class it shows, or −1; `correct` with whether it is an item of the target's class, or such an item's label.
     """
-    content, positions, token_labels = tokens
+    content, positions, token_labels, token_classes = tokens
     size, N = classes.shape[0], classes.shape[1] - 1
     correct[:] = False
     for b in range(size):
         target = classes[b, N]
         labels[b] = (target + shift) % n_labels
         for i in range(N + 1):
-            content[b, 2 * i], token_labels[b, 2 * i] = n_labels + i, -1
+            content[b, 2 * i], token_labels[b, 2 * i], token_classes[b, 2 * i] = n_labels + i, -1, classes[b, i]
         for i in range(N):
             label = (classes[b, i] + shift) % n_labels
-            content[b, 2 * i + 1], token_labels[b, 2 * i + 1] = label, label
+            content[b, 2 * i + 1], token_labels[b, 2 * i + 1], token_classes[b, 2 * i + 1] = label, label, -1
             correct[0, b, 2 * i] = correct[1, b, 2 * i + 1] = classes[b, i] == target
         for t in range(2 * N + 1):
             positions[b, t] = starts[b] + t

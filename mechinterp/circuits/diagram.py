@@ -38,8 +38,9 @@ from torch import Tensor, nn
 from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.evidence import Fact, induction_head_evidence, require_separate_tokens
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Site, clean_corrupt_gap, patched
+from mechinterp.circuits.patching import Site, patched
 from mechinterp.circuits.paths import Receiver
+from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.errors import MechinterpError, NamedEnum, member
 from mechinterp.models.forward import Activations, attention_pattern, run_with_cache
 from mechinterp.models.network import Network
@@ -232,9 +233,11 @@ class _Cuts:
     def __post_init__(self):
         self.other = Activations(self.base.network, {hook: x.roll(1, 0) for hook, x in self.base.values.items()})
         self.layers, pairs = range(self.base.n_layers), self.pairs
-        self._lead = Metric.logit_difference.per_sequence(self.base.logits, pairs.answers, pairs.wrong_labels)
-        logits = self.base.logits, self.other.logits
-        _, self.span, self.error = clean_corrupt_gap(Metric.logit_difference, *logits, pairs)
+        self._lead = self.lead(self.base.logits)
+        classes = None if pairs.target_classes is None else pairs.target_classes[:, 0]
+        self._classes = None if classes is None else torch.stack([classes, classes.roll(1)], dim=1)
+        difference = self._lead - self.lead(self.other.logits)
+        self.span, self.error = float(difference.mean()), standard_error(difference, self._classes)
 
     @property
     def resolved(self) -> bool:
@@ -254,10 +257,14 @@ class _Cuts:
 
     def measured(self, logits: Float[Tensor, "batch n_labels"]) -> dict[str, float]:
         """The lead in these logits, and the effect with its error."""
-        lead = Metric.logit_difference.per_sequence(logits, self.pairs.answers, self.pairs.wrong_labels)
-        lost, unit = self._lead - lead, self.span if self.resolved else float("nan")
-        error = float(lost.std()) / len(lost) ** 0.5 / unit
+        lead, unit = self.lead(logits), self.span if self.resolved else float("nan")
+        lost = self._lead - lead
+        error = standard_error(lost, self._classes) / unit
         return {"value": float(lead.mean()), "effect": float(lost.mean()) / unit, "error": error}
+
+    def lead(self, logits: Float[Tensor, "batch n_labels"]) -> Float[Tensor, "batch"]:
+        """The lead of every sequence in these logits."""
+        return Metric.logit_difference.per_sequence(logits, self.pairs.answers, self.pairs.wrong_labels)
 
     def queries(self, layer: int) -> tuple[str, ...]:
         """Roles of the queries that are read: all, and in the last layer the target alone."""

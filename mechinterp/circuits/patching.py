@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mechinterp.circuits.activations import AnyActivations, activations_of
 from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
+from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.errors import MechinterpError, NamedEnum, member, unknown_name
 from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations
@@ -126,8 +127,10 @@ def patch(
     """One row per site, which is patched alone: the metric's ``value`` and the normalised ``effect``.
 
     `model` is a network (`run.network(step)`), or a hooked model. Without `where`, all `sites`. ``span`` is
-    m(clean) − m(corrupt) and ``span_error`` its standard error over pairs: a span within two standard errors, as in an
-    untrained network, is noise, and so are the effects (`mask_unresolved`); where it is 0 they are not numbers.
+    m(clean) − m(corrupt) and ``span_error`` its standard error over pairs; pairs whose targets share a class are taken
+    as correlated (`standard_error`), all as independent where the task gives no classes (`Batch.token_classes`). A span
+    within two standard errors, as in an untrained network, is noise, and so are the effects (`mask_unresolved`); where
+    it is 0 they are not numbers.
     """
     scored, direction = metric_of(metric), member(Direction, direction)
     chosen: Sequence[Site] = () if where is None else sites_of(where)
@@ -159,11 +162,10 @@ def patch(
 def clean_corrupt_gap(
     metric: AnyMetric, clean: Float[Tensor, "batch n_labels"], corrupt: Float[Tensor, "batch n_labels"], pairs: Pairs
 ) -> tuple[float, float, float]:
-    """m(corrupt), m(clean) − m(corrupt), and the standard error of this difference over pairs (one pair has none)."""
+    """m(corrupt), the span m(clean) − m(corrupt), and the standard error of the span (one pair has none)."""
     low = metric.per_sequence(corrupt, pairs.answers, pairs.wrong_labels)
     difference = metric.per_sequence(clean, pairs.answers, pairs.wrong_labels) - low
-    error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
-    return float(low.mean()), float(difference.mean()), error
+    return float(low.mean()), float(difference.mean()), standard_error(difference, pairs.target_classes)
 
 
 def mask_unresolved(table: pd.DataFrame) -> pd.DataFrame:

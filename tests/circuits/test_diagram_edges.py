@@ -17,6 +17,7 @@ from mechinterp.circuits.diagram import (
 from mechinterp.circuits.evidence import Fact
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import clean_corrupt_gap
+from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.circuits.svg import to_svg
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation, induction_head, memorising_decoy, random_label_decoy
@@ -81,6 +82,9 @@ def test_edges_of_the_planted_head_are_those_of_its_equations(full):
         return np.where(at(role), np.roll(activation, 1, 0), activation)
 
     clean, logits = lead()
+    assert pairs.target_classes is not None
+    of_target = pairs.target_classes[:, 0]
+    classes = torch.stack([of_target, of_target.roll(1)], dim=1)  # of this and of the other sequence
     elsewhere = np.roll(logits, 1, 0)
     span = (clean - elsewhere[rows, pairs.answers] + elsewhere[rows, pairs.wrong_labels]).mean()
     unseen = attention(before, link("correct_item", "correct_label")) @ content
@@ -98,7 +102,7 @@ def test_edges_of_the_planted_head_are_those_of_its_equations(full):
     for edge, (left, _) in without.items():
         lost = clean - left
         assert effect[edge] == pytest.approx(lost.mean() / span), edge
-        assert error[edge] == pytest.approx(lost.std(ddof=1) / n_pairs**0.5 / span), edge
+        assert error[edge] == pytest.approx(standard_error(torch.from_numpy(lost), classes) / span), edge
 
 
 def test_a_network_that_prefers_the_other_label_has_no_lead_to_share_out(full):
@@ -171,10 +175,10 @@ def test_every_kind_of_edge_is_the_intervention_it_says(deep):
     roles, found = pairs.roles, table.set_index(["source", "target"])["value"]
     with torch.no_grad():
         logits, cache = model.run_with_cache(pairs.clean.inputs)
-    _, span, error = clean_corrupt_gap(Metric.logit_difference, logits, logits.roll(1, 0), pairs)
+    span = clean_corrupt_gap(Metric.logit_difference, logits, logits.roll(1, 0), pairs)[1]
     lead = float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels))
     assert table["span"][0] == pytest.approx(span, rel=1e-4)
-    resolved = abs(span) > NOISE * error
+    resolved = abs(span) > NOISE * table["span_error"][0]
     expected = (lead - table["value"]) / (span if resolved else float("nan"))
     assert table["effect"].tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-4, nan_ok=True)
 

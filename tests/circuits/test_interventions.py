@@ -9,6 +9,7 @@ from mechinterp.circuits.ablation import Ablation, ablate, substitute
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Direction, Site, mask_unresolved, patch, sites
 from mechinterp.circuits.paths import patch_paths, receivers, senders
+from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward, run_with_cache
@@ -164,7 +165,8 @@ def test_an_effect_without_a_span_is_not_shown(full, head, network, tiny_config)
     rows = torch.arange(50)
     each = [logits[rows, pairs.answers] - logits[rows, pairs.wrong_labels] for logits in (clean, corrupt)]
     assert table["span"].item() == pytest.approx(float((each[0] - each[1]).mean()))
-    assert table["span_error"].item() == pytest.approx(float((each[0] - each[1]).std()) / 50**0.5)
+    error = standard_error(each[0] - each[1], pairs.target_classes)
+    assert table["span_error"].item() == pytest.approx(error)
     untrained = Network.initial(full)
     noise = mask_unresolved(patch(untrained, pairs, [Site("blocks.1.attn.hook_v", "label")]))
     assert np.isfinite(noise["value"]).all()

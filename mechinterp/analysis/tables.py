@@ -153,7 +153,8 @@ def null_bands(run: Run, *, n_sequences: int, seed: int = 0) -> pd.DataFrame:
 def order_parameters(network: Network, task: Task, *, n_sequences: Sequences = 500, seed: Seed = 0) -> pd.DataFrame:
     """The order parameters of a task's theory, with explained variances: parameter, value.
 
-    On item–label sequences β₁, α, β₂ and ξ of the minimal induction head, on paired items β, w, c₁, c₂ and c₃.
+    On item–label sequences β₁, α, β₂ and ξ of the minimal induction head, with their errors and what random weights
+    give (``…_error``, ``…_null``); on paired items β, w, c₁, c₂ and c₃.
     """
     separate = task.sample(task.evaluations[0], 1).has_separate_label_tokens
     read_off = induction_head_order_parameters if separate else additive_order_parameters

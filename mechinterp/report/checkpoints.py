@@ -97,7 +97,13 @@ def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
     if "beta1" in wide:
         x, y, left, right = ("beta1", "β₁ (previous token)"), ("alpha", "α (match)"), ("beta1", "alpha", "beta2"), "xi"
         explained, of = (
-            {"β₁": "beta1_explained", "α and β₂": "layer2_explained", "ξ": "xi_explained"},
+            {
+                "β₁": "beta1_explained",
+                "α and β₂": "layer2_explained",
+                "α alone": "alpha_explained",
+                "β₂ alone": "beta2_explained",
+                "ξ": "xi_explained",
+            },
             "scores and logits",
         )
         caption = (

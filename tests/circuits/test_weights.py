@@ -161,6 +161,49 @@ def test_order_parameters_of_planted_heads(tiny_config):
     assert strong["beta1"] == pytest.approx(0, abs=1e-9)
 
 
+def test_order_parameters_have_shares_of_their_own(tiny_config):
+    """Alone, a term explains the squared correlation of its part with the centred scores of the target."""
+    task = mi.build_task(tiny_config)
+    found = order_parameters(induction_head(tiny_config, beta1=100.0, alpha=3.0, beta2=0.7), task, n_sequences=50)
+    content = task.sample("icl", 50).inputs[:, :, 13:].double()  # after the one-hot position
+    buffer = torch.cat([content[:, :1], content[:, :-1]], dim=1)  # what stood before; the first token sees itself
+    match = torch.einsum("bjd,bd->bj", buffer, content[:, -1])
+    odd = (torch.arange(task.n_pos) % 2 == 1).double().expand(50, -1)
+    match, odd = ((x - x.mean(dim=1, keepdim=True)).flatten() for x in (match, odd))
+    scores = 3 * match + 0.7 * odd
+
+    def share(x):
+        return float((x @ scores) ** 2 / (x @ x) / (scores @ scores))
+
+    assert found["alpha_explained"] == pytest.approx(share(match), abs=1e-6)
+    assert found["beta2_explained"] == pytest.approx(share(odd), abs=1e-6)
+    assert found["layer2_explained"] == pytest.approx(1, abs=1e-9)
+    for name in ("beta1", "alpha", "beta2"):
+        assert found[f"{name}_error"] == pytest.approx(0, abs=1e-6)  # the fit is exact in every sequence
+    assert found["alpha"] > 5 * found["alpha_null"]
+
+
+def test_order_parameters_of_random_weights_lie_in_their_null_band(tiny_config):
+    """A decoy of scores that are as large as a trained network's: α, β₁, β₂ and ξ are not 0, and mean nothing."""
+    ratios = []
+    for seed in range(40):
+        network = random_network(tiny_config.updated({"seed": seed}), seed=seed)
+        found = order_parameters(network, mi.build_task(network.config), n_sequences=100)
+        ratios.append([found[name] / found[f"{name}_null"] for name in ("beta1", "alpha", "beta2", "xi")])
+    ratios = np.array(ratios)
+    assert np.sqrt((ratios**2).mean(axis=0)) == pytest.approx(1, abs=0.3)
+    assert (np.abs(ratios) > 2).mean() < 0.1
+
+
+def test_the_error_of_an_order_parameter_is_its_spread_over_sequences(tiny_config):
+    """Every seed has novel classes of its own; for β₁, sequences alone give half of the spread."""
+    network, task = random_network(tiny_config, seed=6), mi.build_task(tiny_config)
+    found = [order_parameters(network, task, n_sequences=100, seed=seed) for seed in range(40)]
+    for name in ("beta1", "alpha", "beta2", "xi"):
+        spread = np.std([row[name] for row in found], ddof=1)
+        assert np.mean([row[f"{name}_error"] for row in found]) == pytest.approx(spread, rel=0.35), name
+
+
 @pytest.mark.parametrize(
     ("missing", "zero"),
     [

@@ -21,6 +21,7 @@ from mechinterp.circuits.qk_ov import (
 )
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
+from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation, induction_head, random_label_decoy
 from tests.helpers import hooked, random_network
@@ -193,6 +194,33 @@ def test_order_parameters_of_random_weights_lie_in_their_null_band(tiny_config):
     ratios = np.array(ratios)
     assert np.sqrt((ratios**2).mean(axis=0)) == pytest.approx(1, abs=0.3)
     assert (np.abs(ratios) > 2).mean() < 0.1
+
+
+def test_the_null_of_xi_is_its_spread_over_random_readouts(tiny_config):
+    """Exactly: by the sum over all entries of a readout whose logits have the mean square of the network's."""
+    network, task = random_network(tiny_config, seed=5), mi.build_task(tiny_config)
+    batch = task.sample("icl", 50)
+    assert batch.token_labels is not None
+    run = run_with_cache(network, batch.inputs)
+    hidden = run["classifier.layers.1.hook_post"].numpy()
+    shown = (batch.token_labels[:, :, None] == torch.arange(4)).double()
+    attended = torch.einsum("bj,bjl->bl", run["blocks.1.attn.hook_pattern"][:, 0, -1].double(), shown).numpy()
+    logits, attended = (x - x.mean(axis=1, keepdims=True) for x in (run.logits.numpy(), attended))
+    weights, one_hot = attended / (attended**2).sum(), np.eye(4) - 1 / 4
+    effects = np.einsum("bl,bd,le->de", weights, hidden, one_hot)  # of an entry of the readout on ξ
+    squares = np.einsum("bd,le->", hidden**2, one_hot**2)  # Σ logits² of a readout of unit variance
+    expected = np.sqrt((effects**2).sum() * (logits**2).sum() / squares)
+    assert order_parameters(network, task, n_sequences=50)["xi_null"] == pytest.approx(expected)
+
+
+def test_order_parameters_take_batches_without_classes(tiny_config, monkeypatch):
+    network, task = random_network(tiny_config, seed=5), mi.build_task(tiny_config)
+    known, batch = order_parameters(network, task, n_sequences=50), task.sample("icl", 50)
+    unknown = mi.Batch(batch.inputs, batch.labels, batch.roles, batch.token_labels)
+    monkeypatch.setattr(task, "sample", lambda *_: unknown)
+    independent = order_parameters(network, task, n_sequences=50)
+    assert independent["beta1"] == pytest.approx(known["beta1"])
+    assert 0 < independent["beta1_error"] < known["beta1_error"]
 
 
 def test_the_error_of_an_order_parameter_is_its_spread_over_sequences(tiny_config):

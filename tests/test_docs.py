@@ -53,7 +53,17 @@ from tests.conftest import TINY
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SWEEPS = tuple(
-    f"python -m analyses.{name}" for name in ("data_dependence", "convention_audit", "race", "bridge", "race_landscape")
+    f"python -m analyses.{name}"
+    for name in (
+        "ablation_l_equals_n_beta2_fixed",
+        "bridge",
+        "convention_audit",
+        "data_dependence",
+        "race",
+        "race_authors",
+        "race_conventions",
+        "race_landscape",
+    )
 )
 """These vary settings that `SMALL` has smaller, or take long; their own tests in tests/analyses/ run them."""
 LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv", *SWEEPS)

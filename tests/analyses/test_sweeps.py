@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.ablation_l_equals_n_beta2_fixed import AblationLEqualsNBeta2Fixed
+from analyses.claims.data_dependence import of_saddle
 from analyses.convention_audit import ConventionAudit
 from analyses.data_dependence import DataDependence
 from mechinterp.cli import run_command
 from mechinterp.config import ItemLabelConfig, RunConfig, TransformerConfig
 from mechinterp.emergence import acquisition_step
+from mechinterp.studies.study import Study
 
 STEPS = np.arange(0, 12_001, 200)
 
@@ -137,3 +140,33 @@ def test_an_audit_finds_the_conventions_that_matter(install, tmp_path, capsys):
     assert float(times.loc[("circuit", "attn_scale"), "ratio"]) == pytest.approx(1.5, rel=0.02)
     assert (tmp_path / "convention_audit" / "conventions.html").exists()
     assert Path(tmp_path / "convention_audit_classes" / "convention_audit_classes.csv").exists()
+
+
+def fates(learned: list[bool], alpha: list[float]) -> pd.DataFrame:
+    table = {"sigma": 0.3, "seed": range(len(alpha)), "alpha": alpha, "alpha_end": np.where(learned, 4.0, -2.0)}
+    return pd.DataFrame(table | {"final_icl_accuracy": np.where(learned, 1.0, 0.7), "final_icl_loss": 0.9})
+
+
+def test_the_two_fates_of_figure_6c_are_counted_and_told_from_one():
+    both, sign = of_saddle(fates([True] * 6 + [False] * 6, [0.3] * 6 + [-0.3] * 6))
+    assert (both.verdict, both.runs) == ("reproduced", "6 + 6 of 12")
+    assert (sign.verdict, sign.source) == ("yes", "our question")
+    one, none = of_saddle(fates([True] * 12, [0.3] * 6 + [-0.3] * 6))
+    assert (one.verdict, none.verdict) == ("undecided", "undecided")
+
+
+def test_alpha_is_read_at_the_start_and_at_the_end_of_every_run(monkeypatch, tmp_path):
+    real = Study.from_toml
+
+    def short(path: Path, paper_scale: bool) -> Study:
+        study = real(path, paper_scale=paper_scale)
+        small = {"training.steps": 4, "checkpoints.every": 2, "training.batch_size": 4, "model.classifier_width": 8}
+        variants = {name: config.updated(small) for name, config in study.variants.items()}
+        return Study(study.name, variants, [0, 1], study.measures, study.keep)
+
+    monkeypatch.setattr(Study, "from_toml", short)
+    options = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--workers", "1"]
+    assert run_command(AblationLEqualsNBeta2Fixed, options) == 0
+    found = pd.read_csv(tmp_path / "ablation_l_equals_n_beta2_fixed" / "fates.csv")
+    assert found.groupby("sigma")["alpha"].nunique().to_dict() == {0.0: 1, 0.3: 2}
+    assert bool((found["alpha"] != found["alpha_end"]).all())

@@ -1,6 +1,7 @@
 """The main result of a run in sentences: what rose, to what level, and whether it is an induction head."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -15,18 +16,39 @@ _NEAR = 0.03
 """The greatest distance of a plateau from the accuracy of a way of guessing that is named."""
 
 
-def headline(run: Run, measure: str, emergence: Emergence | pd.Series) -> str:
+@dataclass(frozen=True)
+class Headline:
+    """What a run has come to."""
+
+    transition: str
+    """The transition of a measure in a sentence."""
+    level: str | None = None
+    """The way of guessing whose accuracy it reaches, or None."""
+    induction_head: bool | None = None
+    """Whether the network is an induction head at the end; None without a transition, and where that is not tested."""
+    evidence: str | None = None
+    """The evidence before the transition and at the end, in a sentence."""
+
+    def __str__(self) -> str:
+        level = self.level and f"what it reaches is {self.level}"
+        return "; ".join(part for part in (self.transition, level, self.evidence) if part)
+
+    def to_dict(self) -> dict[str, str | bool | None]:
+        """The level, whether it is an induction head, and the evidence."""
+        return {"level": self.level, "induction_head": self.induction_head, "evidence": self.evidence}
+
+
+def headline(run: Run, measure: str, emergence: Emergence | pd.Series) -> Headline:
     """The transition of a measure, the level that an accuracy has reached if it is one of guessing, and the evidence.
 
     A rise is not yet an induction head: an accuracy also rises from guessing any label to guessing among the labels of
     the context. The evidence (`circuits.evidence`) is of the checkpoints before the transition and at the end.
     """
-    sentences = [describe(measure, emergence)]
-    if emergence.transition:
-        if measure.endswith("accuracy") and (level := guessing_level(run.task, float(emergence.after or 0.0))):
-            sentences.append(f"what it reaches is {level}")
-        sentences.append(_induction_head(run, steps_around(emergence, run.steps)))
-    return "; ".join(sentences)
+    transition = describe(measure, emergence)
+    if not emergence.transition:
+        return Headline(transition)
+    level = guessing_level(run.task, float(emergence.after or 0.0)) if measure.endswith("accuracy") else None
+    return Headline(transition, level, *_induction_head(run, steps_around(emergence, run.steps)))
 
 
 def guessing_level(task: Task, accuracy: float) -> str | None:
@@ -36,13 +58,13 @@ def guessing_level(task: Task, accuracy: float) -> str | None:
     return min(near, key=lambda name: abs(accuracy - levels[name]), default=None)
 
 
-def _induction_head(run: Run, steps: list[int]) -> str:
-    """Whether the network is an induction head at the last of the steps, and what the evidence was at the first."""
+def _induction_head(run: Run, steps: list[int]) -> tuple[bool | None, str]:
+    """Whether the network is an induction head at the last of the steps, and a sentence, also on the first of them."""
     first, last = steps[0], steps[-1]
     try:
         table = analyse(run, "evidence", steps=dict.fromkeys([first, last]))
     except MechinterpError as error:
-        return f"whether it is an induction head was not tested: {error}"
+        return None, f"whether it is an induction head was not tested: {error}"
     before, after = (table[table["step"] == step].set_index("fact") for step in (first, last))
     whole = Fact.induction_head.name
     if not after["holds"][whole]:
@@ -50,11 +72,11 @@ def _induction_head(run: Run, steps: list[int]) -> str:
         lacking = [fact.name for fact in needed if not after["holds"][fact.name]]
         if not (after["holds"][Fact.k_composition.name] or after["holds"][Fact.q_composition.name]):
             lacking.append("k_composition or q_composition")
-        return f"no induction head at step {last:,}: it lacks {', '.join(lacking)}"
+        return False, f"no induction head at step {last:,}: it lacks {', '.join(lacking)}"
     by_keys = bool(after["holds"][Fact.k_composition.name])
     weakest, earlier = float(after["value"][whole]), float(before["value"][whole])
     then = "not resolved" if pd.isna(earlier) else f"{earlier:.2f}"
-    return (
+    return True, (
         f"an induction head by {'K' if by_keys else 'Q'}-composition at step {last:,}: its weakest fact has the value"
         f" {weakest:.2f}, at step {first:,} {then}"
     )

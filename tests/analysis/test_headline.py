@@ -31,7 +31,8 @@ def test_the_level_of_an_accuracy_is_named():
 
 
 def test_a_rise_to_guessing_among_the_context_is_no_induction_head(tiny_run):
-    text = headline(tiny_run, "icl_accuracy", rise(1 / 3))
+    found, text = headline(tiny_run, "icl_accuracy", rise(1 / 3)), str(headline(tiny_run, "icl_accuracy", rise(1 / 3)))
+    assert (found.level, found.induction_head) == ("guessing among the 3 labels of the context (0.333)", False)
     assert "what it reaches is guessing among the 3 labels of the context (0.333)" in text
     assert "no induction head at step 20: it lacks answers_from_context, target_query_selects" in text
 
@@ -54,7 +55,9 @@ def test_the_evidence_decides(tiny_run, monkeypatch, network, expected):
         return pd.concat(tables, names=["step"]).reset_index(level="step")
 
     monkeypatch.setattr(home, "analyse", planted)
-    assert expected in headline(tiny_run, "icl_accuracy", rise(0.99))
+    found = headline(tiny_run, "icl_accuracy", rise(0.99))
+    assert expected in str(found)
+    assert found.to_dict()["induction_head"] is expected.startswith("an induction head")
 
 
 def test_a_task_without_separate_labels_is_not_tested(tmp_path):
@@ -68,10 +71,11 @@ def test_a_task_without_separate_labels_is_not_tested(tmp_path):
         }
     )
     run = mi.train(config, tmp_path / "a.h5", progress=False)
-    assert "whether it is an induction head was not tested: " in headline(run, "icl_accuracy", rise(0.9))
+    assert "whether it is an induction head was not tested: " in str(headline(run, "icl_accuracy", rise(0.9)))
 
 
 def test_a_curve_without_a_transition_has_its_reason_alone(tiny_run):
     flat = mi.locate_emergence(pd.Series(np.full(11, 0.25), index=np.arange(0, 21, 2)))
-    assert headline(tiny_run, "icl_accuracy", flat).startswith("icl_accuracy: no transition: ")
-    assert Fact.induction_head.name not in headline(tiny_run, "icl_accuracy", flat)
+    assert str(headline(tiny_run, "icl_accuracy", flat)).startswith("icl_accuracy: no transition: ")
+    assert headline(tiny_run, "icl_accuracy", flat).induction_head is None
+    assert Fact.induction_head.name not in str(headline(tiny_run, "icl_accuracy", flat))

@@ -33,7 +33,7 @@ class AblationLEqualsNBeta2Fixed(StudyAnalysis):
             done.write(each_seed(done.of(variant), ["icl_accuracy"], title), variant.replace(" ", "").replace("=", "_"))
         fates = self._fates(done)
         fates.to_csv(done.out / "fates.csv", index=False, float_format="%.4g")
-        found = verdict_table(claims.of_saddle(fates))
+        found = verdict_table(claims.of_saddle(fates, done.study.runs[0].config.task.n_labels))
         found.to_csv(done.out / "verdicts.csv", index=False)
         print(found[["figure", "sentence", "verdict", "runs", "numbers"]].to_string(index=False))
 

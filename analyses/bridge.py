@@ -19,7 +19,7 @@ import pandas as pd
 from analyses._common import StudyAnalysis, StudyResult, run_analysis
 from analyses._sweep_figures import laws
 from analyses.claims.scaling import power_law
-from analyses.claims.verdicts import Claim, Verdict, by_seed, verdict_table
+from analyses.claims.verdicts import MET, Claim, Verdict, by_seed, verdict_table
 from mechinterp.emergence import first_above
 from mechinterp.errors import MechinterpError
 
@@ -93,7 +93,8 @@ def of_bridge(found: pd.DataFrame) -> Verdict:
     claim = Claim("2023, 2a", "does ICL take over where t_ICL = I_K(∞) in the network of Reddy 2023?", "our question")
     holds = bool(ratios.between(0.5, 2).all()) if np.isfinite(ratios).all() else None
     rule = "K predicted within a factor of 2 of that at which figure 2a turns over, at every B"
-    return Verdict.on(claim, rule, holds, f"{len(found)} B", f"I_K(∞) = {law}; {each}")
+    chance, text = 0.5 ** len(found), f"I_K(∞) = {law}; {each}"
+    return Verdict.on(claim, rule, holds, f"{len(found)} B", text, false_positive=chance, power=MET ** len(found))
 
 
 if __name__ == "__main__":

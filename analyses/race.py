@@ -75,17 +75,12 @@ class Race(StudyAnalysis):
         memory, balanced = self.conducted("race_memory"), self.conducted("race_balanced")
         fading, weaker = self.conducted("race_transience"), self.conducted("race_additive_transience")
         times = pd.concat([times_of(timed, TIMED), times_of(others, TIMED)])
-        diversity = pd.concat(
-            [
-                done.settings(SETTINGS).assign(what="network"),
-                additive.settings(SETTINGS).assign(what="additive model"),
-            ]
-        )
+        diversity = pd.concat([ends(done).assign(what="network"), ends(additive).assign(what="additive model")])
         learning = learning_of(memory, MEMORISING)
         learnt = memorised_of(learning)
         crossed = thresholds_of(diversity, times, learnt)
         resting = self._resting(weaker)
-        contexts = balanced.settings(SETTINGS)
+        contexts = ends(balanced)
         losses = {"network": losses_of(fading), "additive model": losses_of(weaker)}
         curves = curves_of(timed, TIMED) | curves_of(others, TIMED)
         for name, table in (("times", times), ("memory", learnt), ("thresholds", crossed)):
@@ -158,6 +153,19 @@ class Race(StudyAnalysis):
 def over_time(table: pd.DataFrame, rate: float) -> pd.DataFrame:
     """A run's table, by steps × learning rate."""
     return table.set_index(pd.Index(table.index.to_numpy(float) * rate, name="steps × learning rate"))
+
+
+def ends(done: StudyResult) -> pd.DataFrame:
+    """The runs of a study with their settings, and the accuracies of the last checkpoint before their first spike.
+
+    ``first_spike`` is its step, not a number without one.
+    """
+    table = done.settings(SETTINGS)
+    for index, row in table.iterrows():
+        whole = done.measured[str(row["variant"]), int(row["seed"])]
+        last = claims.before_spikes(whole).iloc[-1]
+        table.loc[index, [IC, IWL]] = [last["icl_accuracy"], last["iwl_accuracy"]]
+    return table
 
 
 def grid_of(variant: str) -> str:

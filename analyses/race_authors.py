@@ -4,7 +4,8 @@
 
 The text leaves open how deep the MLP is, how all weights start, and whether LayerNorm has parameters; the authors' code
 (github.com/anhhuyalex/icl-kinetics) settles it: presets ``nguyen2024-authors`` and ``nguyen2024-authors-minimal``. Does
-the studies ``race_authors`` (K* at three N), ``race_boundary`` (many seeds near K*), ``race_memory_authors`` (I_K(∞)),
+the studies ``race_authors`` (K* at three N), ``race_boundary`` (many seeds near K*), ``race_memory_authors`` and
+``race_memory_network`` (I_K(∞) of the MLP on plain items, and of the network's own on normalised tokens),
 ``race_time_authors`` (t_ICL at four N), ``race_tail`` and ``race_tail_layers`` (its distribution) and
 ``race_losses_100``, and writes to ``race_authors/`` the tables ``times.csv``, ``tail.csv``, ``boundary.csv``,
 ``memory.csv`` and ``thresholds.csv``, figures, ``cost.csv`` and ``verdicts.csv``.
@@ -28,6 +29,7 @@ from analyses.race import (
     Learning,
     curves_by,
     curves_of,
+    ends,
     learning_of,
     losses_by_phase,
     losses_of,
@@ -38,9 +40,13 @@ from analyses.race import (
     times_of,
 )
 
-NETWORK = f"{THEIRS} network"
-MLP: dict[str, str] = dict.fromkeys(["few", "some", "many", "most"], NETWORK)
-"""What the grids of ``race_memory_authors`` train: the MLP of that network, on items as they are."""
+NETWORK = THEIRS
+PLAIN = "the authors' MLP on plain items"
+"""What the paper's experiments on memorising train."""
+MLP: dict[str, str] = dict.fromkeys(["few", "some", "many", "most"], PLAIN)
+"""What the grids of ``race_memory_authors`` train."""
+OWN: dict[str, str] = dict.fromkeys(["few", "many"], NETWORK)
+"""What the grids of ``race_memory_network`` train: the MLP of the network, on normalised tokens."""
 
 
 @dataclass
@@ -50,19 +56,20 @@ class RaceAuthors(StudyAnalysis):
     def execute(self) -> None:
         done, near = self.conducted("race_authors"), self.conducted("race_boundary")
         memory, timed = self.conducted("race_memory_authors"), self.conducted("race_time_authors")
+        own = self.conducted("race_memory_network")
         one, two = self.conducted("race_tail"), self.conducted("race_tail_layers")
         long = self.conducted("race_losses_100")
-        diversity = done.settings(SETTINGS).assign(what=NETWORK)
+        diversity = ends(done).assign(what=NETWORK)
         times = times_of(timed, {"context": NETWORK})
         tail = pd.concat([times_of(one, {"one_layer": NETWORK}), times_of(two, {"two_layers": "two layers"})])
         seeds = times_of(near, {"N32": NETWORK})
-        learning = learning_of(memory, MLP)
+        learning = learning_of(memory, MLP) | learning_of(own, OWN)
         learnt = memorised_of(learning)
         crossed = thresholds_of(diversity, times, learnt)
         tables = {"times": times, "tail": tail, "boundary": seeds, "memory": learnt, "thresholds": crossed}
         for name, table in tables.items():
             table.to_csv(done.out / f"{name}.csv", index=False, float_format="%.5g")
-        costs(done, near, memory, timed, one, two, long).to_csv(done.out / "cost.csv", index=False)
+        costs(done, near, memory, own, timed, one, two, long).to_csv(done.out / "cost.csv", index=False)
         found = verdict_table(
             [
                 *claims.of_diversity(diversity),
@@ -72,7 +79,7 @@ class RaceAuthors(StudyAnalysis):
                 *claims.of_abruptness(curves_of(timed, {"context": NETWORK})),
                 *claims.of_memory(learnt),
                 *claims.of_thresholds(crossed, times, learnt),
-                *claims.of_losses({f"{NETWORK}, N = 99": losses_of(long)}),
+                *claims.of_losses({NETWORK: losses_of(long)}),
             ]
         )
         found.to_csv(done.out / "verdicts.csv", index=False)
@@ -82,13 +89,13 @@ class RaceAuthors(StudyAnalysis):
         done.write(curves_by(curves_of(timed, {"context": NETWORK}), NETWORK, "ICL is acquired abruptly"), "curves")
         done.write(histograms(tail, "How long in-context learning takes, of many seeds"), "tail")
         done.write(laws(tables_of(learnt, "K", "I_K"), "K", "I_K(∞)", "Time to memorise"), "memory")
-        done.write(order_parameters(learning, NETWORK), "order_parameters")
+        done.write(order_parameters(learning, PLAIN), "order_parameters")
         at = {f"K*, {how}": by_seed(crossed, how, "N") for how in ("fitted", "predicted")}
         done.write(laws(at, "N", "K*", "Where ICL takes over"), "thresholds")
         done.write(near_threshold(seeds, learning), "boundary")
         done.write(boundary_curves(near), "boundary_curves")
-        ends = near.settings(SETTINGS).assign(setting=lambda t: "K = " + t["K"].astype(str))
-        done.write(strips(ends, "setting", [IC, IWL], "Near K*: IC and IWL accuracy of every seed"), "boundary_ends")
+        last = ends(near).assign(setting=lambda t: "K = " + t["K"].astype(str))
+        done.write(strips(last, "setting", [IC, IWL], "Near K*: IC and IWL accuracy of every seed"), "boundary_ends")
         done.write(losses_by_phase(losses_of(long), f"{NETWORK}, N = 99"), "losses")
         print(crossed.groupby("N").median(numeric_only=True).round(2).to_string())
         print(found[["figure", "sentence", "verdict", "runs", "false_positive", "power"]].to_string(index=False))
@@ -126,6 +133,7 @@ def near_threshold(seeds: pd.DataFrame, learning: Learning) -> go.Figure:
     parts = list(seeds.groupby("K"))
     titles = ["what an MLP has memorised, I_K(t)", *(f"t_ICL, K = {K}, N = {own['N'].iloc[0]}" for K, own in parts)]
     figure = make_subplots(rows=len(parts) + 1, subplot_titles=titles, vertical_spacing=0.12)
+    learning = {key: table for key, table in learning.items() if key[0] == NETWORK}
     numbers = list(dict.fromkeys(K for _, K, _ in learning))
     for (_, K, seed), table in learning.items():
         at = numbers.index(K)

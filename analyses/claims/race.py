@@ -1,15 +1,19 @@
 """The claims of Nguyen & Reddy 2024, with the rules by which tables of runs are judged."""
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Hashable, Mapping
+from itertools import combinations, pairwise
+from math import comb, factorial
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, fisher_exact, skewtest
+from jaxtyping import Float
+from scipy.stats import norm
 
-from analyses.claims.scaling import Mean, PowerLaw, power_law, ratio, thresholds
+from analyses.claims.scaling import PowerLaw, power_law, product, thresholds
 from analyses.claims.verdicts import (
     LEVEL,
+    MET,
     Claim,
     Verdict,
     all_hold,
@@ -19,9 +23,10 @@ from analyses.claims.verdicts import (
     judge,
     judge_interval,
     judge_test,
+    sign_test,
 )
 from mechinterp.emergence import first_above
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.randomness import Stream, generator
 from mechinterp.theory.kinetics import Kinetics, other_loss
 
@@ -48,19 +53,29 @@ SHARP = 4.0
 """Factor in K over which a sharp transition goes from IC accuracy 0.6 to 0.9."""
 LAST = 5
 """Checkpoints whose median is the end of a run: accuracies jump."""
-THEIRS = "the authors'"
-"""Beginning of the name of what was trained under the conventions of the authors' code."""
-CONVENTIONS = {
-    "network": "nguyen2024-fast's",
-    "network of width 512": "nguyen2024-fast's",
-    "two layers": "nguyen2024-fast's",
-    "additive model": "nguyen2024-minimal's",
+LONG = 10
+"""How many times as long as the first t_ICL runs must be to tell that none learns late."""
+THEIRS = "the authors' network"
+"""The name of the network of ``nguyen2024-authors``."""
+FOLLOWS: dict[str, tuple[Literal["paper", "authors", "other"], str]] = {
+    THEIRS: ("authors", "learning rate 0.03, N ≤ 99"),
+    "the authors' MLP on plain items": ("authors", "learning rate 0.03, K ≤ 16,000"),
+    "network": ("other", "nguyen2024-fast, width 128"),
+    "network, small start": ("other", "nguyen2024-fast, width 128"),
+    "network of width 512": ("other", "nguyen2024-fast, width 512"),
+    "network of width 512, small start": ("other", "nguyen2024-fast, width 512"),
+    "two layers": ("other", "nguyen2024-fast, no MLP between the layers"),
+    "additive model": ("other", "nguyen2024-minimal: β₀ = w₀ = 0, the target outside the softmax"),
 }
+"""What each kind of network follows, and in what it differs."""
 
 
-def conventions(what: str) -> str:
-    """The conventions of what was trained, in a few words."""
-    return "the authors', learning rate 0.03" if what.startswith(THEIRS) else CONVENTIONS.get(what, "nguyen2024-fast's")
+def claim(figure: str, sentence: str, what: str, *, ours: bool = False) -> Claim:
+    """A claim on a kind of network; `ours`: a question of our own."""
+    if what not in FOLLOWS:
+        raise unknown_name("network", what, FOLLOWS)
+    follows, remark = FOLLOWS[what]
+    return Claim(figure, f"{sentence} ({what})", "our question" if ours else "paper", follows, remark)
 
 
 def of_diversity(diversity: pd.DataFrame) -> list[Verdict]:
@@ -80,7 +95,7 @@ def of_diversity(diversity: pd.DataFrame) -> list[Verdict]:
                 f"N = {N}: K = {first}: IC {format_range(ic[first])}, IWL {format_range(iwl[first])};"
                 f" K = {last}: IC {format_range(ic[last])}, IWL {format_range(iwl[last])}"
             )
-        figure, about = ("3a" if what == "additive model" else "2b, 2c, A.7"), conventions(str(what))
+        figure = "3a" if what == "additive model" else "2b, 2c, A.7"
         for sentence, rule, holds, text in (
             (
                 "for K ≪ K* the network shows IWL but fails to acquire ICL",
@@ -101,88 +116,105 @@ def of_diversity(diversity: pd.DataFrame) -> list[Verdict]:
                 widths,
             ),
         ):
-            claim = Claim(figure, f"{sentence} ({what})", conventions=about)
-            verdicts.append(judge(claim, rule, holds, "; ".join(text)))
+            verdicts.append(judge(claim(figure, sentence, str(what)), rule, holds, "; ".join(text)))
     return verdicts
 
 
 def of_groups(near: pd.DataFrame) -> list[Verdict]:
-    """Figure 6c: when many seeds near K* acquire ICL; a row of `near` has N, K, seed, time (∞: never) and end.
+    """Figure 6c: when many seeds near K* acquire ICL; a row of `near` has what, N, K, seed, time (∞: never) and end.
 
     If the logarithms of their times were uniform between the first and the end of the runs T, the last of n would be as
-    early as it is with probability p = (ln(last/first) / ln(T/first))ⁿ⁻¹.
+    early as it is with probability p = (ln(last/first) / ln(T/first))ⁿ⁻¹. p falls with T; runs that are shorter than
+    `LONG` times the first are too short to tell.
     """
     verdicts = []
-    for (N, K), own in near.groupby(["N", "K"]):
+    for (what, N, K), own in near.groupby(["what", "N", "K"]):
         times, end = np.sort(own["time"].to_numpy(dtype=float)), float(own["end"].max())
         learned = times[np.isfinite(times)]
-        share, n = len(learned) / len(times), len(learned)
-        claim = Claim(
-            "6c",
-            f"near K* seeds show either a small t_ICL or do not acquire ICL, with few intermediates (N = {N}, K = {K})",
-            conventions=conventions(THEIRS),
-        )
-        rule = "a tenth of the seeds or more of each kind, and no late ones: p < 0.05; p > 0.95 speaks against it"
+        n, of = len(learned), f"{len(times)} seeds"
+        sentence = f"near K* a seed has a small t_ICL or never acquires ICL, with few intermediates, N = {N}, K = {K}"
+        asked = claim("6c", sentence, str(what))
+        rule = f"of runs {LONG} times as long as the first t_ICL: a tenth of the seeds or more of each kind, none late,"
+        rule += " p < 0.05; p > 0.95 speaks against it"
         text = f"IC above 0.95 in {n} of {len(times)} seeds by t = {end:.0f}"
-        if not 0.1 <= share <= 0.9 or n < 3:
-            verdicts.append(Verdict.on(claim, rule, None, f"{len(times)} seeds", f"{text}: this K is not near K*"))
+        if n < 3 or not 0.1 <= n / len(times) <= 0.9:
+            text += ": this K is not near K*"
+            verdicts.append(Verdict.on(asked, rule, None, of, text, false_positive=LEVEL, power=0.0))
             continue
-        span = np.log(end / learned[0])
-        p = float((np.log(learned[-1] / learned[0]) / span) ** (n - 1))
-        power = min(1.0, LEVEL / (max(np.log(end / 4 / learned[0]), 0.0) / span + 1e-12) ** (n - 1))
         quartiles = ", ".join(f"{t:.0f}" for t in np.quantile(learned, [0, 0.25, 0.5, 0.75, 1]))
-        text += f", at t = {quartiles} (least, quartiles, greatest); p {p:.2g}; power if all learn by T/4"
-        verdicts.append(judge_test(claim, rule, p, 1 - p, f"{len(times)} seeds", text, power=power))
+        p = float((np.log(learned[-1] / learned[0]) / np.log(end / learned[0])) ** (n - 1))
+        text += f", at t = {quartiles} (least, quartiles, greatest); p {p:.2g}"
+        if end < LONG * learned[0]:
+            text += f", of runs {end / learned[0]:.1f} times as long as the first t_ICL"
+            verdicts.append(Verdict.on(asked, rule, None, of, text, false_positive=LEVEL, power=0.0))
+            continue
+        early = max(float(np.log(end / 4 / learned[0]) / np.log(end / learned[0])), 0.0)
+        power = min(1.0, LEVEL / early ** (n - 1)) if early else 1.0
+        verdicts.append(judge_test(asked, rule, p, 1 - p, of, f"{text}; power if all learn by T/4", power=power))
     return verdicts
 
 
 def of_times(times: pd.DataFrame) -> list[Verdict]:
     """Figures 6b and A.5, and eq. 11."""
-    verdicts = []
-    figures = {"two layers": "A.5", "additive model": "eq. 11"}
+    verdicts, figures = [], {"two layers": "A.5", "additive model": "eq. 11"}
     for what, own in times.groupby("what", sort=False):
-        claim = Claim(
-            figures.get(str(what), "6b"), f"t_ICL scales linearly with N ({what})", conventions=conventions(str(what))
-        )
-        rule = f"exponent of 0.8 to 1.2; the local exponent does not change by more than {BENT:g}"
-        verdicts.append(_of_law(claim, rule, own, ("N", "time"), (0.8, 1.2)))
+        figure = figures.get(str(what), "6b")
+        verdicts += _of_law(figure, "t_ICL scales linearly with N", str(what), own, ("N", "time"), (0.8, 1.2))
     additive = times[times["what"].eq("additive model") & times["N"].ge(16)]
     if len(additive):
-        ratios = additive["time"] / [float(Kinetics(int(N)).learning_integral()) for N in additive["N"]]
-        claim = Claim("eq. 11", "is t_ICL = N √(2π) (β₀ = w₀ = 0), where N ≥ 16?", "our question")
-        holds = bool(ratios.between(1 / CLOSE, CLOSE).all())
-        rule, text = f"every run within a factor of {CLOSE:g}", f"time / formula {format_range(ratios)}"
-        verdicts.append(Verdict.on(claim, rule, holds, _runs(additive), text))
+        quotient = additive["time"] / [float(Kinetics(int(N)).learning_integral()) for N in additive["N"]]
+        near = quotient.between(1 / CLOSE, CLOSE).groupby(additive["seed"]).all()
+        holds = {int(str(seed)): bool(met) for seed, met in near.items()}
+        asked = claim("eq. 11", "is t_ICL = N √(2π), where N ≥ 16?", "additive model", ours=True)
+        text = f"time / formula {format_range(quotient)}"
+        verdicts.append(judge(asked, f"within a factor of {CLOSE:g} at every N", holds, text))
     return verdicts
 
 
 def of_tail(times: pd.DataFrame) -> list[Verdict]:
-    """Figures A.4 and A.5: the distribution of t_ICL over many independent seeds; columns what, N, seed and time."""
+    """Figures A.4 and A.5: the distribution of t_ICL over many independent seeds; columns what, N, seed, time and end.
+
+    Seeds that never learn count as the latest, at the end of their runs.
+    """
     verdicts = []
     for (what, N), own in times.groupby(["what", "N"], sort=False):
-        finite = np.sort(own.loc[np.isfinite(own["time"]), "time"].to_numpy(dtype=float))
-        claim = Claim(
-            "A.5" if what == "two layers" else "A.4",
-            f"the distribution of t_ICL is long-tailed ({what}, N = {N})",
-            conventions=conventions(str(what)),
-        )
-        rule = "ln t_ICL is skewed to the right (D'Agostino's test, one-sided, p < 0.05); to the left speaks against it"
-        logs = np.log(finite)
-        skew = float(pd.Series(logs).skew())
-        p, against = (float(skewtest(logs, alternative=side).pvalue) for side in ("greater", "less"))
-        text = ", ".join(f"{t:.0f}" for t in np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]))
-        text = f"t_ICL {text} (least, quartiles, greatest), {len(own) - len(finite)} never; skewness of ln t {skew:.2f}"
-        text += f" (p {p:.2g}), of t {float(pd.Series(finite).skew()):.2f}; power for ln t of Gumbel's law"
-        verdicts.append(
-            judge_test(claim, rule, p, against, f"{len(own)} seeds", text, power=skewness_power(len(finite)))
-        )
+        figure = "A.5" if what == "two layers" else "A.4"
+        asked = claim(figure, f"the distribution of t_ICL is long-tailed, N = {N}", str(what))
+        rule = "ln t_ICL is skewed to the right by the triples test, p < 0.05; to the left speaks against it"
+        values = own["time"].where(np.isfinite(own["time"]), own["end"]).to_numpy(dtype=float)
+        z, never = triples_statistic(np.log(values)), int((~np.isfinite(own["time"])).sum())
+        text = ", ".join(f"{t:.0f}" for t in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+        text = f"t_ICL {text} (least, quartiles, greatest), {never} never; skewness of t"
+        text += f" {float(pd.Series(values).skew()):.2f}, of ln t {float(pd.Series(np.log(values)).skew()):.2f};"
+        text += f" z {z:.2f}; power for ln t of Gumbel's law"
+        p, against = float(norm.sf(z)), float(norm.cdf(z))
+        power = triples_power(len(values))
+        verdicts.append(judge_test(asked, rule, p, against, f"{len(own)} seeds", text, power=power))
     return verdicts
 
 
-def skewness_power(n: int, draws: int = 2000) -> float:
+def triples_statistic(values: Float[np.ndarray, "seeds"]) -> float:
+    """z of the triples test of symmetry (Randles et al. 1980): positive where the law is skewed to the right.
+
+    A triple is right if its middle value is nearer to the least than to the greatest. With h = ±1/3 (0 in a tie), z is
+    the mean of h over triples, over its standard error by the variance of h's mean over the triples of each value,
+    √(9 Var / n). It needs no moments, and no normal law. Not a number for fewer than 8 values.
+    """
+    x = np.sort(np.asarray(values, dtype=float))
+    n = len(x)
+    if n < 8:
+        return np.nan
+    i, j, k = np.array(list(combinations(range(n), 3))).T
+    h = np.sign(x[i] + x[k] - 2 * x[j]) / 3
+    means = (np.bincount(i, h, n) + np.bincount(j, h, n) + np.bincount(k, h, n)) / comb(n - 1, 2)
+    error = float(np.sqrt(9 * means.var() / n))
+    return float(h.mean()) / error if error else 0.0
+
+
+def triples_power(n: int, draws: int = 300) -> float:
     """How often the test finds Gumbel's law (skewness 1.14) skewed, of n values; simulated."""
-    sample = generator(0, Stream.BOOTSTRAP).gumbel(size=(draws, n))
-    return float((skewtest(sample, axis=1, alternative="greater").pvalue < LEVEL).mean())
+    samples = generator(0, Stream.BOOTSTRAP).gumbel(size=(draws, n))
+    return float(np.mean([norm.sf(triples_statistic(sample)) < LEVEL for sample in samples]))
 
 
 def of_abruptness(curves: Mapping[tuple[str, int, int], pd.Series]) -> list[Verdict]:
@@ -193,9 +225,9 @@ def of_abruptness(curves: Mapping[tuple[str, int, int], pd.Series]) -> list[Verd
         longest = own[own["N"] == own["N"].max()].set_index("seed")["share"]
         by_length = "; ".join(f"N = {N}: {format_range(each['share'])}" for N, each in own.groupby("N"))
         figure = "3b" if what == "additive model" else "2d"
-        claim = Claim(figure, f"ICL is acquired abruptly ({what})", conventions=conventions(str(what)))
+        asked = claim(figure, "ICL is acquired abruptly", str(what))
         rule = "at the greatest N, IC rises from 0.55 to 0.95 within t_ICL/2"
-        verdicts.append(judge(claim, rule, in_range(longest, high=0.5), f"rise / t_ICL {by_length}"))
+        verdicts.append(judge(asked, rule, in_range(longest, high=0.5), f"rise / t_ICL {by_length}"))
     return verdicts
 
 
@@ -212,11 +244,9 @@ def of_memory(memorised: pd.DataFrame) -> list[Verdict]:
     """Figures 5 and A.3."""
     verdicts = []
     for what, own in memorised.groupby("what", sort=False):
-        claim = Claim("5, A.3", f"I_K(∞) ~ K^ν with ν ≈ 0.7 (MLP: {what})", conventions=conventions(str(what)))
-        rule = f"exponent of 0.6 to 0.8; the local exponent does not change by more than {BENT:g}"
         text = f"; K = {own['K'].min()} to {own['K'].max()}; c₁ at the end {format_range(own['c1'], 4)}"
-        done = unfinished(own) <= UNFINISHED
-        verdicts.append(_of_law(claim, rule, own, ("K", "I_K"), (0.6, 0.8), text, done=done))
+        done, axes = unfinished(own) <= UNFINISHED, ("K", "I_K")
+        verdicts += _of_law("5, A.3", "I_K(∞) ~ K^ν, ν ≈ 0.7", str(what), own, axes, (0.6, 0.8), text, done=done)
     return verdicts
 
 
@@ -230,43 +260,40 @@ def of_thresholds(found: pd.DataFrame, times: pd.DataFrame, memorised: pd.DataFr
     verdicts = []
     for what, own in found.groupby("what", sort=False):
         timed, memory = times[times["what"] == what], memorised[memorised["what"] == what]
-        about = conventions(str(what))
-        measured = Claim("6a", f"K* ~ N^1.41 ({what})", conventions=about)
-        predicted = Claim("6a, eq. 13", f"K* ~ N^{{1/ν}} ({what})", conventions=about)
-        raced = Claim("6a, eq. 12", f"is the exponent of K* that of t_ICL over ν ({what})?", "our question", about)
-        met = Claim("eq. 12", f"is K* where t_ICL = I_K(∞) ({what})?", "our question", about)
-        alike, bounds = f"their ratio is 1 ± {ALIKE:g}", (1 - ALIKE, 1 + ALIKE)
-        within = f"exponent of {1.41 * bounds[0]:.2f} to {1.41 * bounds[1]:.2f}, no bend of more than {BENT:g}"
-        verdicts.append(_of_law(measured, within, own, ("N", "fitted"), (1.41 * bounds[0], 1.41 * bounds[1])))
+        bounds = (1 - ALIKE, 1 + ALIKE)
+        wanted = (1.41 * bounds[0], 1.41 * bounds[1])
+        verdicts += _of_law("6a", "K* ~ N^1.41", str(what), own, ("N", "fitted"), wanted)
+        asked = (
+            claim("6a, eq. 13", "K* ~ N^{1/ν}", str(what)),
+            claim("6a, eq. 12", "is the exponent of K* that of t_ICL over ν?", str(what), ours=True),
+        )
+        rule = f"exponent of K* times ν (and over that of t_ICL) is 1 ± {ALIKE:g}"
         try:
+            if unfinished(memory) > UNFINISHED:
+                raise MechinterpError("I_K has not come to its end")
             K = power_law(by_seed(own, "fitted", "N"), own.groupby("N")["resolution"].first().tolist())
             nu, t = power_law(by_seed(memory, "I_K", "K")), power_law(by_seed(timed, "time", "N"))
+            quotients = product(K, nu, powers=(1, 1)), product(K, nu, t, powers=(1, 1, -1))
         except MechinterpError as error:
-            verdicts += [Verdict.on(claim, alike, None, _runs(own), str(error)) for claim in (predicted, raced)]
+            verdicts += [
+                Verdict.on(each, rule, None, _runs(own), str(error), false_positive=0.025, power=0.0) for each in asked
+            ]
         else:
-            inverse = ratio(Mean(1.0, 1.0, 1.0, 0.0, nu.exponent.n), nu.exponent)
-            text = f"exponents: K* {K.exponent}, 1/ν {inverse}, t_ICL {t.exponent}"
-            for claim, target in ((predicted, inverse), (raced, ratio(t.exponent, nu.exponent))):
-                quotient = ratio(K.exponent, target)
-                numbers = f"{text}; ratio {quotient}"
-                if unfinished(memory) > UNFINISHED:
-                    verdicts.append(
-                        Verdict.on(claim, alike, None, _runs(own), f"{numbers}; I_K has not come to its end")
-                    )
-                    continue
-                interval = (quotient.low, quotient.high)
-                verdicts.append(judge_interval(claim, alike, interval, bounds, _runs(own), numbers))
-        verdicts.append(_predicted(met, own))
+            for each, quotient in zip(asked, quotients, strict=True):
+                text = f"exponents: K* {K.exponent}, ν {nu.exponent}, t_ICL {t.exponent}; their quotient {quotient}"
+                verdicts.append(judge_interval(each, rule, [(quotient, *bounds)], _runs(own), text))
+        quotient = (own["predicted"] / own["fitted"]).groupby(own["N"])
+        text = "; ".join(f"N = {N}: {format_range(each)}" for N, each in quotient)
+        ratios = own.assign(ratio=own["predicted"] / own["fitted"])
+        near = ratios["ratio"].between(0.5, 2).groupby(ratios["seed"]).all()
+        met = claim("eq. 12", "is K* where t_ICL = I_K(∞)?", str(what), ours=True)
+        rule = "predicted within a factor of 2 of K*, at every N"
+        if np.isfinite(ratios["ratio"]).all():
+            holds = {int(str(seed)): bool(each) for seed, each in near.items()}
+            verdicts.append(judge(met, rule, holds, f"predicted / fitted {text}"))
+        else:
+            verdicts.append(Verdict.on(met, rule, None, _runs(own), "there is no threshold, or no law, at some N"))
     return verdicts
-
-
-def _predicted(claim: Claim, found: pd.DataFrame) -> Verdict:
-    """Whether K* is where it is predicted, at every N."""
-    medians = found.groupby("N")[["predicted", "fitted"]].median()
-    quotients = medians["predicted"] / medians["fitted"]
-    rule, text = "within a factor of 2, at every N", ", ".join(f"N = {N}: {q:.2f}" for N, q in quotients.items())
-    holds = bool(quotients.between(0.5, 2).all()) if np.isfinite(quotients).all() else None
-    return Verdict.on(claim, rule, holds, _runs(found), f"predicted / fitted {text}")
 
 
 def before_spikes(table: pd.DataFrame) -> pd.DataFrame:
@@ -291,58 +318,82 @@ def lost_at(curve: pd.Series) -> float | None:
 
 
 def of_transience(what: str, fading: pd.DataFrame, curves: Mapping[tuple[str, int], pd.DataFrame]) -> list[Verdict]:
-    """Figures 2e (3c of the additive model) and A.6, of every run up to its first loss spike."""
-    figure, about = "2e" if what == "network" else "3c", conventions(what)
-    rows = []
+    """Figures 2e (3c of the additive model) and A.6, of every run up to its first loss spike.
+
+    A run that a spike ends before ICL is lost is cut: whether it would have kept or lost it is not known.
+    """
+    figure, rows = "2e" if what == "network" else "3c", []
     for row in fading.to_dict("records"):
-        table = before_spikes(curves[row["variant"], row["seed"]])
-        curve, end = table["icl_accuracy"], float(table["icl_accuracy"].iloc[-LAST:].median())
-        about_run = {"decay": float(row["decay"]), "seed": int(row["seed"]), "last": float(curve.index[-1])}
-        rows.append(about_run | {"top": float(curve.max()), "end": end, "lost": lost_at(curve)})
+        whole = curves[row["variant"], row["seed"]]
+        table = before_spikes(whole)
+        curve, lost = table["icl_accuracy"], lost_at(table["icl_accuracy"])
+        cut = len(table) < len(whole) and (lost is None or np.isinf(lost))
+        end = float(curve.iloc[-LAST:].median())
+        about = {"decay": float(row["decay"]), "seed": int(row["seed"]), "last": float(curve.index[-1])}
+        rows.append(about | {"top": float(curve.max()), "end": end, "lost": lost, "cut": cut})
     table = pd.DataFrame(rows).astype({"lost": float})
     text = "; ".join(
         f"λ = {decay:g}: at most {format_range(own['top'])}, at the end {format_range(own['end'])}, lost at step"
-        f" {', '.join('–' if pd.isna(step) else 'never' if np.isinf(step) else f'{step:.0f}' for step in own['lost'])}"
-        f" of {format_range(own['last'], 0)}"
+        f" {', '.join(_when(each) for each in own.to_dict('records'))}"
         for decay, own in table.groupby("decay")
     )
-    kept = {row["seed"]: bool(np.isinf(row["lost"])) for row in table.to_dict("records") if row["decay"] == 0}
-    gone = {row["seed"] for row in table.to_dict("records") if row["decay"] > 0 and np.isfinite(row["lost"])}
-    lost = {seed: seed in gone for seed in kept}
-    stays = Claim(figure, f"without decay of attention ICL is not transient ({what})", conventions=about)
-    fades = Claim(figure, f"ICL is transient where attention is regularised more than the MLP ({what})", "paper", about)
-    sooner = Claim("A.6", f"the more attention decays, the sooner ICL is lost ({what})", conventions=about)
-    earlier, rule = _sooner(table), "of decays with which most seeds acquire ICL: the median step of its loss falls"
+    without, known = table[(table["decay"] == 0) & ~table["cut"]], table[~table["cut"]]
+    kept = {int(row["seed"]): bool(np.isinf(row["lost"])) for row in without.to_dict("records")}
+    gone = {row["seed"] for row in known.to_dict("records") if row["decay"] > 0 and np.isfinite(row["lost"])}
+    seeds = sorted(set(known.loc[known["decay"] > 0, "seed"]))
+    stays = claim(figure, "without decay of attention ICL is not transient", what)
+    fades = claim(figure, "ICL is transient where attention is regularised more than the MLP", what)
+    sooner = claim("A.6", "the more attention decays, the sooner ICL is lost", what)
+    kept_rule = f"IC ≥ {ACQUIRED} is reached, and IC > {LOST} at the end"
+    gone_rule = f"with some decay IC ≥ {ACQUIRED} is reached, and IC ≤ {LOST} in the end"
+    order, chance = _sooner(known)
+    rule = "of decays with which most seeds acquire ICL: the median step of its loss falls"
     return [
-        judge(stays, f"IC ≥ {ACQUIRED} is reached, and IC > {LOST} at the end", kept, text),
-        judge(fades, f"with some decay IC ≥ {ACQUIRED} is reached, and IC ≤ {LOST} in the end", lost, text),
-        Verdict.on(sooner, rule, earlier, _runs(table), text),
+        _judge_or_none(stays, kept_rule, kept, text),
+        _judge_or_none(fades, gone_rule, {int(seed): seed in gone for seed in seeds}, text),
+        Verdict.on(sooner, rule, order, _runs(known), text, false_positive=chance, power=MET),
     ]
 
 
-def _sooner(table: pd.DataFrame) -> bool | None:
-    """Of all decays with which most seeds acquire ICL: whether the median step at which it is lost falls with decay."""
+def _when(row: Mapping[Hashable, Any]) -> str:
+    """When a run lost ICL, in a word."""
+    if row["cut"]:
+        return f"> {row['last']:.0f}"
+    return "–" if pd.isna(row["lost"]) else "never" if np.isinf(row["lost"]) else f"{row['lost']:.0f}"
+
+
+def _judge_or_none(asked: Claim, rule: str, holds: Mapping[int, bool], text: str) -> Verdict:
+    """The verdict over seeds; undecided without any."""
+    if not holds:
+        return Verdict.on(asked, rule, None, "0 of 0", text, false_positive=1.0, power=0.0)
+    return judge(asked, rule, holds, text)
+
+
+def _sooner(table: pd.DataFrame) -> tuple[bool | None, float]:
+    """Whether the median step at which ICL is lost falls with decay, and with what probability by chance.
+
+    Of the decays with which most seeds acquire ICL and at least one loses it.
+    """
     medians = []
     for _, own in table[table["decay"] > 0].groupby("decay"):
         acquired = own["lost"].dropna()
         if len(acquired) > len(own) / 2:
             medians.append(float(acquired.median()))
-    if sum(np.isfinite(each) for each in medians) < 2:
-        return None
-    return all(a > b or np.isinf(a) for a, b in pairwise(medians))
+    finite = sum(np.isfinite(each) for each in medians)
+    if finite < 2:
+        return None, 1.0
+    return all(a > b or np.isinf(a) for a, b in pairwise(medians)), 1 / factorial(finite)
 
 
 def of_rest(resting: pd.DataFrame) -> Verdict:
     """Equation 45: in each run with ICL, of its checkpoints after the greatest w, as w must come there first."""
-    shares, ratios = {}, []
-    for run, (_, own) in enumerate(resting.groupby(["decay", "seed"])):
+    ratios: dict[tuple[float, int], pd.Series] = {}
+    for (decay, seed), own in resting.groupby(["decay", "seed"]):
         after = own.iloc[int(own["w"].to_numpy().argmax()) :]
         quotient = (after["w"] / after["rest"])[after["icl_accuracy"] >= LOST]
         if float(own["icl_accuracy"].max()) >= ACQUIRED and len(quotient):
-            shares[run] = bool(quotient.between(1 / CLOSE, CLOSE).mean() >= MOST)
-            ratios.append(quotient)
-    claim = Claim("eq. 45", "after ICL is acquired, w tracks W(c₃/λ)", conventions=conventions("additive model"))
-    return _of_runs(claim, shares, ratios, "w / W")
+            ratios[float(decay), int(seed)] = quotient
+    return _of_ratios(claim("eq. 45", "after ICL is acquired, w tracks W(c₃/λ)", "additive model"), ratios, "w / W")
 
 
 def of_losses(losses: Mapping[str, pd.DataFrame]) -> list[Verdict]:
@@ -353,13 +404,12 @@ def of_losses(losses: Mapping[str, pd.DataFrame]) -> list[Verdict]:
             ("with ICL", "icl_loss", "iwl_loss", "6d, eq. 46", "with ICL, L_IWL ≈ −½ log L_ICL"),
             ("after ICL", "iwl_loss", "icl_loss", "6d, eq. 47", "after ICL, L_ICL ≈ −½ log L_IWL"),
         ):
-            own, shares, ratios = table[table["phase"].eq(phase) & table[x].lt(SMALL)], {}, []
-            for run, (_, each) in enumerate(own.groupby(["variant", "seed"])):
-                quotient = pd.Series(each[y] / other_loss(each[x].to_numpy(dtype=float)))
-                shares[run] = bool(quotient.between(1 / CLOSE, CLOSE).mean() >= MOST)
-                ratios.append(quotient)
-            claim = Claim(figure, f"{sentence} ({what})", conventions=conventions(what))
-            verdicts.append(_of_runs(claim, shares, ratios, "ratio"))
+            own = table[table["phase"].eq(phase) & table[x].lt(SMALL)]
+            ratios = {
+                (str(variant), int(str(seed))): pd.Series(each[y] / other_loss(each[x].to_numpy(dtype=float)))
+                for (variant, seed), each in own.groupby(["variant", "seed"])
+            }
+            verdicts.append(_of_ratios(claim(figure, sentence, what), ratios, "ratio"))
     return verdicts
 
 
@@ -379,66 +429,67 @@ def phases(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_balance(balanced: pd.DataFrame) -> Verdict:
-    """Figure 6e: seeds that learn, over all K, by Fisher's exact test."""
+    """Figure 6e: at how many K each seed learns, with balanced contexts and with labels at random."""
     learned = balanced.assign(learned=balanced[IC] > LEARNED)
-    half, free = (learned.loc[learned["balanced"].eq(flag), "learned"] for flag in (True, False))
-    counts = [[half.sum(), (~half).sum()], [free.sum(), (~free).sum()]]
-    fewer, more = (float(fisher_exact(counts, alternative=side)[1]) for side in ("less", "greater"))
+    counts = learned.pivot_table(index="seed", columns="balanced", values="learned", aggfunc="sum")
+    p, against = sign_test(counts[False], counts[True])
     text = []
     for K, own in learned.groupby("K"):
-        at_half, at_random = (own.loc[own["balanced"].eq(flag), "learned"] for flag in (True, False))
-        text.append(f"K = {K}: {at_half.sum()} of {len(at_half)}, at random {at_random.sum()} of {len(at_random)}")
-    claim = Claim(
-        "6e, A.8", "with N/2 labels of each kind many more runs fail to acquire ICL", conventions=conventions("network")
+        half, free = (own.loc[own["balanced"].eq(flag), "learned"] for flag in (True, False))
+        text.append(f"K = {K}: {half.sum()} of {len(half)}, at random {free.sum()} of {len(free)}")
+    asked = claim("6e, A.8", "with N/2 labels of each kind many more runs fail to acquire ICL", "network")
+    rule = "seeds learn at fewer K (exact sign test over seeds, p < 0.05); at more K speaks against it"
+    numbers = f"{'; '.join(text)}; p {p:.2g}"
+    return judge_test(asked, rule, p, against, f"{len(counts)} seeds", numbers, power=MET ** len(counts))
+
+
+def _of_ratios(asked: Claim, ratios: Mapping[tuple[Any, int], pd.Series], name: str) -> Verdict:
+    """The verdict on ratios of checkpoints by (setting, seed): a seed meets the rule if all its runs do."""
+    rule = f"within a factor of {CLOSE:g} in 90 % of the checkpoints of each of a seed's runs"
+    if not ratios:
+        return Verdict.on(asked, rule, None, "0 runs", "no run has such checkpoints", false_positive=1.0, power=0.0)
+    holds: dict[int, bool] = {}
+    for (_, seed), quotient in ratios.items():
+        holds[seed] = holds.get(seed, True) and bool(quotient.between(1 / CLOSE, CLOSE).mean() >= MOST)
+    each, every = (
+        pd.Series([float(quotient.median()) for quotient in ratios.values()]),
+        pd.concat(list(ratios.values())),
     )
-    rule, power = "Fisher's exact test, one-sided, p < 0.05", fisher_power(len(half), len(free))
-    numbers = f"{'; '.join(text)}; p {fewer:.1g}; power for half as many against 0.9"
-    return judge_test(claim, rule, fewer, more, _runs(balanced), numbers, power=power)
-
-
-def fisher_power(n_fewer: int, n_more: int, fewer: float = 0.45, more: float = 0.9) -> float:
-    """How often Fisher's test tells two probabilities apart, exactly."""
-    power = 0.0
-    for a in range(n_fewer + 1):
-        for b in range(n_more + 1):
-            if fisher_exact([[a, n_fewer - a], [b, n_more - b]], alternative="less")[1] < LEVEL:
-                power += float(binom.pmf(a, n_fewer, fewer) * binom.pmf(b, n_more, more))
-    return power
-
-
-def _of_runs(claim: Claim, holds: Mapping[int, bool], ratios: Sequence[pd.Series], name: str) -> Verdict:
-    """The verdict over runs, none of which outweighs another."""
-    rule = f"within a factor of {CLOSE:g} in 90 % of each run's checkpoints"
-    if not holds:
-        return Verdict.on(claim, rule, None, "0 runs", "no run has such checkpoints")
-    each = pd.Series([float(quotient.median()) for quotient in ratios])
-    text = f"{name}: medians of runs {format_range(each)}, of all {format_range(pd.concat(list(ratios)))}"
-    return judge(claim, rule, holds, f"{text}; {sum(len(quotient) for quotient in ratios)} checkpoints")
+    text = f"{name}: medians of {len(ratios)} runs {format_range(each)}, of all {format_range(every)}"
+    return judge(asked, rule, holds, f"{text}; {len(every)} checkpoints")
 
 
 def _of_law(
-    claim: Claim,
-    rule: str,
+    figure: str,
+    sentence: str,
+    what: str,
     runs: pd.DataFrame,
     axes: tuple[str, str],
     bounds: tuple[float, float],
     text: str = "",
     *,
     done: bool = True,
-) -> Verdict:
-    """The verdict on the exponent of y over x, the `axes`: none where there is no power law, or y is not `done`."""
-    x, y = axes
+) -> list[Verdict]:
+    """The verdicts on a power law of y over x, the `axes`: on the law, which has no bend, and on the mean exponent."""
+    (x, y), (least, most) = axes, bounds
+    mean = f"exponent of {least:.2f} to {most:.2f}"
+    rule = f"{mean}, and the local exponent changes by less than {BENT:g} from first to last"
+    asked, fitted = claim(figure, sentence, what), claim(figure, f"is {mean} the mean?", what, ours=True)
     try:
         shared = runs.groupby(x)["resolution"].first().tolist() if "resolution" in runs else None
         law: PowerLaw = power_law(by_seed(runs, y, x), shared)
+        if not done:
+            raise MechinterpError(f"{law.describe(x)}{text}; {y} has not come to its end")
     except MechinterpError as error:
-        return Verdict.on(claim, rule, None, _runs(runs), str(error))
-    numbers = law.describe(x) + text
-    if not done:
-        return Verdict.on(claim, rule, None, _runs(runs), f"{numbers}; {y} has not come to its end")
-    if law.bend.low > BENT or law.bend.high < -BENT:
-        return Verdict.on(claim, rule, False, _runs(runs), f"{numbers}: no power law", false_positive=0.025)
-    return judge_interval(claim, rule, (law.exponent.low, law.exponent.high), bounds, _runs(runs), numbers)
+        return [
+            Verdict.on(each, each_rule, None, _runs(runs), str(error), false_positive=0.025, power=0.0)
+            for each, each_rule in ((asked, rule), (fitted, mean))
+        ]
+    numbers, exponent = law.describe(x) + text, (law.exponent, least, most)
+    return [
+        judge_interval(asked, rule, [exponent, (law.bend, -BENT, BENT)], _runs(runs), numbers),
+        judge_interval(fitted, mean, [exponent], _runs(runs), numbers),
+    ]
 
 
 def _runs(table: pd.DataFrame) -> str:

@@ -55,6 +55,10 @@ class PowerLaw:
     """Change of the local exponent from first to last setting, by a parabola in logarithms; 0 of two settings."""
     local: tuple[float, ...]
     """Exponents between neighbouring settings, of the medians over seeds."""
+    slopes: pd.Series
+    """The exponent of every seed."""
+    shared: float
+    """Standard error of the exponent that all seeds have in common."""
 
     @property
     def is_straight(self) -> bool:
@@ -91,7 +95,9 @@ def power_law(values: pd.DataFrame, shared: Sequence[float] | None = None) -> Po
     exponent = Mean.of(slope, float(np.linalg.norm(straight[0] * errors)))
     bend = Mean.of(y @ bends, float(np.linalg.norm(bends * errors)))
     local = np.diff(np.median(y, axis=0)) / np.diff(at)
-    return PowerLaw(float(np.exp(intercept.mean())), exponent, bend, tuple(local.tolist()))
+    slopes = pd.Series(slope, index=values.index[whole])
+    common = float(np.linalg.norm(straight[0] * errors))
+    return PowerLaw(float(np.exp(intercept.mean())), exponent, bend, tuple(local.tolist()), slopes, common)
 
 
 def thresholds(values: pd.DataFrame, level: float = 0.75) -> Float[np.ndarray, "seeds"]:
@@ -120,15 +126,13 @@ def resolution(values: pd.DataFrame, low: float = 0.5, high: float = 1.0, level:
     return float(np.median(errors)) if errors else np.nan
 
 
-def ratio(numerator: Mean, denominator: Mean) -> Mean:
-    """The ratio of two independent means, by propagation of their standard errors, with Welch's degrees of freedom."""
-    value = numerator.value / denominator.value
-    terms = [(each.error / each.value) ** 2 for each in (numerator, denominator)]
-    error, n = abs(value) * sum(terms) ** 0.5, min(numerator.n, denominator.n)
-    if not error > 0:
-        return Mean(value, value, value, 0.0, n) if error == 0 else Mean(value, np.nan, np.nan, np.nan, n)
-    degrees = sum(terms) ** 2 / sum(
-        term**2 / (each.n - 1) for term, each in zip(terms, (numerator, denominator), strict=True)
-    )
-    half = float(student.ppf(0.975, degrees)) * error
-    return Mean(value, value - half, value + half, error, n)
+def product(*laws: PowerLaw, powers: Sequence[float]) -> Mean:
+    """The product of exponents, each to a power, of the seeds that all laws have: seeds share initial weights, so that
+    their exponents are not independent. Errors that seeds have in common are added."""
+    seeds = sorted(set.intersection(*(set(law.slopes.index) for law in laws)))
+    if not seeds:
+        raise MechinterpError("the laws have no seed in common")
+    parts = [law.slopes.loc[seeds].to_numpy(float) ** power for law, power in zip(laws, powers, strict=True)]
+    values = np.prod(parts, axis=0)
+    relative = [power * law.shared / law.exponent.value for law, power in zip(laws, powers, strict=True)]
+    return Mean.of(values, abs(float(values.mean())) * float(np.linalg.norm(relative)))

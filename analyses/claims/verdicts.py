@@ -2,15 +2,16 @@
 
 A claim is a sentence of a paper, or a question of our own. A rule comes to one of three ends: it holds, it does not,
 or the runs do not tell. A claim of a paper that holds is **reproduced**. One that does not hold is **not reproduced**
-where the runs follow the paper in all that it states and its authors' code settles, and **another convention** where
-they differ in something that may matter. A question is answered **yes** or **no**. All else is **undecided**: a test
-that is not significant never says that a claim is wrong.
+where the runs follow the paper in all that it states, or the authors' code in what the text leaves open, and **another
+convention** where they differ in something that may matter. A question is answered **yes** or **no**. All else is
+**undecided**: a test that is not significant never says that a claim is wrong.
 
 Every rule comes with the probability that it holds by chance (`false_positive`), and that it holds where the claim is
 true (`power`). By chance means:
 
-* seeds: each meets the condition with probability ½, or with that of a random order of its values; of n seeds all do.
-  The power is that of seeds that meet it with probability 0.95;
+* seeds: each meets the condition with probability ½, and of n seeds all do; for a trend, the settings are in random
+  order, the same for all seeds, as what disturbs one may disturb all. The power is that of seeds that meet it with
+  probability 0.95. Fewer than three seeds decide nothing;
 * an interval that must lie within bounds: the value is at one of the bounds. The power is that for a value midway;
 * a test: its level, 0.05. The power is said beside the test.
 """
@@ -18,13 +19,15 @@ true (`power`). By chance means:
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
-from math import comb, prod
+from math import comb
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import binom
+from scipy.stats import t as student
 
+from analyses.claims.scaling import Mean
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.studies.study import Study
 
@@ -32,6 +35,8 @@ TREND_SLACK = 0.05
 """How far a value may go against a trend from one setting to the next."""
 LEVEL = 0.05
 """The level of tests."""
+FEWEST = 3
+"""The least number of seeds that decide anything."""
 MET = 0.95
 """Probability with which a seed meets a condition where the claim is true."""
 _ROUNDING = 1e-9
@@ -46,8 +51,11 @@ class Claim:
     sentence: str
     """The sentence of the paper, shortened, or our own question."""
     source: Literal["paper", "blog", "our question"] = "paper"
-    conventions: str = "the paper's"
-    """What the runs follow. Anything but "the paper's …" or "the authors' …" counts as another convention."""
+    follows: Literal["paper", "authors", "other"] = "paper"
+    """What the runs follow: the paper in all that it states, its authors' code in what the text leaves open too, or
+    other conventions."""
+    remark: str = ""
+    """In what the runs differ, in a few words."""
 
     def word(self, holds: bool | None) -> str:
         """The verdict, from whether its rule holds; None: the runs do not tell."""
@@ -57,8 +65,7 @@ class Claim:
             return "yes" if holds else "no"
         if holds:
             return "reproduced"
-        theirs = self.conventions.startswith(("the paper's", "the authors'"))
-        return "not reproduced" if theirs else "another convention"
+        return "another convention" if self.follows == "other" else "not reproduced"
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,8 @@ class Verdict:
     figure: str
     sentence: str
     source: str
-    conventions: str
+    follows: str
+    remark: str
     rule: str
     """When the claim counts as true."""
     verdict: str
@@ -114,7 +122,7 @@ def judge(claim: Claim, rule: str, holds: Mapping[int, bool], numbers: str, *, c
     if not holds:
         raise MechinterpError(f"{claim.sentence}: there is no seed to judge it by")
     met, n = sum(holds.values()), len(holds)
-    outcome = True if met == n else False if met == 0 else None
+    outcome = None if n < FEWEST or 0 < met < n else met == n
     false_positive = 0.5**n if chance is None else chance
     return Verdict.on(claim, rule, outcome, f"{met} of {n}", numbers, false_positive=false_positive, power=MET**n)
 
@@ -122,31 +130,51 @@ def judge(claim: Claim, rule: str, holds: Mapping[int, bool], numbers: str, *, c
 def judge_trend(claim: Claim, rule: str, values: pd.DataFrame, least: float, numbers: str) -> Verdict:
     """The verdict on a trend over settings, which each seed must show (`is_monotone`).
 
-    By chance the values of a seed are in random order: of each seed, the share of all orders that show the trend.
+    By chance the settings are in random order, the same for all seeds: the share of all orders in which all show it.
     """
     orders = list(permutations(range(values.shape[1])))
-    shares = [
-        np.mean([is_monotone(row.iloc[:, list(order)], least).popitem()[1] for order in orders])
-        for row in (values.iloc[[i]] for i in range(len(values)))
-    ]
-    return judge(claim, rule, is_monotone(values, least), numbers, chance=float(prod(shares)))
+    chance = np.mean([all(is_monotone(values.iloc[:, list(order)], least).values()) for order in orders])
+    return judge(claim, rule, is_monotone(values, least), numbers, chance=float(max(chance, 1 / len(orders))))
 
 
 def judge_interval(
-    claim: Claim, rule: str, interval: tuple[float, float], bounds: tuple[float, float], runs: str, numbers: str
+    claim: Claim, rule: str, means: Sequence[tuple[Mean, float, float]], runs: str, numbers: str
 ) -> Verdict:
-    """The verdict from a 95 % interval: it holds if that lies within bounds, and does not if it lies outside.
+    """The verdict from means over seeds with their bounds, (mean, least, most): from their 95 % intervals.
 
-    By chance the value is at a bound, which a two-sided interval misses with probability 0.025. The power is that for a
-    normal estimate of this width midway between the bounds.
+    It holds if all intervals lie within their bounds, and does not if one lies outside. By chance a value is at a
+    bound, which a two-sided interval misses with probability 0.025. The power is that for values midway between the
+    bounds, with the standard errors and seeds of these means, simulated.
     """
-    (low, high), (least, most) = interval, bounds
-    if not np.isfinite([low, high]).all():
-        return Verdict.on(claim, rule, None, runs, numbers, false_positive=0.025, power=0.0)
-    holds = True if least <= low and high <= most else False if high < least or low > most else None
-    error = max((high - low) / 2 / norm.ppf(0.975), _ROUNDING)
-    power = max(0.0, 2 * norm.cdf((most - least) / 2 / error - norm.ppf(0.975)) - 1)
-    return Verdict.on(claim, rule, holds, runs, numbers, false_positive=0.025, power=float(power))
+    known = all(np.isfinite([mean.low, mean.high]).all() for mean, _, _ in means)
+    within = known and all(least <= mean.low and mean.high <= most for mean, least, most in means)
+    outside = any(mean.high < least or mean.low > most for mean, least, most in means)
+    holds = True if within else False if outside else None
+    power = float(np.prod([_interval_power(mean, (most - least) / 2) for mean, least, most in means]))
+    return Verdict.on(claim, rule, holds, runs, numbers, false_positive=0.025, power=power)
+
+
+def _interval_power(mean: Mean, half: float, draws: int = 4000) -> float:
+    """How often Student's interval lies within ± half of the truth, for normal values with that standard error."""
+    degrees = mean.n - 1
+    if degrees < 1 or not np.isfinite(mean.error):
+        return 0.0
+    rng = np.random.default_rng(0)
+    estimates, errors = rng.standard_normal(draws), np.sqrt(rng.chisquare(degrees, draws) / degrees)
+    reach = mean.error * (np.abs(estimates) + student.ppf(0.975, degrees) * errors)
+    return float((reach <= half).mean())
+
+
+def sign_test(more: pd.Series, fewer: pd.Series) -> tuple[float, float]:
+    """Over seeds, the one-sided p values of "more > fewer" and of the contrary; seeds in which both are equal drop out.
+
+    Exact: seeds are independent, and by chance either is larger with probability ½.
+    """
+    difference = (more - fewer).to_numpy(float)
+    above, n = int((difference > 0).sum()), int((difference != 0).sum())
+    if not n:
+        return 1.0, 1.0
+    return float(binom.sf(above - 1, n, 0.5)), float(binom.cdf(above, n, 0.5))
 
 
 def judge_test(

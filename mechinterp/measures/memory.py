@@ -12,6 +12,7 @@ to c₃ may then stay high, or c₃ rise, in a network that has memorised all it
 
 from mechinterp.errors import MechinterpError
 from mechinterp.measures.base import Observation, register
+from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import classify
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Batch
@@ -20,8 +21,11 @@ from mechinterp.theory.kinetics import OrderParameters, order_parameters
 
 def memory(network: Network, batch: Batch) -> OrderParameters:
     """c₁, c₂ and c₃ of the targets of a batch with two labels."""
+    labels = require_labels(batch, 2)
     logits = classify(network, batch.inputs[:, -1])
-    plus = (logits[:, 0] - logits[:, 1]) * (1 - 2 * batch.labels)
+    if logits.shape[1] != 2:
+        raise MechinterpError(f"c1, c2 and c3 are of two labels; this network has {logits.shape[1]} logits")
+    plus = (logits[:, 0] - logits[:, 1]) * (1 - 2 * labels)
     return order_parameters(plus.double().numpy())
 
 

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.models.registry import parameter_shapes
-from mechinterp.training.spikes import SPIKES
+from mechinterp.training.spikes import SPIKES, STATE
 
 FORMAT = "mechinterp-run"
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "diverged", "failed")
 """The meaning of the number in /status; `running` in a file without a writer: its writer was killed."""
-LATER_METRICS = (*SPIKES, "loss_level", "loss_variance")
+LATER_METRICS = (*SPIKES, *STATE)
 """Metrics that files of version 0.5 and before do not have."""
 METRICS = ("train_loss", "train_accuracy", *LATER_METRICS)
 """Of the training batches since the previous checkpoint: mean loss and accuracy; the number of loss spikes, and step
-and loss of the highest, 0 without one; and the level and variance of the loss, from which spikes are told
+and loss of the highest, 0 without one; and two means and the variance of the loss, from which spikes are told
 (`training.spikes`). Not a number at step 0, except the counts."""
 
 

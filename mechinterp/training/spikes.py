@@ -1,14 +1,15 @@
 """Loss spikes: batches whose loss is far above its recent level.
 
-With ℓ the loss of a batch, and m and v the exponentially weighted mean and variance of the losses before it (over
-`MEMORY` steps), a step is a spike if
+With ℓ the loss of a batch, m and f its exponentially weighted means over `MEMORY` and `RECENT` steps, and v the weighted
+mean of (ℓ − f)² over `MEMORY` steps where ℓ > f − 3 √v, all of the batches before, a step is a spike if
 
-    ℓ − m > max(0.3 nats, m, 6 √v).
+    ℓ − l > max(0.3 nats, l, 6 √v),   l = min(m, f).
 
-So the loss must at least double, by more than noise explains, and by an amount that matters. A loss beyond that
-threshold enters m and v as the threshold itself, so that a spike hardly raises the level, and a loss that stays high
-becomes the level after some hundred steps. SGD at too large a learning rate spikes long after the loss has fallen, and
-what the network had learned may be gone afterwards.
+So the loss must at least double, by more than noise explains, and by an amount that matters. After an abrupt fall of the
+loss, l has followed within some ten steps, and v, which has the noise but not the fall, within some hundred. A spike
+enters m and f as the threshold, and v not at all; a loss that stays high becomes the level after some hundred steps. SGD
+at too large a learning rate spikes long after the loss has fallen, and what the network had learned may be gone
+afterwards.
 """
 
 import math
@@ -19,8 +20,14 @@ import pandas as pd
 
 SPIKES = ("spikes", "spike_step", "spike_height")
 """Metrics of a checkpoint: the number of spikes since the one before, and step and loss of the highest (0: none)."""
+STATE = ("loss_level", "loss_recent", "loss_variance")
+"""Metrics of a checkpoint from which spikes are told: m, f and v."""
 MEMORY = 200
-"""Steps over which the level and the variance forget."""
+"""Steps over which the slower mean and the variance forget."""
+RECENT = 20
+"""Steps over which the faster mean forgets."""
+FALL = 3.0
+"""Standard deviations by which a loss below the faster mean is part of a fall, and not of the noise."""
 LEAST = 0.3
 """Nats: the least excess of a spike."""
 DEVIATIONS = 6.0
@@ -33,22 +40,25 @@ class LossSpikes:
     def __init__(self, recorded: Mapping[str, float] | None = None):
         """`recorded` are the metrics of the checkpoint from which a run goes on."""
         state = recorded or {}
-        self._level, self._variance = state.get("loss_level", math.nan), state.get("loss_variance", math.nan)
+        self._level, self._recent, self._variance = (state.get(name, math.nan) for name in STATE)
         self._count, self._step, self._loss = 0, 0, 0.0
 
     def add(self, step: int, loss: float) -> None:
         """Take the loss of the batch of the update that led to `step`."""
-        if not math.isfinite(self._level):
-            self._level, self._variance = loss, 0.0
+        if not math.isfinite(self._level + self._recent + self._variance):
+            self._level, self._recent, self._variance = loss, loss, 0.0
             return
-        most = self._level + max(LEAST, self._level, DEVIATIONS * math.sqrt(self._variance))
+        level = min(self._level, self._recent)
+        most = level + max(LEAST, level, DEVIATIONS * math.sqrt(self._variance))
         if loss > most:
             self._count += 1
             if loss > self._loss:
                 self._step, self._loss = step, loss
-        deviation = min(loss, most) - self._level
-        self._level += deviation / MEMORY
-        self._variance = (1 - 1 / MEMORY) * (self._variance + deviation**2 / MEMORY)
+            loss = most
+        elif loss > self._recent - FALL * math.sqrt(self._variance):
+            self._variance += ((loss - self._recent) ** 2 - self._variance) / MEMORY
+        self._level += (loss - self._level) / MEMORY
+        self._recent += (loss - self._recent) / RECENT
 
     def pop(self) -> dict[str, float]:
         """The metrics of a checkpoint; the count is then reset."""
@@ -56,8 +66,7 @@ class LossSpikes:
             "spikes": float(self._count),
             "spike_step": float(self._step),
             "spike_height": self._loss,
-            "loss_level": self._level,
-            "loss_variance": self._variance,
+            **dict(zip(STATE, (self._level, self._recent, self._variance), strict=True)),
         }
         self._count, self._step, self._loss = 0, 0, 0.0
         return metrics

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.claims.scaling import Mean, power_law, ratio, resolution, thresholds
+from analyses.claims.scaling import Mean, power_law, product, resolution, thresholds
 from mechinterp.errors import MechinterpError
 
 
@@ -67,15 +67,18 @@ def test_a_mean_has_students_interval():
     assert found.high - 2.0 == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
 
 
-def test_a_ratio_holds_the_truth_as_often_as_it_says():
-    rng, held = np.random.default_rng(1), 0
-    for _ in range(400):
-        top, bottom = 1.4 + 0.1 * rng.standard_normal(4), 0.7 + 0.02 * rng.standard_normal(5)
-        found = ratio(Mean.of(top), Mean.of(bottom))
-        held += found.low <= 2.0 <= found.high
-    assert 0.92 <= held / 400 <= 0.985
-    exact = ratio(Mean.of([1.4, 1.4]), Mean.of([0.7, 0.7]))
-    assert (exact.value, exact.low, exact.high) == pytest.approx((2.0, 2.0, 2.0))
+def test_exponents_of_the_same_seeds_are_multiplied_by_seed():
+    """Exponents that vary together: their quotient does not vary."""
+    x, slopes = np.array([1.0, 2.0, 4.0]), np.array([1.2, 1.4, 1.6, 1.8])
+    first = power_law(pd.DataFrame(x ** slopes[:, None], columns=x))
+    second = power_law(pd.DataFrame(x ** (2 * slopes[:, None]), columns=x))
+    found = product(first, second, powers=(1, -1))
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((0.5, 0.5, 0.5, 4))
+    other = power_law(pd.DataFrame(x ** slopes[:, None], columns=x, index=[2, 3, 4, 5]))
+    assert product(first, other, powers=(1, 1)).n == 2
+    apart = power_law(pd.DataFrame(x ** slopes[:, None], columns=x, index=[6, 7, 8, 9]))
+    with pytest.raises(MechinterpError, match="no seed in common"):
+        product(first, apart, powers=(1, 1))
 
 
 def test_a_threshold_is_where_a_seed_turns_over():

@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student
 
+from analyses.claims.scaling import Mean
 from analyses.claims.verdicts import (
     Claim,
     all_hold,
@@ -15,6 +17,7 @@ from analyses.claims.verdicts import (
     judge_interval,
     judge_test,
     judge_trend,
+    sign_test,
     largest_gap_test,
     verdict_table,
     with_settings,
@@ -22,21 +25,25 @@ from analyses.claims.verdicts import (
 from mechinterp.errors import MechinterpError
 from mechinterp.studies.study import Study
 
-PAPER, ELSEWHERE = Claim("2a", "a claim"), Claim("2a", "a claim", conventions="ours")
+PAPER, ELSEWHERE = Claim("2a", "a claim"), Claim("2a", "a claim", follows="other")
 QUESTION = Claim("2a", "is it so?", "our question")
+ALL, NONE, SOME = {0: True, 1: True, 2: True}, {0: False, 1: False, 2: False}, {0: True, 1: False, 2: True}
 
 
 @pytest.mark.parametrize(
     ("claim", "holds", "verdict", "seeds"),
     [
-        (PAPER, {0: True, 1: True}, "reproduced", "2 of 2"),
-        (PAPER, {0: True, 1: False}, "undecided", "1 of 2"),
-        (PAPER, {0: False, 1: False}, "not reproduced", "0 of 2"),
-        (ELSEWHERE, {0: True}, "reproduced", "1 of 1"),
-        (ELSEWHERE, {0: False, 1: False}, "another convention", "0 of 2"),
-        (QUESTION, {0: True}, "yes", "1 of 1"),
-        (QUESTION, {0: False}, "no", "0 of 1"),
-        (QUESTION, {0: True, 1: False}, "undecided", "1 of 2"),
+        (PAPER, ALL, "reproduced", "3 of 3"),
+        (PAPER, SOME, "undecided", "2 of 3"),
+        (PAPER, NONE, "not reproduced", "0 of 3"),
+        (PAPER, {0: True, 1: True}, "undecided", "2 of 2"),
+        (PAPER, {0: False}, "undecided", "0 of 1"),
+        (Claim("2a", "a claim", follows="authors"), NONE, "not reproduced", "0 of 3"),
+        (ELSEWHERE, ALL, "reproduced", "3 of 3"),
+        (ELSEWHERE, NONE, "another convention", "0 of 3"),
+        (QUESTION, ALL, "yes", "3 of 3"),
+        (QUESTION, NONE, "no", "0 of 3"),
+        (QUESTION, SOME, "undecided", "2 of 3"),
     ],
 )
 def test_a_verdict_counts_the_seeds_and_tells_whose_claim_and_conventions(claim, holds, verdict, seeds):
@@ -52,20 +59,31 @@ def test_no_seed_is_no_verdict():
         judge(PAPER, "a rule", {}, "")
 
 
-def test_a_trend_by_chance_is_that_of_values_in_random_order():
-    """Of 3! orders of three values far apart, one rises; one of four that are alike but for the last: 3! of 4!."""
-    rising = pd.DataFrame([[0.1, 0.5, 0.9]], index=[0])
+def test_a_trend_by_chance_is_that_of_settings_in_random_order():
+    """Of 3! orders of three values far apart one rises, the same for all seeds; with three alike, 3! of 4!."""
+    rising = pd.DataFrame([[0.1, 0.5, 0.9]] * 3)
     assert judge_trend(PAPER, "", rising, 0.5, "").false_positive == pytest.approx(1 / 6)
-    both = pd.DataFrame([[0.1, 0.5, 0.9], [0.1, 0.5, 0.9]], index=[0, 1])
-    assert judge_trend(PAPER, "", both, 0.5, "").false_positive == pytest.approx(1 / 36)
-    last = pd.DataFrame([[0.1, 0.1, 0.1, 0.9]], index=[0])
+    last = pd.DataFrame([[0.1, 0.1, 0.1, 0.9]] * 3)
     found = judge_trend(PAPER, "", last, 0.5, "")
     assert (found.verdict, found.false_positive) == ("reproduced", pytest.approx(0.25))
 
 
+def test_seeds_that_share_a_wrong_order_show_a_trend_as_often_as_is_said():
+    rng, met = np.random.default_rng(0), 0
+    for _ in range(2_000):
+        common = pd.DataFrame(np.tile(rng.permutation([0.1, 0.3, 0.6, 0.9]), (3, 1)))
+        met += judge_trend(PAPER, "", common, 0.5, "").verdict == "reproduced"
+    assert met / 2_000 == pytest.approx(1 / 24, abs=0.015)
+
+
+def mean(low: float, high: float, n: int = 5) -> Mean:
+    return Mean((low + high) / 2, low, high, (high - low) / 2 / student.ppf(0.975, n - 1), n)
+
+
 def test_an_interval_lies_within_bounds_outside_or_neither():
-    def verdict(low: float, high: float) -> str:
-        return judge_interval(PAPER, "", (low, high), (0.6, 0.8), "", "").verdict
+    def verdict(low: float, high: float, bend: tuple[float, float] = (-0.1, 0.1)) -> str:
+        means = [(mean(low, high), 0.6, 0.8), (mean(*bend), -0.2, 0.2)]
+        return judge_interval(PAPER, "", means, "", "").verdict
 
     assert [verdict(0.65, 0.75), verdict(0.85, 0.9), verdict(0.1, 0.5)] == [
         "reproduced",
@@ -73,20 +91,31 @@ def test_an_interval_lies_within_bounds_outside_or_neither():
         "not reproduced",
     ]
     assert [verdict(0.5, 0.7), verdict(0.7, 0.9), verdict(0.1, 2.0), verdict(np.nan, np.nan)] == ["undecided"] * 4
+    assert verdict(0.65, 0.75, (-0.04, 0.39)) == "undecided", "a bend that may be too large"
+    assert verdict(0.65, 0.75, (0.3, 0.5)) == "not reproduced"
 
 
-@pytest.mark.parametrize("error", [0.02, 0.04, 0.08])
-def test_false_positives_and_power_of_an_interval_are_as_simulated(error):
-    rng, half = np.random.default_rng(0), 1.959964 * error
+@pytest.mark.parametrize(("error", "n"), [(0.02, 3), (0.02, 6), (0.04, 6)])
+def test_false_positives_and_power_of_an_interval_are_as_simulated(error, n):
+    rng = np.random.default_rng(1)
 
     def share(truth: float) -> float:
-        drawn = truth + error * rng.standard_normal(20_000)
-        return float(((drawn - half >= 0.6) & (drawn + half <= 0.8)).mean())
+        seeds = truth + error * n**0.5 * rng.standard_normal((4_000, n))
+        found = [Mean.of(each) for each in seeds]
+        return float(np.mean([0.6 <= each.low and each.high <= 0.8 for each in found]))
 
-    found = judge_interval(PAPER, "", (0.7 - half, 0.7 + half), (0.6, 0.8), "", "")
-    assert found.power == pytest.approx(share(0.7), abs=0.012)
-    assert share(0.6) <= found.false_positive + 0.003
-    assert share(0.8) <= found.false_positive + 0.003
+    claimed = judge_interval(PAPER, "", [(Mean(0.7, 0.0, 1.0, error, n), 0.6, 0.8)], "", "")
+    assert claimed.power == pytest.approx(share(0.7), abs=0.03)
+    assert share(0.6) <= claimed.false_positive + 0.008
+    assert share(0.8) <= claimed.false_positive + 0.008
+
+
+def test_seeds_are_compared_in_pairs():
+    more, fewer = pd.Series([3, 3, 2, 3, 3, 3]), pd.Series([1, 1, 1, 2, 1, 2])
+    assert sign_test(more, fewer) == pytest.approx((1 / 64, 1.0))
+    assert sign_test(fewer, more) == pytest.approx((1.0, 1 / 64))
+    assert sign_test(more, more) == (1.0, 1.0)
+    assert sign_test(pd.Series([2, 1, 1]), pd.Series([1, 1, 2]))[0] == pytest.approx(0.75), "a tie drops out"
 
 
 def test_a_test_that_is_not_significant_says_nothing():

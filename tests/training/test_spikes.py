@@ -14,7 +14,7 @@ from mechinterp.run import resume, train_batched
 from mechinterp.store import RunWriter
 from mechinterp.store.schema import LATER_METRICS
 from mechinterp.training.engines import AutogradEngine
-from mechinterp.training.spikes import DEVIATIONS, LEAST, MEMORY, SPIKES, LossSpikes, Spikes, spikes_of
+from mechinterp.training.spikes import DEVIATIONS, LEAST, MEMORY, RECENT, SPIKES, LossSpikes, Spikes, spikes_of
 
 
 def metrics_of(losses: Iterable[float]) -> dict[str, float]:
@@ -56,21 +56,46 @@ def test_the_count_is_that_since_the_last_checkpoint():
 def test_each_of_the_three_thresholds_decides_where_it_is_the_largest(level, spread, least):
     before = [level + spread, level - spread] * (5 * MEMORY)
     state = metrics_of(before)
-    found = level + max(LEAST, state["loss_level"], DEVIATIONS * state["loss_variance"] ** 0.5)
-    assert found == pytest.approx(level + least, rel=0.02)
+    lowest = min(state["loss_level"], state["loss_recent"])
+    found = lowest + max(LEAST, lowest, DEVIATIONS * state["loss_variance"] ** 0.5)
+    assert found == pytest.approx(level + least, rel=0.06)
     assert metrics_of([*before, found * 0.98])["spikes"] == 0
     assert metrics_of([*before, found * 1.02])["spikes"] == 1
 
 
-def test_level_and_variance_are_the_weighted_mean_and_variance():
-    losses, rate = noisy(0.1, 3_000), 1 / MEMORY
-    weights = rate * (1 - rate) ** np.arange(3_000)[::-1]
-    weights[0] /= rate
-    mean = weights @ losses
-    found = metrics_of(losses)
+def weighted_mean(values: np.ndarray, memory: int) -> float:
+    """The mean of values with weights (1 − 1/memory)ⁿ of the n-th before the last; the first has all the rest."""
+    weights = (1 - 1 / memory) ** np.arange(len(values))[::-1] / memory
+    weights[0] *= memory
     assert weights.sum() == pytest.approx(1)
-    assert found["loss_level"] == pytest.approx(mean, rel=1e-9)
-    assert found["loss_variance"] == pytest.approx(weights @ (losses - mean) ** 2, rel=1e-6)
+    return float(weights @ values)
+
+
+def test_means_and_variance_are_weighted_ones():
+    losses = noisy(0.1, 3_000)
+    recent = [weighted_mean(losses[:n], RECENT) for n in range(1, 3_000)]
+    assert (np.abs(losses[1:] - recent) < 0.05).all()
+    found = metrics_of(losses)
+    assert found["loss_level"] == pytest.approx(weighted_mean(losses, MEMORY), rel=1e-9)
+    assert found["loss_recent"] == pytest.approx(weighted_mean(losses, RECENT), rel=1e-9)
+    squares = np.concatenate([[0.0], (losses[1:] - recent) ** 2])
+    assert found["loss_variance"] == pytest.approx(weighted_mean(squares, MEMORY), rel=0.05)  # but for rare low ones
+
+
+@pytest.mark.parametrize(("later", "height"), [(50, 4.0), (150, 1.5), (300, 0.8), (450, 0.5)])
+def test_a_spike_soon_after_an_abrupt_fall_is_seen(later, height):
+    """From 3.47 to 0.02 within one step; one step by a factor of 170 is no spike, but the next rise is."""
+    losses = np.concatenate([noisy(3.47, 1_000, spread=0.05), noisy(0.02, 500, seed=1)])
+    assert metrics_of(losses)["spikes"] == 0
+    losses[1_000 + later] = height
+    found = metrics_of(losses)
+    assert (found["spikes"], found["spike_step"]) == (1, 1_001 + later)
+
+
+def test_of_many_spikes_each_is_counted():
+    losses = noisy(0.01, 4_000)
+    losses[1_000:3_000:20] = 1.0
+    assert metrics_of(losses)["spikes"] == 100
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -98,7 +123,7 @@ def test_a_loss_that_stays_high_becomes_the_level():
         if spikes.pop()["spikes"]:
             spiking.append(step)
     assert spiking == list(range(1_001, spiking[-1] + 1))
-    assert 1_000 + MEMORY / 20 < spiking[-1] < 1_000 + MEMORY
+    assert 1_000 + MEMORY < spiking[-1] < 1_000 + 3 * MEMORY
     assert spikes.pop()["loss_level"] == pytest.approx(3, rel=0.01)
 
 

@@ -17,10 +17,12 @@ import plotly.graph_objects as go
 
 from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
 from analyses._sweep_figures import SERIES
-from analyses.claims.race import THEIRS
 from analyses.race import SETTINGS, over_time
 from mechinterp.emergence import first_above, median_interval
 from mechinterp.theory.kinetics import memorised
+
+REFERENCE = "the authors'"
+"""The variant to which the others are compared."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ def exponents(done: StudyResult) -> pd.DataFrame:
         result[setting] |= {"nu_least": nu.min(), "nu_greatest": nu.max(), "c1_greatest": own["c1"].max()}
     found = pd.DataFrame.from_dict(result, orient="index")
     for K in (few, many):
-        found[f"I_{K}_ratio"] = found[f"I_{K}"] / found.loc[f"{THEIRS}", f"I_{K}"]
+        found[f"I_{K}_ratio"] = found[f"I_{K}"] / found.loc[REFERENCE, f"I_{K}"]
     return found
 
 

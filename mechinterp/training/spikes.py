@@ -1,15 +1,15 @@
 """Loss spikes: batches whose loss is far above its recent level.
 
-With ℓ the loss of a batch, m and f its exponentially weighted means over `MEMORY` and `RECENT` steps, and v the weighted
-mean of (ℓ − f)² over `MEMORY` steps where ℓ > f − 3 √v, all of the batches before, a step is a spike if
+With ℓ the loss of a batch, m and f its exponentially weighted means over `MEMORY` and `RECENT` steps, and v the
+weighted mean of (ℓ − f)² over `MEMORY` steps where ℓ > f − 3 √v, all of the batches before, a step is a spike if
 
     ℓ − l > max(0.3 nats, l, 6 √v),   l = min(m, f).
 
-So the loss must at least double, by more than noise explains, and by an amount that matters. After an abrupt fall of the
-loss, l has followed within some ten steps, and v, which has the noise but not the fall, within some hundred. A spike
-enters m and f as the threshold, and v not at all; a loss that stays high becomes the level after some hundred steps. SGD
-at too large a learning rate spikes long after the loss has fallen, and what the network had learned may be gone
-afterwards.
+So the loss must at least double, by more than noise explains, and by an amount that matters. After an abrupt fall of
+the loss, l has followed within some ten steps, and v, which has the noise but not the fall, within some hundred. A
+spike enters m and f as the threshold, and v not at all; a loss that stays high becomes the level after some hundred
+steps. SGD at too large a learning rate spikes long after the loss has fallen, and what the network had learned may be
+gone afterwards.
 """
 
 import math

@@ -79,7 +79,7 @@ def test_claims_that_hold_are_reproduced_and_those_that_do_not_are_not(install, 
     verdicts = pd.read_csv(out / "verdicts.csv").set_index("sentence")
     full = verdicts[verdicts["figure"].isin(["2a", "2c", "A.1", "A.5"])]
     assert set(full["verdict"]) == {"reproduced"}, full[full["verdict"] != "reproduced"].to_string()
-    assert full.loc["IC accuracy rises with K (B = 1)", "false_positive"] < 0.001
+    assert full.loc["IC accuracy rises with K (B = 1)", "false_positive"] <= 0.05
     race = pd.read_csv(out / "race.csv")
     memorising = race[race["B"] == 0].groupby("K")["t_iwl"].median()
     np.testing.assert_allclose(memorising, 2.5 * memorising.index, rtol=0.04)  # at 320 the plateau before is not seen
@@ -142,17 +142,22 @@ def test_an_audit_finds_the_conventions_that_matter(install, tmp_path, capsys):
     assert Path(tmp_path / "convention_audit_classes" / "convention_audit_classes.csv").exists()
 
 
-def fates(learned: list[bool], alpha: list[float]) -> pd.DataFrame:
+def fates(learned: list[bool], alpha: list[float], loss: float = 0.9) -> pd.DataFrame:
     table = {"sigma": 0.3, "seed": range(len(alpha)), "alpha": alpha, "alpha_end": np.where(learned, 4.0, -2.0)}
-    return pd.DataFrame(table | {"final_icl_accuracy": np.where(learned, 1.0, 0.7), "final_icl_loss": 0.9})
+    ends = {"final_icl_accuracy": np.where(learned, 1.0, 0.7), "final_icl_loss": np.where(learned, 0.0, loss)}
+    return pd.DataFrame(table | ends)
 
 
 def test_the_two_fates_of_figure_6c_are_counted_and_told_from_one():
-    both, sign = of_saddle(fates([True] * 6 + [False] * 6, [0.3] * 6 + [-0.3] * 6))
+    both, sign = of_saddle(fates([True] * 6 + [False] * 6, [0.3] * 6 + [-0.3] * 6), 8)
     assert (both.verdict, both.runs) == ("reproduced", "6 + 6 of 12")
     assert (sign.verdict, sign.source) == ("yes", "our question")
-    one, none = of_saddle(fates([True] * 12, [0.3] * 6 + [-0.3] * 6))
+    one, none = of_saddle(fates([True] * 12, [0.3] * 6 + [-0.3] * 6), 8)
     assert (one.verdict, none.verdict) == ("undecided", "undecided")
+    stuck, _ = of_saddle(fates([True] * 6 + [False] * 6, [0.3] * 6 + [-0.3] * 6, loss=2.12), 8)
+    assert (stuck.verdict, stuck.runs) == ("undecided", "6 + 0 of 12"), "those that learned nothing are no second fate"
+    against = of_saddle(fates([False] * 6 + [True] * 6, [0.3] * 6 + [-0.3] * 6), 8)[1]
+    assert against.verdict == "no"
 
 
 def test_alpha_is_read_at_the_start_and_at_the_end_of_every_run(monkeypatch, tmp_path):

@@ -17,8 +17,8 @@ from analyses.claims.verdicts import (
     judge_interval,
     judge_test,
     judge_trend,
-    sign_test,
     largest_gap_test,
+    sign_test,
     verdict_table,
     with_settings,
 )
@@ -102,7 +102,7 @@ def test_false_positives_and_power_of_an_interval_are_as_simulated(error, n):
     def share(truth: float) -> float:
         seeds = truth + error * n**0.5 * rng.standard_normal((4_000, n))
         found = [Mean.of(each) for each in seeds]
-        return float(np.mean([0.6 <= each.low and each.high <= 0.8 for each in found]))
+        return float(np.mean([each.low >= 0.6 and each.high <= 0.8 for each in found]))
 
     claimed = judge_interval(PAPER, "", [(Mean(0.7, 0.0, 1.0, error, n), 0.6, 0.8)], "", "")
     assert claimed.power == pytest.approx(share(0.7), abs=0.03)

@@ -10,6 +10,7 @@ from scipy.special import expit
 
 import mechinterp as mi
 from analyses import bridge, race_landscape
+from analyses._common import StudyResult
 from analyses._sweep_figures import clouds, laws
 from analyses.claims.race import (
     IC,
@@ -29,7 +30,7 @@ from analyses.claims.race import (
     triples_power,
     triples_statistic,
 )
-from analyses.race import MEMORISING, Race, at_rest, memorised_of, order_parameters, thresholds_of
+from analyses.race import MEMORISING, Race, at_rest, ends, memorised_of, order_parameters, thresholds_of
 from analyses.race_authors import RaceAuthors
 from analyses.race_conventions import RaceConventions
 from mechinterp.cli import run_command
@@ -498,6 +499,20 @@ def test_in_a_world_as_claimed_the_command_reproduces_every_claim(made_up, tmp_p
     assert thresholds["predicted"].to_numpy() == pytest.approx((thresholds["t_ICL"] / A) ** (1 / NU), rel=0.02)
     assert set(pd.read_csv(out / "memory.csv")["what"]) == set(MEMORISING.values())
     assert len(set(pd.read_csv(out / "cost.csv")["study"])) == 8
+
+
+def test_a_run_ends_before_the_spike_that_spoils_it_and_else_at_its_end():
+    config = mi.RunConfig.preset("nguyen2024-fast")
+    study = Study.of("s", config, {"spoilt": {}, "early": {"task.n_items": 999}, "none": {"task.n_items": 888}}, [0])
+    curves = {"spoilt": [0.5, 0.9, 0.9, 0.6], "early": [0.5, 0.5, 0.7, 0.9], "none": [0.5, 0.6, 0.7, 0.8]}
+    measured = {
+        (name, 0): pd.DataFrame({"icl_accuracy": ic, "iwl_accuracy": [0.1, 0.2, 0.3, 0.4], "spikes": spikes})
+        for (name, ic), spikes in zip(curves.items(), ([0, 0, 3, 0], [0, 1, 0, 0], [0, 0, 0, 0]), strict=True)
+    }
+    table = pd.DataFrame({"variant": list(curves), "seed": 0, IC: 9.0, IWL: 9.0})
+    found = ends(StudyResult(study, table, measured, None, Path())).set_index("variant")
+    assert found[IC].to_dict() == {"spoilt": 0.9, "early": 0.9, "none": 0.8}
+    assert found[IWL].to_dict() == {"spoilt": 0.2, "early": 0.4, "none": 0.4}
 
 
 def test_the_authors_conventions_are_judged_in_the_same_world(made_up, tmp_path):

@@ -10,7 +10,8 @@ memorise), ``thresholds.csv`` (K* of every seed at every N, measured and predict
 The theory's own figures are drawn by ``race_landscape``; ``bridge`` asks the same of the network of Reddy 2023.
 
 Times are in units of steps × learning rate. They depend on the learning rate: at 0.1, I_K(∞) and t_ICL are 14 to 23 %
-longer than at 0.01, and after some 5,000 steps the loss spikes, so that what a run had before its first spike counts where that is more.
+longer than at 0.01, and after some 5,000 steps the loss spikes, so that what a run had before its first spike counts
+where that is more.
 "Network" is that of ``race_diversity``, which has width 128 (512 at the paper's scale), unless a width is named.
 """
 

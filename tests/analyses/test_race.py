@@ -36,6 +36,7 @@ from analyses.race_conventions import RaceConventions
 from mechinterp.cli import run_command
 from mechinterp.config import ItemLabelConfig, PairedItemsConfig
 from mechinterp.errors import MechinterpError
+from mechinterp.studies.cost import Spent
 from mechinterp.studies.study import Study
 from mechinterp.theory.kinetics import Kinetics, other_loss, transient_w
 
@@ -510,7 +511,7 @@ def test_a_run_ends_before_the_spike_that_spoils_it_and_else_at_its_end():
         for (name, ic), spikes in zip(curves.items(), ([0, 0, 3, 0], [0, 1, 0, 0], [0, 0, 0, 0]), strict=True)
     }
     table = pd.DataFrame({"variant": list(curves), "seed": 0, IC: 9.0, IWL: 9.0})
-    found = ends(StudyResult(study, table, measured, None, Path())).set_index("variant")
+    found = ends(StudyResult(study, table, measured, Spent(0, 0, 0.0, 0.0, 0), Path())).set_index("variant")
     assert found[IC].to_dict() == {"spoilt": 0.9, "early": 0.9, "none": 0.8}
     assert found[IWL].to_dict() == {"spoilt": 0.2, "early": 0.4, "none": 0.4}
 

@@ -20,9 +20,9 @@ def standard_error(values: Float[Tensor, "batch"], classes: Int[Tensor, "batch 2
     of one class names it twice. Without `classes` all are independent, f = 1/n, and this is the usual s²/n; below s²/n
     the variance never goes, since the sum over pairs is noisy and may be negative. In the unit of the values, ≥ 0; not
     a number where all sequences share a class, as one sequence does. Over untrained networks mean/error has a standard
-    deviation of 1 ± 0.1 on item–label sequences (`benchmarks/span_error.py`). On paired items `swap_label` has 1.00 with
-    64 pairs, 1.15 with 256 and 1.45 with 512: an untrained network answers a little differently to flipped labels, so
-    that its span is not 0.
+    deviation of 1 ± 0.1 on item–label sequences (`benchmarks/span_error.py`). On paired items `swap_label` has 1.00
+    with 64 pairs, 1.15 with 256 and 1.45 with 512: an untrained network answers a little differently to flipped
+    labels, so that its span is not 0.
     """
     n, e = len(values), values.double() - values.double().mean()
     if classes is None:

@@ -25,9 +25,9 @@ class Headline:
     level: str | None = None
     """The way of guessing whose accuracy it reaches, or None."""
     induction_head: bool | None = None
-    """Whether the network is an induction head at the end; None without a transition, and where that is not tested."""
+    """Whether the network is an induction head at the end; None where that is not tested."""
     evidence: str | None = None
-    """The evidence before the transition and at the end, in a sentence."""
+    """The evidence before a transition and at the end, in a sentence."""
 
     def __str__(self) -> str:
         level = self.level and f"what it reaches is {self.level}"
@@ -38,17 +38,19 @@ class Headline:
         return {"level": self.level, "induction_head": self.induction_head, "evidence": self.evidence}
 
 
-def headline(run: Run, measure: str, emergence: Emergence | pd.Series) -> Headline:
+def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> Headline:
     """The transition of a measure, the level that an accuracy has reached if it is one of guessing, and the evidence.
 
-    A rise is not yet an induction head: an accuracy also rises from guessing any label to guessing among the labels of
-    the context. The evidence (`circuits.evidence`) is of the checkpoints before the transition and at the end.
+    `curve` is the measure by step, `emergence` what `locate_emergence` says of it. A rise is not yet an induction head:
+    an accuracy also rises from guessing any label to guessing among the labels of the context. That level is compared
+    with the plateau after the transition; without a transition with the median of the last tenth of the curve. The
+    evidence (`circuits.evidence`) is of the checkpoints before the transition and at the end, or of the end alone.
     """
-    transition = describe(measure, emergence)
-    if not emergence.transition:
-        return Headline(transition)
-    level = guessing_level(run.task, float(emergence.after or 0.0)) if measure.endswith("accuracy") else None
-    return Headline(transition, level, *_induction_head(run, steps_around(emergence, run.steps)))
+    measure = str(curve.name)
+    after = emergence.after if emergence.transition else curve.iloc[-max(len(curve) // 10, 1) :].median()
+    level = guessing_level(run.task, float(after or 0.0)) if measure.endswith("accuracy") else None
+    steps = steps_around(emergence, run.steps) if emergence.transition else run.steps[-1:]
+    return Headline(describe(measure, emergence), level, *_induction_head(run, steps))
 
 
 def guessing_level(task: Task, accuracy: float) -> str | None:
@@ -59,7 +61,7 @@ def guessing_level(task: Task, accuracy: float) -> str | None:
 
 
 def _induction_head(run: Run, steps: list[int]) -> tuple[bool | None, str]:
-    """Whether the network is an induction head at the last of the steps, and a sentence, also on the first of them."""
+    """Whether the network is an induction head at the last of the steps, and a sentence, also on an earlier first."""
     first, last = steps[0], steps[-1]
     try:
         table = analyse(run, "evidence", steps=dict.fromkeys([first, last]))
@@ -75,8 +77,6 @@ def _induction_head(run: Run, steps: list[int]) -> tuple[bool | None, str]:
         return False, f"no induction head at step {last:,}: it lacks {', '.join(lacking)}"
     by_keys = bool(after["holds"][Fact.k_composition.name])
     weakest, earlier = float(after["value"][whole]), float(before["value"][whole])
-    then = "not resolved" if pd.isna(earlier) else f"{earlier:.2f}"
-    return True, (
-        f"an induction head by {'K' if by_keys else 'Q'}-composition at step {last:,}: its weakest fact has the value"
-        f" {weakest:.2f}, at step {first:,} {then}"
-    )
+    composition, then = "K" if by_keys else "Q", "not resolved" if pd.isna(earlier) else f"{earlier:.2f}"
+    text = f"an induction head by {composition}-composition at step {last:,}: its weakest fact has the value"
+    return True, f"{text} {weakest:.2f}" + (f", at step {first:,} {then}" if first != last else "")

@@ -63,7 +63,7 @@ class Emergence:
 
         table, run = _measured(self.run, [self.measure], None, self.n_sequences), open_run(self.run)
         emergence, spikes = locate_emergence(table[self.measure], scale=self.scale), spikes_of(run.file.metrics())
-        found = headline(run, self.measure, emergence)
+        found = headline(run, table[self.measure], emergence)
         result = {"run": str(self.run), "measure": self.measure, **emergence.to_dict(), **found.to_dict()}
         print_result(result | spikes_result(spikes), self.json, with_spikes(str(found), spikes))
 

@@ -80,7 +80,7 @@ class Run(Train):
         write_report(run, table, report, measure=self.measure, progress=True)
         table.to_csv(csv)
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
-        found = headline(run, self.measure, emergence)
+        found = headline(run, table[self.measure], emergence)
         result |= emergence.to_dict() | found.to_dict() | spikes_result(spikes)
         print_result(result, self.json, f"{with_spikes(str(found), spikes)}\nreport: {report}")
 

@@ -76,7 +76,7 @@ def write_report(
     curves, curves_omitted = _applicable(page.over_training())
     omitted = " ".join([*views_omitted, *curves_omitted])
     parts = [
-        html.lead(f"{headline_of(run, headline, page.emergence.loc[headline])}."),
+        html.lead(f"{headline_of(run, table[headline], page.emergence.loc[headline])}."),
         *([html.note(f"{spikes}.")] if (spikes := page.spikes) else []),
         html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
         html.section(

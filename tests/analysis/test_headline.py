@@ -7,16 +7,23 @@ import pytest
 import mechinterp as mi
 from mechinterp.analysis import headline as home
 from mechinterp.analysis.headline import guessing_level, headline
-from mechinterp.circuits.evidence import Fact, induction_head_evidence
-from mechinterp.emergence import Emergence
+from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.models.network import Network
 from mechinterp.models.planted import excluding_decoy, induction_head, q_composition_head
 
+STEPS = np.arange(0, 21, 2)
 
-def rise(to: float) -> Emergence:
-    steps = np.arange(0, 21, 2)
-    values = 0.03 + (to - 0.03) / (1 + np.exp(-(steps - 10.0)))
-    return mi.locate_emergence(pd.Series(values, index=steps))
+
+def curve(values) -> pd.Series:
+    return pd.Series(values, index=STEPS, name="icl_accuracy")
+
+
+def rise(to: float) -> pd.Series:
+    return curve(0.03 + (to - 0.03) / (1 + np.exp(-(STEPS - 10.0))))
+
+
+def said(run, values: pd.Series) -> home.Headline:
+    return headline(run, values, mi.locate_emergence(values))
 
 
 def test_the_level_of_an_accuracy_is_named():
@@ -31,7 +38,8 @@ def test_the_level_of_an_accuracy_is_named():
 
 
 def test_a_rise_to_guessing_among_the_context_is_no_induction_head(tiny_run):
-    found, text = headline(tiny_run, "icl_accuracy", rise(1 / 3)), str(headline(tiny_run, "icl_accuracy", rise(1 / 3)))
+    found = said(tiny_run, rise(1 / 3))
+    text = str(found)
     assert (found.level, found.induction_head) == ("guessing among the 3 labels of the context (0.333)", False)
     assert "what it reaches is guessing among the 3 labels of the context (0.333)" in text
     assert "no induction head at step 20: it lacks answers_from_context, target_query_selects" in text
@@ -55,7 +63,7 @@ def test_the_evidence_decides(tiny_run, monkeypatch, network, expected):
         return pd.concat(tables, names=["step"]).reset_index(level="step")
 
     monkeypatch.setattr(home, "analyse", planted)
-    found = headline(tiny_run, "icl_accuracy", rise(0.99))
+    found = said(tiny_run, rise(0.99))
     assert expected in str(found)
     assert found.to_dict()["induction_head"] is expected.startswith("an induction head")
 
@@ -71,11 +79,13 @@ def test_a_task_without_separate_labels_is_not_tested(tmp_path):
         }
     )
     run = mi.train(config, tmp_path / "a.h5", progress=False)
-    assert "whether it is an induction head was not tested: " in str(headline(run, "icl_accuracy", rise(0.9)))
+    assert "whether it is an induction head was not tested: " in str(said(run, rise(0.9)))
 
 
-def test_a_curve_without_a_transition_has_its_reason_alone(tiny_run):
-    flat = mi.locate_emergence(pd.Series(np.full(11, 0.25), index=np.arange(0, 21, 2)))
-    assert str(headline(tiny_run, "icl_accuracy", flat)).startswith("icl_accuracy: no transition: ")
-    assert headline(tiny_run, "icl_accuracy", flat).induction_head is None
-    assert Fact.induction_head.name not in str(headline(tiny_run, "icl_accuracy", flat))
+def test_a_curve_without_a_transition_has_its_reason_its_level_and_the_evidence_at_the_end(tiny_run):
+    ramp = curve(np.linspace(0.1, 1 / 3, 11))
+    found = said(tiny_run, ramp)
+    assert str(found).startswith("icl_accuracy: no transition: ")
+    assert (found.level, found.induction_head) == ("guessing among the 3 labels of the context (0.333)", False)
+    assert str(found.evidence).startswith("no induction head at step 20: it lacks answers_from_context")
+    assert said(tiny_run, curve(np.full(11, 0.5))).level is None

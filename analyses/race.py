@@ -15,7 +15,7 @@ where that is more.
 "Network" is that of ``race_diversity``, which has width 128 (512 at the paper's scale), unless a width is named.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,15 +77,16 @@ class Race(StudyAnalysis):
         done, additive = self.conducted("race_diversity"), self.conducted("race_additive")
         memory, balanced = self.conducted("race_memory"), self.conducted("race_balanced")
         fading, weaker = self.conducted("race_transience"), self.conducted("race_additive_transience")
-        times = pd.concat([times_of(timed, TIMED), times_of(others, TIMED)])
+        networks = of_grid(TIMED)
+        times = pd.concat([times_of(timed, networks), times_of(others, networks)])
         diversity = pd.concat([ends(done).assign(what="network"), ends(additive).assign(what="additive model")])
-        learning = learning_of(memory, MEMORISING)
+        learning = learning_of(memory, of_grid(MEMORISING))
         learnt = memorised_of(learning)
         crossed = thresholds_of(diversity, times, learnt)
         resting = self._resting(weaker)
         contexts = ends(balanced)
         losses = {"network": losses_of(fading), "additive model": losses_of(weaker)}
-        curves = curves_of(timed, TIMED) | curves_of(others, TIMED)
+        curves = curves_of(timed, networks) | curves_of(others, networks)
         for name, table in (("times", times), ("memory", learnt), ("thresholds", crossed)):
             table.to_csv(done.out / f"{name}.csv", index=False, float_format="%.5g")
         costs(timed, others, done, additive, memory, fading, weaker, balanced).to_csv(
@@ -111,8 +112,12 @@ class Race(StudyAnalysis):
             own = diversity[diversity["what"] == what]
             done.write(bands(own, "K", [IC, IWL], "N", f"More pairs, other solution ({what})", log_x=True), name)
         done.write(variant_curves(timed.study, timed.measured, "icl_accuracy"), "abrupt")
-        for what, name in (("network of width 512", "curves"), ("additive model", "curves_additive")):
-            done.write(curves_by(curves, what, "ICL is acquired abruptly"), name)
+        for study, what, name in (
+            (timed, "network of width 512", "curves"),
+            (others, "additive model", "curves_additive"),
+        ):
+            own = settings_of(study, networks, what)
+            done.write(curves_by(study, "N", own, f"ICL is acquired abruptly ({what})"), name)
         done.write(laws(tables_of(times, "N", "time"), "N", "t_ICL", "Time to learn in context"), "times")
         at = {
             f"{what}, {how}": by_seed(own, how, "N")
@@ -131,7 +136,8 @@ class Race(StudyAnalysis):
         table = contexts.assign(contexts=contexts["balanced"].map({True: "N/2 of each label", False: "at random"}))
         table["setting"] = "K = " + table["K"].astype(str) + ", " + table["contexts"]
         done.write(strips(table, "setting", [IC], "Balanced contexts: every seed"), "balanced")
-        done.write(balanced_curves(balanced), "balanced_curves")
+        half = contexts[contexts["balanced"]]
+        done.write(curves_by(balanced, "K", half, "Balanced contexts: IC accuracy of every seed"), "balanced_curves")
         print(crossed.groupby(["what", "N"], sort=False).median(numeric_only=True).round(2).to_string())
         print(found[["figure", "sentence", "verdict", "runs", "false_positive", "power"]].to_string(index=False))
 
@@ -174,9 +180,15 @@ def ends(done: StudyResult) -> pd.DataFrame:
     return table
 
 
-def grid_of(variant: str) -> str:
-    """The grid that a variant is of."""
-    return variant.split()[0]
+def of_grid(names: Mapping[str, str]) -> Callable[[str], str]:
+    """What a variant is of, by the name of its grid."""
+    return lambda variant: names[variant.split()[0]]
+
+
+def settings_of(done: StudyResult, named: Callable[[str], str], what: str) -> pd.DataFrame:
+    """The runs of a study that are of something, with their settings."""
+    table = done.settings(SETTINGS)
+    return table[table["variant"].map(named) == what]
 
 
 def tables_of(table: pd.DataFrame, over: str, column: str) -> dict[str, pd.DataFrame]:
@@ -184,8 +196,8 @@ def tables_of(table: pd.DataFrame, over: str, column: str) -> dict[str, pd.DataF
     return {str(what): by_seed(own, column, over) for what, own in table.groupby("what", sort=False)}
 
 
-def times_of(done: StudyResult, names: dict[str, str]) -> pd.DataFrame:
-    """t_ICL of every run: what it is of (by the name of its grid), N, K, seed, time; infinite if ICL was not acquired.
+def times_of(done: StudyResult, what: Callable[[str], str]) -> pd.DataFrame:
+    """t_ICL of every run: what it is of (by its variant), N, K, seed, time; infinite if ICL was not acquired.
 
     ``end`` is the time at the end of the run.
     """
@@ -193,28 +205,26 @@ def times_of(done: StudyResult, names: dict[str, str]) -> pd.DataFrame:
     for row in done.settings(SETTINGS).to_dict("records"):
         curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
         step, end = first_above(curve), float(curve.index[-1]) * row["rate"]
-        about = {"what": names[grid_of(row["variant"])], "N": row["N"], "K": row["K"], "seed": row["seed"]}
+        about = {"what": what(row["variant"]), "N": row["N"], "K": row["K"], "seed": row["seed"]}
         rows.append(about | {"time": np.inf if step is None else step * row["rate"], "end": end})
     return pd.DataFrame(rows)
 
 
-def curves_of(done: StudyResult, names: dict[str, str]) -> dict[tuple[str, int, int], pd.Series]:
+def curves_of(done: StudyResult, what: Callable[[str], str]) -> dict[tuple[str, int, int], pd.Series]:
     """IC accuracy over the steps of all runs, by what they are of, N and seed."""
     return {
-        (names[grid_of(row["variant"])], row["N"], row["seed"]): pd.Series(
-            done.measured[row["variant"], row["seed"]]["icl_accuracy"]
-        )
+        (what(row["variant"]), row["N"], row["seed"]): done.measured[row["variant"], row["seed"]]["icl_accuracy"]
         for row in done.settings(SETTINGS).to_dict("records")
     }
 
 
-def learning_of(done: StudyResult, names: dict[str, str]) -> Learning:
+def learning_of(done: StudyResult, what: Callable[[str], str]) -> Learning:
     """What every run learned in which only the MLP learns."""
     learning: Learning = {}
     for row in done.settings(SETTINGS).to_dict("records"):
         table = over_time(done.measured[row["variant"], row["seed"]], row["rate"])
         table["memorised"] = memorised(table.index.to_numpy(float), table["c1"].to_numpy(float))
-        learning[names[grid_of(row["variant"])], row["K"], row["seed"]] = table
+        learning[what(row["variant"]), row["K"], row["seed"]] = table
     return learning
 
 
@@ -269,23 +279,13 @@ def losses_by_phase(losses: pd.DataFrame, what: str) -> go.Figure:
     )
 
 
-def curves_by(curves: dict[tuple[str, int, int], pd.Series], what: str, title: str) -> go.Figure:
-    """IC accuracy of every seed over steps, a panel for every N (figures 2d and 3b)."""
+def curves_by(done: StudyResult, setting: str, runs: pd.DataFrame, title: str) -> go.Figure:
+    """IC accuracy of every seed over steps, a panel for every value of a setting, of some runs of a study."""
     panels: dict[str, dict[str, list[pd.Series]]] = {}
-    for (own, N, seed), curve in curves.items():
-        if own == what:
-            panels.setdefault(f"N = {N}", {}).setdefault(f"seed {seed}", []).append(curve)
-    return paths(panels, f"{title} ({what})").update_yaxes(range=ACCURACY)
-
-
-def balanced_curves(done: StudyResult) -> go.Figure:
-    """IC accuracy of every seed over steps where contexts have N/2 labels of each kind, a panel for every K (A.8)."""
-    panels: dict[str, dict[str, list[pd.Series]]] = {}
-    for row in done.settings(SETTINGS).to_dict("records"):
-        if row["balanced"]:
-            curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
-            panels.setdefault(f"K = {row['K']}", {}).setdefault(f"seed {row['seed']}", []).append(curve)
-    return paths(panels, "Balanced contexts: IC accuracy of every seed").update_yaxes(range=ACCURACY)
+    for row in runs.to_dict("records"):
+        curve = done.measured[row["variant"], row["seed"]]["icl_accuracy"]
+        panels.setdefault(f"{setting} = {row[setting]}", {}).setdefault(f"seed {row['seed']}", []).append(curve)
+    return paths(panels, title).update_yaxes(range=ACCURACY)
 
 
 def lost_by_decay(done: StudyResult) -> go.Figure:

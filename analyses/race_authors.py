@@ -18,13 +18,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
-from analyses._sweep_figures import SERIES, bands, laws, paths, strips
+from analyses._common import StudyAnalysis, costs, run_analysis
+from analyses._sweep_figures import SERIES, bands, laws, strips
 from analyses.claims import race as claims
 from analyses.claims.race import IC, IWL, THEIRS
 from analyses.claims.verdicts import by_seed, verdict_table
 from analyses.race import (
-    ACCURACY,
     SETTINGS,
     Learning,
     curves_by,
@@ -43,10 +42,6 @@ from analyses.race import (
 NETWORK = THEIRS
 PLAIN = "the authors' MLP on plain items"
 """What the paper's experiments on memorising train."""
-MLP: dict[str, str] = dict.fromkeys(["few", "some", "many", "most"], PLAIN)
-"""What the grids of ``race_memory_authors`` train."""
-OWN: dict[str, str] = dict.fromkeys(["few", "many"], NETWORK)
-"""What the grids of ``race_memory_network`` train: the MLP of the network, on normalised tokens."""
 
 
 @dataclass
@@ -59,11 +54,15 @@ class RaceAuthors(StudyAnalysis):
         own = self.conducted("race_memory_network")
         one, two = self.conducted("race_tail"), self.conducted("race_tail_layers")
         long = self.conducted("race_losses_100")
+
+        def network(_: str) -> str:
+            return NETWORK
+
         diversity = ends(done).assign(what=NETWORK)
-        times = times_of(timed, {"context": NETWORK})
-        tail = pd.concat([times_of(one, {"one_layer": NETWORK}), times_of(two, {"two_layers": "two layers"})])
-        seeds = times_of(near, {"N32": NETWORK})
-        learning = learning_of(memory, MLP) | learning_of(own, OWN)
+        times = times_of(timed, network)
+        tail = pd.concat([times_of(one, network), times_of(two, lambda _: "two layers")])
+        seeds = times_of(near, network)
+        learning = learning_of(memory, lambda _: PLAIN) | learning_of(own, network)
         learnt = memorised_of(learning)
         crossed = thresholds_of(diversity, times, learnt)
         tables = {"times": times, "tail": tail, "boundary": seeds, "memory": learnt, "thresholds": crossed}
@@ -76,7 +75,7 @@ class RaceAuthors(StudyAnalysis):
                 *claims.of_groups(seeds),
                 *claims.of_times(times),
                 *claims.of_tail(tail),
-                *claims.of_abruptness(curves_of(timed, {"context": NETWORK})),
+                *claims.of_abruptness(curves_of(timed, network)),
                 *claims.of_memory(learnt),
                 *claims.of_thresholds(crossed, times, learnt),
                 *claims.of_losses({NETWORK: losses_of(long)}),
@@ -86,14 +85,16 @@ class RaceAuthors(StudyAnalysis):
         title = f"More pairs, other solution ({NETWORK})"
         done.write(bands(diversity, "K", [IC, IWL], "N", title, log_x=True), "diversity")
         done.write(laws(tables_of(times, "N", "time"), "N", "t_ICL", "Time to learn in context"), "times")
-        done.write(curves_by(curves_of(timed, {"context": NETWORK}), NETWORK, "ICL is acquired abruptly"), "curves")
+        title = f"ICL is acquired abruptly ({NETWORK})"
+        done.write(curves_by(timed, "N", timed.settings(SETTINGS), title), "curves")
         done.write(histograms(tail, "How long in-context learning takes, of many seeds"), "tail")
         done.write(laws(tables_of(learnt, "K", "I_K"), "K", "I_K(∞)", "Time to memorise"), "memory")
         done.write(order_parameters(learning, PLAIN), "order_parameters")
         at = {f"K*, {how}": by_seed(crossed, how, "N") for how in ("fitted", "predicted")}
         done.write(laws(at, "N", "K*", "Where ICL takes over"), "thresholds")
         done.write(near_threshold(seeds, learning), "boundary")
-        done.write(boundary_curves(near), "boundary_curves")
+        title = "Near K*: IC accuracy of every seed"
+        done.write(curves_by(near, "K", near.settings(SETTINGS), title), "boundary_curves")
         last = ends(near).assign(setting=lambda t: "K = " + t["K"].astype(str))
         done.write(strips(last, "setting", [IC, IWL], "Near K*: IC and IWL accuracy of every seed"), "boundary_ends")
         done.write(losses_by_phase(losses_of(long), f"{NETWORK}, N = 99"), "losses")
@@ -154,15 +155,6 @@ def near_threshold(seeds: pd.DataFrame, learning: Learning) -> go.Figure:
         _histogram(figure, own, row=row, col=1)
     title = "Near K*: seeds learn in context early, or never?"
     return figure.update_layout(template="plotly_white", title=title, height=300 * (len(parts) + 1), width=760)
-
-
-def boundary_curves(near: StudyResult) -> go.Figure:
-    """IC accuracy of every seed near K* over steps, a panel for every K."""
-    panels: dict[str, dict[str, list[pd.Series]]] = {}
-    for row in near.settings(SETTINGS).to_dict("records"):
-        curve = near.measured[row["variant"], row["seed"]]["icl_accuracy"]
-        panels.setdefault(f"K = {row['K']}", {}).setdefault("IC accuracy", []).append(curve)
-    return paths(panels, "Near K*: IC accuracy of every seed").update_yaxes(range=ACCURACY)
 
 
 if __name__ == "__main__":

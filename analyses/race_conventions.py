@@ -5,8 +5,8 @@
 Each convention of the authors' code is replaced by that of the preset ``nguyen2024-fast``, one at a time. Does the
 studies ``race_conventions`` (t_ICL where nothing can be memorised), ``race_conventions_memory`` (I_K(∞) of two K, and
 the local exponent between them) and ``race_conventions_minimal`` (the additive model), and writes to
-``race_conventions/`` the table ``conventions.csv`` and a figure. Ratios are to the authors' conventions: of medians
-over seeds for t_ICL, and of means over seeds for I_K(∞), whose seeds differ little.
+``race_conventions/`` the table ``conventions.csv`` and a figure. Ratios are to the authors' conventions, each with an
+interval of 95 %.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from scipy.stats import ttest_ind
 
 from analyses._common import StudyAnalysis, StudyResult, costs, run_analysis
 from analyses._sweep_figures import SERIES
-from analyses.race import SETTINGS, over_time
-from mechinterp.emergence import first_above, median_interval
-from mechinterp.theory.kinetics import memorised
+from analyses.claims.scaling import ratio_interval
+from analyses.claims.verdicts import by_seed
+from analyses.race import learning_of, memorised_of, times_of
+from mechinterp.emergence import median_interval
 
 REFERENCE = "the authors'"
 """The variant to which the others are compared."""
@@ -49,41 +51,44 @@ def setting_of(variant: str) -> str:
 
 
 def times(done: StudyResult) -> pd.DataFrame:
-    """By variant: seeds, those that acquire ICL, the median of t_ICL with its interval, its range, and the ratio."""
-    rows = {}
-    for name in done.study.variants:
-        found = []
-        for row in done.settings(SETTINGS).to_dict("records"):
-            if row["variant"] == name:
-                step = first_above(done.measured[name, row["seed"]]["icl_accuracy"])
-                found.append(np.inf if step is None else step * row["rate"])
-        median, low, high = median_interval(found)
-        rows[name] = {"seeds": len(found), "learned": int(np.isfinite(found).sum()), "t_ICL": median}
-        rows[name] |= {"t_ICL_low": low, "t_ICL_high": high, "t_ICL_least": min(found), "t_ICL_greatest": max(found)}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.assign(t_ICL_ratio=table["t_ICL"] / table["t_ICL"].iloc[0])
+    """By variant: seeds, those that acquire ICL, the median of t_ICL with its interval, and the ratio.
+
+    The ratio is that of two runs of a variant and of the reference, the median over all pairs (Hodges and Lehmann),
+    with its interval (`ratio_interval`).
+    """
+    rows, found = {}, dict(iter(times_of(done, str).groupby("what", sort=False)["time"]))
+    reference = found[REFERENCE]
+    for name, own in found.items():
+        median, low, high = median_interval(own)
+        rows[name] = {"seeds": len(own), "learned": int(np.isfinite(own).sum()), "t_ICL": median}
+        rows[name] |= {"t_ICL_low": low, "t_ICL_high": high}
+        ratio = (1.0, np.nan, np.nan) if name == REFERENCE else ratio_interval(own, reference)
+        rows[name] |= dict(zip(("t_ICL_ratio", "t_ICL_ratio_low", "t_ICL_ratio_high"), ratio, strict=True))
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def exponents(done: StudyResult) -> pd.DataFrame:
-    """By setting: I_K(∞) of the two K, mean over seeds, their ratios, and the local exponent ν with its range."""
-    rows: list[dict[str, float | str | int]] = []
-    for row in done.settings(SETTINGS).to_dict("records"):
-        table = over_time(done.measured[row["variant"], row["seed"]], row["rate"])
-        whole = memorised(table.index.to_numpy(float), table["c1"].to_numpy(float))[-1]
-        about = {"setting": setting_of(row["variant"]), "K": row["K"], "seed": row["seed"]}
-        rows.append(about | {"I_K": float(whole), "c1": float(table["c1"].iloc[-1])})
-    table = pd.DataFrame(rows)
+    """By setting: I_K(∞) of the two K, mean over seeds, their ratios, and the local exponent ν with its range.
+
+    The ratios are of geometric means, with Welch's t interval of their logarithms.
+    """
+    table = memorised_of(learning_of(done, setting_of))
     few, many = sorted(table["K"].unique())
-    result = {}
-    for setting, own in table.groupby("setting", sort=False):
-        values = own.pivot(index="seed", columns="K", values="I_K")
+    result: dict[str, dict[str, float]] = {}
+    whole = {str(setting): by_seed(own, "I_K", "K") for setting, own in table.groupby("what", sort=False)}
+    for setting, values in whole.items():
         nu = np.log(values[many] / values[few]) / np.log(many / few)
-        result[setting] = {f"I_{few}": values[few].mean(), f"I_{many}": values[many].mean(), "nu": nu.mean()}
-        result[setting] |= {"nu_least": nu.min(), "nu_greatest": nu.max(), "c1_greatest": own["c1"].max()}
-    found = pd.DataFrame.from_dict(result, orient="index")
-    for K in (few, many):
-        found[f"I_{K}_ratio"] = found[f"I_{K}"] / found.loc[REFERENCE, f"I_{K}"]
-    return found
+        row = {f"I_{K}": float(values[K].mean()) for K in (few, many)}
+        row |= {"nu": float(nu.mean()), "nu_least": float(nu.min()), "nu_greatest": float(nu.max())}
+        row["c1_greatest"] = float(table.loc[table["what"] == setting, "c1"].max())
+        for K in (few, many):
+            test = ttest_ind(np.log(values[K]), np.log(whole[REFERENCE][K]), equal_var=False)
+            interval = test.confidence_interval() if setting != REFERENCE else (np.nan, np.nan)
+            ratio = np.exp(np.log(values[K]).mean() - np.log(whole[REFERENCE][K]).mean())
+            row |= {f"I_{K}_ratio": float(ratio)}
+            row |= {f"I_{K}_ratio_low": float(np.exp(interval[0])), f"I_{K}_ratio_high": float(np.exp(interval[1]))}
+        result[setting] = row
+    return pd.DataFrame.from_dict(result, orient="index")
 
 
 def ratios(table: pd.DataFrame) -> go.Figure:
@@ -98,6 +103,14 @@ def ratios(table: pd.DataFrame) -> go.Figure:
             mode="markers",
             marker={"color": colour, "size": 10},
             name=name.replace("I_", "I_K(∞), K = "),
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": (table[f"{column}_high"] - table[column]).to_numpy(float),
+                "arrayminus": (table[column] - table[f"{column}_low"]).to_numpy(float),
+                "thickness": 1.2,
+                "width": 3,
+            },
         )
     figure.add_vline(x=1, line={"color": "#999999", "width": 1})
     ticks = [0.1, 0.2, 0.5, 1, 2, 5]

@@ -136,3 +136,27 @@ def product(*laws: PowerLaw, powers: Sequence[float]) -> Mean:
     values = np.prod(parts, axis=0)
     relative = [power * law.shared / law.exponent.value for law, power in zip(laws, powers, strict=True)]
     return Mean.of(values, abs(float(values.mean())) * float(np.linalg.norm(relative)))
+
+
+def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
+    """The median ratio of two samples of independent positive values, infinite ones too, with its interval of 95 %.
+
+    The median over all pairs (Hodges and Lehmann); the interval has the ratios that the exact rank sum test does not
+    reject, so that it needs no law of the values. Not a number where the samples are too small for one.
+    """
+    first, second = np.asarray(values, dtype=float), np.asarray(reference, dtype=float)
+    with np.errstate(invalid="ignore"):
+        pairs = np.sort((first[:, None] / second).ravel())  # ∞/∞, which tells nothing, comes last
+    ways = np.ones(
+        1
+    )  # over U, the pairs of which the first is smaller: one factor (1 − x^{m+i}) / (1 − x^i) for each i
+    for i in range(1, len(second) + 1):
+        numerator = np.zeros(len(first) + i + 1)
+        numerator[[0, -1]] = 1, -1
+        denominator = np.zeros(i + 1)
+        denominator[[0, -1]] = 1, -1
+        ways = np.round(np.polydiv(np.convolve(ways, numerator)[::-1], denominator[::-1])[0][::-1])
+    outside = int(np.searchsorted(np.cumsum(ways) / ways.sum(), 0.025, side="right"))
+    if not outside:
+        return float(np.median(pairs)), np.nan, np.nan
+    return float(np.median(pairs)), float(pairs[outside - 1]), float(pairs[-outside])

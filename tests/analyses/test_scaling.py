@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import mannwhitneyu
 
-from analyses.claims.scaling import Mean, power_law, product, resolution, thresholds
+from analyses.claims.scaling import Mean, power_law, product, ratio_interval, resolution, thresholds
 from mechinterp.errors import MechinterpError
 
 
@@ -110,3 +111,20 @@ def test_an_error_that_seeds_share_does_not_average_out():
         held += found.exponent.low <= 1.4 <= found.exponent.high
         assert found.exponent.error > 0.1
     assert held / 300 >= 0.95
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (6, 9)])
+def test_a_ratio_has_those_in_its_interval_that_the_rank_sum_test_does_not_reject(sizes):
+    rng = np.random.default_rng(0)
+    first, second = 2 * rng.lognormal(size=sizes[0]), rng.lognormal(size=sizes[1])
+    _, low, high = ratio_interval(first, second)
+    for ratio, rejected in ((0.999 * low, True), (1.001 * low, False), (0.999 * high, False), (1.001 * high, True)):
+        p = mannwhitneyu(first / ratio, second, method="exact").pvalue
+        assert bool(p < 0.05) is rejected, ratio
+
+
+def test_a_ratio_of_a_multiple_is_the_factor_and_few_values_have_no_interval():
+    values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    assert ratio_interval(3 * values, values)[0] == pytest.approx(3)
+    assert ratio_interval([*values[:4], np.inf], values)[2] == np.inf, "a seed that never got there"
+    assert np.isnan(ratio_interval(values[:3], values[:3])[1:]).all(), "three against three bear no 95 %"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from mechinterp.emergence import level_crossing
@@ -138,7 +139,7 @@ def product(*laws: PowerLaw, powers: Sequence[float]) -> Mean:
     return Mean.of(values, abs(float(values.mean())) * float(np.linalg.norm(relative)))
 
 
-def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
+def ratio_interval(values: ArrayLike, reference: ArrayLike) -> tuple[float, float, float]:
     """The median ratio of two samples of independent positive values, infinite ones too, with its interval of 95 %.
 
     The median over all pairs (Hodges and Lehmann); the interval has the ratios that the exact rank sum test does not

@@ -332,6 +332,10 @@ def test_a_model_that_differs_on_no_random_input_is_compared_by_its_parts(tiny_c
         model.blocks[0].attn.b_O[13 : 13 + means.shape[1]] = -0.7 * means.sum(dim=0)
         answered = float((model(batch.inputs).argmax(-1) == batch.labels).float().mean())
     assert mi.ablate(model, batch)["intact"].iloc[0] == pytest.approx(answered)
+    faint = hooked(random_network(tiny_config, dtype=torch.float32))
+    faint.blocks[0].attn.b_O.data.fill_(1e-9)  # no logit shows it
+    with pytest.raises(MechinterpError, match="an attention scale"):
+        qk(faint, 0)
     scaled = hooked(random_network(tiny_config, dtype=torch.float32))
     for block in scaled.blocks:
         block.attn.attn_scale = 2.0

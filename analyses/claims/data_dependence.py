@@ -230,7 +230,7 @@ def of_rates(cells: pd.DataFrame, rates: Mapping[int, float], contexts: Mapping[
     Of every cell of figure 2a in which both can be learned (K, B, seed and final losses), the share of in-context
     learning is Δ_IC / (Δ_IC + Δ_IWL) with Δ = max(0, ln L − loss) on the set of each; its relative rate is the time of
     memorising K alone over that of in-context learning alone at B. The relative rates are the same for all seeds, so
-    that the chance is that of one of them.
+    that the chance is that of one of them. Where a run explains nothing there is no share, and no verdict.
     """
     explained = {name: (np.log(n_labels) - cells[f"final_{name}_loss"]).clip(lower=0) for name in ("icl", "iwl")}
     table = cells.assign(
@@ -250,6 +250,9 @@ def of_rates(cells: pd.DataFrame, rates: Mapping[int, float], contexts: Mapping[
     )
     holds = {seed: rho >= 0.8 for seed, rho in found.items()}
     rule = "rank correlation of share and relative rate ≥ 0.8"
+    if table["share"].isna().any():
+        text = "some runs have not learned at all"
+        return Verdict.on(question, rule, None, f"{len(found)} seeds", text, false_positive=0.0, power=0.0)
     return judge(question, rule, holds, numbers, chance=_spearman_chance(n, 0.8))
 
 

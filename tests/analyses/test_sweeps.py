@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analyses.ablation_l_equals_n_beta2_fixed import AblationLEqualsNBeta2Fixed
-from analyses.claims.data_dependence import of_saddle
+from analyses.claims.data_dependence import of_rates, of_saddle
 from analyses.convention_audit import ConventionAudit
 from analyses.data_dependence import DataDependence
 from mechinterp.cli import run_command
@@ -175,3 +175,32 @@ def test_alpha_is_read_at_the_start_and_at_the_end_of_every_run(monkeypatch, tmp
     found = pd.read_csv(tmp_path / "ablation_l_equals_n_beta2_fixed" / "fates.csv")
     assert found.groupby("sigma")["alpha"].nunique().to_dict() == {0.0: 1, 0.3: 2}
     assert bool((found["alpha"] != found["alpha_end"]).all())
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"),
+    [
+        (lambda rate: rate / (1 + rate), "yes"),
+        (lambda rate: 0.1 if rate < 1 else 0.9, "yes"),  # the faster one takes all
+        (lambda rate: 1 / (1 + rate), "no"),
+        (lambda rate: 0.5 + 0.3 * np.sin(40 * rate), "no"),  # learned in part everywhere, whatever the rates
+    ],
+)
+def test_rates_set_the_shares_of_what_is_explained_or_do_not(share, verdict):
+    memorising = {K: 2.5 * K for K in (128, 256, 512, 1024, 2048)}
+    contexts = {1: 3_000.0, 2: 1_500.0, 4: 700.0}
+    rows = []
+    for seed in range(3):
+        for K, slow in memorising.items():
+            for B, quick in contexts.items():
+                part, whole = share(slow / quick * (1 + 0.01 * seed)), np.log(32) * 0.9
+                losses = {
+                    "final_icl_loss": np.log(32) - part * whole,
+                    "final_iwl_loss": np.log(32) - (1 - part) * whole,
+                }
+                rows.append({"K": K, "B": B, "seed": seed} | losses)
+    cells = pd.DataFrame(rows)
+    found = of_rates(cells, memorising, contexts, 32)
+    assert (found.verdict, found.runs) == (verdict, f"{3 * (verdict == 'yes')} of 3")
+    silent = cells.assign(final_icl_loss=5.0, final_iwl_loss=5.0)
+    assert of_rates(silent, memorising, contexts, 32).verdict == "undecided", "nothing is explained"

@@ -18,7 +18,7 @@ import torch
 
 import mechinterp as mi
 from mechinterp.analysis.registry import ANALYSES, Analysis
-from mechinterp.circuits.qk_ov import qk
+from mechinterp.circuits.qk_ov import copying_score, qk
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.config import ItemLabelConfig, TaskConfig
 from mechinterp.errors import MechinterpError
@@ -353,6 +353,18 @@ def test_a_network_whose_weights_are_changed_in_place_is_the_changed_network(tin
         for name in ("blocks.0.attn.W_Q", "blocks.1.attn.W_V"):
             network.parameters[name].normal_(generator=torch.Generator().manual_seed(0))
         changed = mi.Network(network.config, network.parameters)
+        torch.testing.assert_close(forward(network, batch.inputs), forward(changed, batch.inputs))
+
+
+def test_weights_of_inference_mode_are_taken_as_they_are(tiny_config, task):
+    batch, initial = task.sample("icl", 20), mi.Network.initial(tiny_config)
+    score = copying_score(initial, task, batch)
+    with torch.inference_mode():
+        network = mi.Network(tiny_config, {name: weights.clone() for name, weights in initial.parameters.items()})
+        assert copying_score(network, task, batch) == pytest.approx(score)
+        forward(network, batch.inputs)
+        network.parameters["blocks.0.attn.W_Q"].mul_(50)
+        changed = mi.Network(network.config, dict(network.parameters))
         torch.testing.assert_close(forward(network, batch.inputs), forward(changed, batch.inputs))
 
 

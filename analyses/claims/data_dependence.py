@@ -18,6 +18,7 @@ from analyses.claims.verdicts import (
     judge,
     judge_test,
     judge_trend,
+    require_numbers,
     sign_test,
 )
 
@@ -99,6 +100,7 @@ def of_figure_2(sweep: pd.DataFrame) -> list[Verdict]:
 
 def of_mixtures(mixed: pd.DataFrame) -> Verdict:
     """Figure A.1."""
+    require_numbers(mixed, IC, IWL)
     cells = [cell for _, cell in mixed.groupby(["p_B", "p_C"])]
     both = [in_range(cell.set_index("seed")[column], low=LEARNED) for cell in cells for column in (IC, IWL)]
     return judge(
@@ -148,6 +150,7 @@ def of_minimal(minimal: pd.DataFrame, *, beta2_free: bool = False) -> list[Verdi
 
 def of_label_counts(counted: pd.DataFrame) -> list[Verdict]:
     """Figure A.5: the full network with more labels than pairs, and with as many."""
+    require_numbers(counted, IC)
     more, equal = counted[counted["L"] > counted["N"]], counted[counted["L"] == counted["N"]]
     learned = counted.assign(learned=counted[IC] >= LEARNED).groupby(["L", "N"])["learned"].agg(["sum", "count"])
     counts = learned.reset_index().to_dict("records")
@@ -155,25 +158,30 @@ def of_label_counts(counted: pd.DataFrame) -> list[Verdict]:
     every = all_hold(*(in_range(cell.set_index("seed")[IC], low=LEARNED) for _, cell in more.groupby(["L", "N"])))
     shares = [(cells[IC] >= LEARNED).groupby(cells["seed"]).mean() for cells in (more, equal)]
     p, against = sign_test(*shares)
-    none = all_hold(*(in_range(cell.set_index("seed")[IC], high=LEARNED) for _, cell in equal.groupby(["L", "N"])))
+    none = {int(str(seed)): bool((own[IC] < LEARNED).all()) for seed, own in equal.groupby("seed")}
+    unlearned = not (more[IC] >= LEARNED).any()
     return [
         judge_test(
             Claim("A.5", "the full model robustly learns in context for L > N but not when L = N", remark=QUICK),
             "for L > N every seed learns in every cell, and for L = N seeds learn in fewer (exact sign test over seeds,"
             " p < 0.05); in more, or no seed that learns for L > N, speaks against it",
             p if all(every.values()) else 1.0,
-            against if any(every.values()) else 0.0,
+            0.0 if unlearned else against,
             f"{len(every)} seeds",
             f"learned (IC ≥ {LEARNED}): {numbers}; p {p:.2g}",
             power=MET ** (2 * len(every)),
         ),
-        judge(
-            Claim("A.5", "L = N abolishes in-context learning even in the full model", "blog", remark=QUICK),
-            f"IC < {LEARNED} in every cell with L = N",
-            none,
-            f"learned: {numbers}",
-        ),
+        _abolished(none, f"learned: {numbers}", tested=not unlearned),
     ]
+
+
+def _abolished(none: Mapping[int, bool], numbers: str, *, tested: bool) -> Verdict:
+    """The blog's sentence; where nothing is learned with L > N either, it is not tested."""
+    claim = Claim("A.5", "L = N abolishes in-context learning even in the full model", "blog", remark=QUICK)
+    rule = f"IC < {LEARNED} in every cell with L = N"
+    if not tested:
+        return Verdict.on(claim, rule, None, f"{len(none)} seeds", numbers, false_positive=0.5 ** len(none), power=0.0)
+    return judge(claim, rule, none, numbers)
 
 
 def of_saddle(runs: pd.DataFrame, n_labels: int) -> list[Verdict]:
@@ -198,7 +206,7 @@ def of_saddle(runs: pd.DataFrame, n_labels: int) -> list[Verdict]:
         of, text = f"{learned.sum()} + {excluding.sum()} of {len(own)}", f"{len(own)} seeds: {'; '.join(ends)}"
         both = True if min(learned.sum(), excluding.sum()) >= 2 else None
         chance = float(1 - binom.cdf(1, len(own), RARE) - binom.cdf(1, len(own), 1 - RARE))
-        power = float(1 - binom.cdf(1, len(own), 1 / 3) - binom.cdf(1, len(own), 2 / 3))
+        power = max(float(1 - binom.cdf(1, len(own), 1 / 3) - binom.cdf(1, len(own), 2 / 3)), 0.0)
         rule = f"two seeds or more of each; by chance: one of them has a probability of {RARE:g}, in truth of 1/3"
         verdicts.append(Verdict.on(asked, rule, both, of, text, false_positive=max(chance, 0.0), power=power))
         if positive.any() and (~positive).any():
@@ -250,8 +258,8 @@ def of_rates(cells: pd.DataFrame, rates: Mapping[int, float], contexts: Mapping[
     )
     holds = {seed: rho >= 0.8 for seed, rho in found.items()}
     rule = "rank correlation of share and relative rate ≥ 0.8"
-    if table["share"].isna().any():
-        text = "some runs have not learned at all"
+    if not np.isfinite(list(found.values())).all():
+        text = "some runs have learned nothing at all, or all shares are equal"
         return Verdict.on(question, rule, None, f"{len(found)} seeds", text, false_positive=0.0, power=0.0)
     return judge(question, rule, holds, numbers, chance=_spearman_chance(n, 0.8))
 

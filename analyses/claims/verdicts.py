@@ -11,9 +11,11 @@ true (`power`). By chance means:
 
 * seeds: each meets the condition with probability ½, and of n seeds all do; for a trend, the settings are in random
   order, the same for all seeds, as what disturbs one may disturb all. The power is that of seeds that meet it with
-  probability 0.95. Fewer than three seeds decide nothing;
+  probability 0.95;
 * an interval that must lie within bounds: the value is at one of the bounds. The power is that for a value midway;
 * a test: its level, 0.05. The power is said beside the test.
+
+Fewer than three seeds decide nothing, nor does a rule that holds by chance in more than one case of three.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,8 @@ LEVEL = 0.05
 """The level of tests."""
 FEWEST = 3
 """The least number of seeds that decide anything."""
+CHANCE = 0.34
+"""The greatest probability by chance of a rule whose being met says anything."""
 MET = 0.95
 """Probability with which a seed meets a condition where the claim is true."""
 _ROUNDING = 1e-9
@@ -102,7 +106,8 @@ class Verdict:
         false_positive: float = np.nan,
         power: float = np.nan,
     ) -> "Verdict":
-        """The verdict on a claim, from whether its rule holds."""
+        """The verdict on a claim, from whether its rule holds; undecided where it would by chance (`CHANCE`)."""
+        holds = None if holds and false_positive > CHANCE else holds
         return cls(
             **asdict(claim),
             rule=rule,
@@ -146,10 +151,13 @@ def judge_interval(
     bound, which a two-sided interval misses with probability 0.025. The power is that for values midway between the
     bounds, with the standard errors and seeds of these means, simulated.
     """
+    if not means:
+        raise MechinterpError(f"{claim.sentence}: there is no interval to judge it by")
     known = all(np.isfinite([mean.low, mean.high]).all() for mean, _, _ in means)
     within = known and all(least <= mean.low and mean.high <= most for mean, least, most in means)
     outside = any(mean.high < least or mean.low > most for mean, least, most in means)
-    holds = True if within else False if outside else None
+    few = min(mean.n for mean, _, _ in means) < FEWEST
+    holds = None if few else True if within else False if outside else None
     power = float(np.prod([_interval_power(mean, (most - least) / 2) for mean, least, most in means]))
     return Verdict.on(claim, rule, holds, runs, numbers, false_positive=0.025, power=power)
 
@@ -202,6 +210,17 @@ def with_settings(study: Study, table: pd.DataFrame, keys: Mapping[str, str]) ->
             values[variant] = value
         found[name] = found["variant"].map(values)
     return found
+
+
+def require_numbers(table: pd.DataFrame, *columns: str) -> None:
+    """MechinterpError if a run of a table has no number in one of the columns: it is not known what it would say."""
+    for column in columns:
+        lacking = table[table[column].isna()]
+        if len(lacking):
+            where = f"seed {lacking['seed'].iloc[0]}" + (
+                f", {lacking['variant'].iloc[0]}" if "variant" in table else ""
+            )
+            raise MechinterpError(f"there is no {column} of {where}: judge when all runs are done")
 
 
 def by_seed(table: pd.DataFrame, column: str, over: str) -> pd.DataFrame:

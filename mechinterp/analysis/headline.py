@@ -39,7 +39,7 @@ class Headline:
 
 
 def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> Headline:
-    """The transition of a measure, the level that an accuracy has reached if it is one of guessing, and the evidence.
+    """The transition of a measure, the level of guessing that IC accuracy has reached if it is one, and the evidence.
 
     `curve` is the measure by step, `emergence` what `locate_emergence` says of it. A rise is not yet an induction head:
     an accuracy also rises from guessing any label to guessing among the labels of the context. That level is compared
@@ -48,7 +48,7 @@ def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> He
     """
     measure = str(curve.name)
     after = emergence.after if emergence.transition else curve.iloc[-max(len(curve) // 10, 1) :].median()
-    level = guessing_level(run.task, float(after or 0.0)) if measure.endswith("accuracy") else None
+    level = guessing_level(run.task, float(after or 0.0)) if measure == "icl_accuracy" else None
     steps = steps_around(emergence, run.steps) if emergence.transition else run.steps[-1:]
     return Headline(describe(measure, emergence), level, *_induction_head(run, steps))
 

@@ -34,6 +34,7 @@ from mechinterp.config import RunConfig
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Batch, Task
+from mechinterp.torch_state import torch_defaults
 
 PARTS = ("position", "content", "buffer")
 
@@ -186,6 +187,7 @@ def composition_scores(model: AnyNetwork) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@torch_defaults()
 def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, head: int = 0) -> float:
     """Σ Re λ / Σ |λ| in [−1, 1]: 1 if attending to a label raises the logit of the same label (Elhage et al. 2021).
 
@@ -195,6 +197,8 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
     """
     item_label, network, hook = require_item_label(task), network_of(model), "classifier.hook_in"
     P, width = item_label.config.position_dim, item_label.d_model
+    if any(weights.is_inference() for weights in network.parameters.values()):  # these know no gradients
+        network = Network(network.config, {name: weights.clone() for name, weights in network.parameters.items()})
     labels = torch.from_numpy(item_label.label_vectors).to(network.dtype)
     added = labels @ network.ov(layer, head)[P:width]
     with torch.no_grad():

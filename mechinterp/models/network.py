@@ -32,7 +32,7 @@ class Network:
         """The canonical parameters, by TransformerLens' names."""
         self._support: Support = canonical.support
         self._original = [self._versions(layer) for layer in range(self.n_layers)]
-        self._qk: dict[int, tuple[list[int], tuple[slice, slice, Tensor]]] = {}
+        self._qk: dict[int, tuple[list[int] | None, tuple[slice, slice, Tensor]]] = {}
 
     @classmethod
     @torch_defaults()
@@ -85,14 +85,15 @@ class Network:
     def block(self, layer: int, name: str) -> tuple[slice, slice, Float[Tensor, "head rows columns"]]:
         """Rows and columns outside of which `matrix` is zero, and the matrix within them."""
         rows, columns = slice(None), slice(None)
-        if self._versions(layer) == self._original[layer]:  # else the matrices have been changed
+        versions = self._versions(layer)
+        if versions is not None and versions == self._original[layer]:  # else the matrices may have been changed
             rows, columns = self._support.get(f"blocks.{layer}.attn.W_{name}", (rows, columns))
         return rows, columns, self.matrix(layer, name)[:, rows, columns]
 
     def qk(self, layer: int) -> tuple[slice, slice, Float[Tensor, "head rows columns"]]:
         """Rows and columns outside of which W_Q W_Kᵀ is zero, and the product within them."""
         versions = self._versions(layer)
-        if layer not in self._qk or self._qk[layer][0] != versions:
+        if versions is None or layer not in self._qk or self._qk[layer][0] != versions:
             (rows, _, W_Q), (columns, _, W_K) = self.block(layer, "Q"), self.block(layer, "K")
             self._qk[layer] = versions, (rows, columns, W_Q @ W_K.transpose(-2, -1))
         return self._qk[layer][1]
@@ -105,10 +106,10 @@ class Network:
             return residual
         return residual * self.parameters["blocks.0.ln.w"] + self.parameters["blocks.0.ln.b"]
 
-    def _versions(self, layer: int) -> list[int]:
-        """The numbers of changes in place of a layer's matrices; inference tensors, which do not count, have none."""
+    def _versions(self, layer: int) -> list[int] | None:
+        """The numbers of changes in place of a layer's matrices; None of inference tensors, which do not count them."""
         matrices = [self.matrix(layer, name) for name in "QKV"]
-        return [0 if matrix.is_inference() else matrix._version for matrix in matrices]
+        return None if any(matrix.is_inference() for matrix in matrices) else [matrix._version for matrix in matrices]
 
     def ov(self, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
         """W_V W_O of a head; W_O is the identity."""

@@ -192,7 +192,9 @@ def test_a_long_tail_is_one_of_the_logarithms():
     gumbel = verdict(rng.gumbel(size=100))
     assert (gumbel.figure, gumbel.verdict) == ("A.4", "reproduced")
     assert verdict(rng.standard_normal(100)).verdict == "undecided", "a log-normal law: skewed, but not its logarithm"
-    assert verdict(-rng.gumbel(size=100)).verdict == "not reproduced"
+    exponential = verdict(np.log(rng.exponential(size=100)))
+    assert exponential.verdict == "undecided", "t is skewed to the right although its logarithm is to the left"
+    assert verdict(np.log(10 - rng.exponential(size=100))).verdict == "not reproduced", "t itself is skewed to the left"
     never = verdict(np.sort(rng.standard_normal(60)), never=20)
     assert (never.verdict, "20 never" in never.numbers) == ("reproduced", True), "seeds that never learn are the tail"
     assert 0.6 < triples_power(48, draws=100) < 0.95
@@ -251,17 +253,20 @@ def decaying(loss_ratio: float = 1.0) -> tuple[pd.DataFrame, dict[tuple[str, int
 def test_what_fades():
     rows, curves, _ = decaying()
     found = of_transience("network", rows, curves)
-    assert words(found) == [(f, "reproduced") for f in ("2e", "2e", "A.6")]
+    assert words(found) == [("2e", "reproduced"), ("2e", "reproduced"), ("A.6", "undecided")]
+    assert found[2].false_positive == 0.5, "two decays in one order are a coin toss"
     assert "λ = 0: at most 1.00, at the end 1.00, lost at step never, never, never" in found[0].numbers
     assert "lost at step 1500, 1500, 1500" in found[1].numbers, "not at the dip"
     assert found[1].numbers.endswith("lost at step –, –, –"), "what never came"
-    assert words(of_transience("additive model", rows, curves)) == [(f, "reproduced") for f in ("3c", "3c", "A.6")]
+    assert [each.figure for each in of_transience("additive model", rows, curves)] == ["3c", "3c", "A.6"]
 
 
 def test_what_never_came_does_not_stay_and_what_is_lost_later_with_more_decay_is_not_sooner():
     rows, curves, _ = decaying()
     never = curves | {("λ 0.0", seed): curves["λ 0.1", 0] for seed in (0, 1, 2)}
-    assert words(of_transience("network", rows, never))[0] == ("2e", "another convention")
+    assert words(of_transience("network", rows, never))[0] == ("2e", "undecided"), "what never came cannot stay"
+    lost = curves | {("λ 0.0", seed): curves["λ 0.01", 0] for seed in (0, 1, 2)}
+    assert words(of_transience("network", rows, lost))[0] == ("2e", "another convention")
     later = curves | {("λ 0.01", seed): curves["λ 0.0", 0] for seed in (0, 1, 2)}
     assert words(of_transience("network", rows, later))[2] == ("A.6", "undecided"), "lost with one decay only"
     swapped = {"λ 0.001": "λ 0.01", "λ 0.01": "λ 0.001"}
@@ -369,7 +374,8 @@ def test_the_bridge_predicts_where_two_known_laws_meet(tmp_path):
     assert found["t_ICL"].tolist() == [150.0, 60.0]
     assert bridge.of_bridge(found).verdict == "undecided", "of B = 2 it is not known where figure 2a turns over"
     assert bridge.of_bridge(found.assign(observed=[100.0, 100.0])).verdict == "no"
-    assert bridge.of_bridge(found.iloc[:1]).verdict == "yes"
+    assert bridge.of_bridge(found.assign(observed=[310.0, 110.0])).verdict == "yes"
+    assert bridge.of_bridge(found.iloc[:1]).verdict == "undecided", "one of two is met by chance"
     path = tmp_path / "turning.csv"
     path.write_text("B,K\n1,310.5\n")
     assert bridge.turning_points(path) == {1: 310.5}
@@ -550,3 +556,28 @@ def test_a_convention_that_halves_a_time_is_a_ratio_of_a_half(made_up, tmp_path)
     assert found.loc[("network", "three hidden layers"), "I_500_ratio"] == pytest.approx(1.0)
     assert found.loc[("network", "the authors'"), "nu"] == pytest.approx(NU, abs=0.02)
     assert {"both", "β starts at 0"} <= set(found.loc["additive model"].index)
+
+
+def test_balanced_contexts_are_compared_when_all_runs_are_done():
+    rows = [
+        {"balanced": flag, "K": K, "seed": seed, "final_icl_accuracy": 0.5 if flag else 0.9}
+        for flag in (True, False)
+        for K in (1_000, 2_000)
+        for seed in range(6)
+    ]
+    table = pd.DataFrame(rows)
+    assert of_balance(table).verdict == "reproduced"
+    with pytest.raises(MechinterpError, match="judge when all"):
+        of_balance(table.iloc[:-3])
+    with pytest.raises(MechinterpError, match="judge when all"):
+        of_balance(table.assign(final_icl_accuracy=[np.nan, *table["final_icl_accuracy"][1:]]))
+    with pytest.raises(MechinterpError, match="judge when all"):
+        of_balance(table[table["balanced"]])
+
+
+def test_two_settings_bear_no_power_law():
+    rows = [
+        {"what": "network", "N": N, "seed": seed, "time": N * (1 + 0.001 * seed)} for N in (8, 64) for seed in range(8)
+    ]
+    law, mean = of_times(pd.DataFrame(rows))
+    assert (law.verdict, mean.verdict) == ("undecided", "yes"), "two points lie on a line"

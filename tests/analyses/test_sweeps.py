@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 from analyses.ablation_l_equals_n_beta2_fixed import AblationLEqualsNBeta2Fixed
-from analyses.claims.data_dependence import of_rates, of_saddle
+from analyses.claims.data_dependence import of_label_counts, of_rates, of_saddle
 from analyses.convention_audit import ConventionAudit
 from analyses.data_dependence import DataDependence
 from mechinterp.cli import run_command
 from mechinterp.config import ItemLabelConfig, RunConfig, TransformerConfig
 from mechinterp.emergence import acquisition_step
+from mechinterp.errors import MechinterpError
 from mechinterp.studies.study import Study
 
 STEPS = np.arange(0, 12_001, 200)
@@ -204,3 +205,26 @@ def test_rates_set_the_shares_of_what_is_explained_or_do_not(share, verdict):
     assert (found.verdict, found.runs) == (verdict, f"{3 * (verdict == 'yes')} of 3")
     silent = cells.assign(final_icl_loss=5.0, final_iwl_loss=5.0)
     assert of_rates(silent, memorising, contexts, 32).verdict == "undecided", "nothing is explained"
+
+
+@pytest.mark.parametrize(
+    ("more", "fewer", "equal", "paper", "blog"),
+    [
+        (1.0, 1.0, 0.1, "reproduced", "reproduced"),
+        (1.0, 0.1, 0.1, "undecided", "reproduced"),  # not robust, but nothing against it
+        (0.1, 0.1, 1.0, "not reproduced", "undecided"),
+        (0.1, 0.1, 0.1, "not reproduced", "undecided"),  # nothing is learned anywhere
+        (1.0, 1.0, 0.9, "undecided", "not reproduced"),  # just learned
+    ],
+)
+def test_more_labels_than_pairs_robustly_and_as_many_not(more, fewer, equal, paper, blog):
+    cells = {(32, 8): more, (16, 8): fewer, (8, 8): equal}
+    rows = [
+        {"L": L, "N": N, "seed": seed, "final_icl_accuracy": value}
+        for (L, N), value in cells.items()
+        for seed in range(6)
+    ]
+    found = of_label_counts(pd.DataFrame(rows))
+    assert [each.verdict for each in found] == [paper, blog]
+    with pytest.raises(MechinterpError, match="judge when all runs are done"):
+        of_label_counts(pd.DataFrame(rows).assign(final_icl_accuracy=np.nan))

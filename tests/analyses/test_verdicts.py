@@ -8,6 +8,7 @@ from scipy.stats import t as student
 from analyses.claims.scaling import Mean
 from analyses.claims.verdicts import (
     Claim,
+    Verdict,
     all_hold,
     by_seed,
     format_range,
@@ -18,6 +19,7 @@ from analyses.claims.verdicts import (
     judge_test,
     judge_trend,
     largest_gap_test,
+    require_numbers,
     sign_test,
     verdict_table,
     with_settings,
@@ -196,3 +198,28 @@ def test_a_table_of_which_a_run_is_missing_or_that_mixes_settings_is_not_judged(
         by_seed(pd.concat([table, table]), "IC", "K")
     with pytest.raises(MechinterpError, match="unknown column 'ICL'; did you mean 'IC'"):
         by_seed(table, "ICL", "K")
+
+
+def test_what_a_coin_would_say_is_not_said():
+    asked = Claim("1", "something", "paper", "paper")
+    for chance, word in ((0.5, "undecided"), (1 / 3, "reproduced")):
+        assert Verdict.on(asked, "rule", True, "3 of 3", "", false_positive=chance, power=1.0).verdict == word
+    assert Verdict.on(asked, "rule", False, "0 of 3", "", false_positive=0.5, power=1.0).verdict == "not reproduced"
+
+
+def test_two_seeds_decide_no_interval_and_none_is_no_verdict():
+    asked = Claim("1", "something", "paper", "paper")
+    two = judge_interval(asked, "rule", [(Mean.of([1.0, 1.0001]), 0.5, 1.5)], "2 runs", "")
+    assert two.verdict == "undecided"
+    three = judge_interval(asked, "rule", [(Mean.of([1.0, 1.0001, 1.0002]), 0.5, 1.5)], "3 runs", "")
+    assert three.verdict == "reproduced"
+    with pytest.raises(MechinterpError, match="no interval to judge it by"):
+        judge_interval(asked, "rule", [], "0 runs", "")
+
+
+def test_a_run_without_a_number_is_named():
+    table = pd.DataFrame({"seed": [0, 1], "variant": ["a", "b"], "final_icl_accuracy": [0.5, np.nan]})
+    with pytest.raises(
+        MechinterpError, match="no final_icl_accuracy of seed 1, variant b: judge when all runs are done"
+    ):
+        require_numbers(table, "final_icl_accuracy")

@@ -217,9 +217,7 @@ def require_numbers(table: pd.DataFrame, *columns: str) -> None:
     for column in columns:
         lacking = table[table[column].isna()]
         if len(lacking):
-            where = f"seed {lacking['seed'].iloc[0]}" + (
-                f", {lacking['variant'].iloc[0]}" if "variant" in table else ""
-            )
+            where = ", ".join(f"{name} {lacking[name].iloc[0]}" for name in ("seed", "variant") if name in table)
             raise MechinterpError(f"there is no {column} of {where}: judge when all runs are done")
 
 

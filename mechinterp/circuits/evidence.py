@@ -22,8 +22,9 @@ from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
 from mechinterp.torch_state import torch_defaults
 
-LEAST = 0.5
-"""The least value with which a fact holds."""
+MOST_OFF = 0.5
+"""The greatest distance from 1 of a value with which a fact holds. An effect far above 1 is no share: something else in
+the network works against it, as values of other labels do where all labels of the context are raised alike."""
 
 
 class Fact(NamedEnum):
@@ -41,7 +42,7 @@ class Fact(NamedEnum):
 def induction_head_evidence(
     model: Network | nn.Module, task: Task, *, n_pairs: int = 256, seed: int = 0
 ) -> pd.DataFrame:
-    """One row per fact: ``fact`` (names of `Fact`), ``value``, and whether it ``holds`` (value ≥ `LEAST`).
+    """One row per fact: ``fact`` (names of `Fact`), ``value``, and whether it ``holds`` (0.5 to 1.5, `MOST_OFF`).
 
     * ``answers_from_context``: accuracy on in-context sequences of novel classes, on a scale where guessing among the
       context's labels is 0 and always right is 1;
@@ -51,12 +52,14 @@ def induction_head_evidence(
       is high if an earlier head finds the match and the last layer looks beside it;
     * ``target_query_selects``: with the target replaced, the last layer's query at the target;
     * ``correct_label_copied``: with two labels swapped, the last layer's values at the correct label. It is about 0 or
-      negative in a network that excludes the labels that it attends to;
-    * ``induction_head``: the least of the values above, with the greater of the two compositions.
+      negative in a network that excludes the labels that it attends to, and far above 1 where all labels of the context
+      are raised, and others take that back;
+    * ``induction_head``: the weakest of the values above, 1 − |1 − value|, with the stronger of the two compositions.
 
     Where the span is not resolved (`patching.mask_unresolved`: the corruption changes nothing) the value is not a
-    number and the fact does not hold. The heads of a layer are taken together, and the last layer is tested. Raises
-    where `corrupted_pairs` does, and for a hooked model that no `Network` represents.
+    number and the fact does not hold. The heads of a layer are taken together, so that one that raises all
+    labels and one that lowers all but the correct one as much count as one that copies. The last layer is tested.
+    Raises where `corrupted_pairs` does, and for a hooked model that no `Network` represents.
     """
     require_separate_tokens(task)
     pairs = {
@@ -84,14 +87,15 @@ def induction_head_evidence(
         Fact.target_query_selects: effect(Corruption.replace_target, "hook_q", "target"),
         Fact.correct_label_copied: effect(Corruption.swap_label, "hook_v", "correct_label"),
     }
-    composed = np.fmax(values[Fact.k_composition], values[Fact.q_composition])
-    others = [values[fact] for fact in values if fact not in (Fact.k_composition, Fact.q_composition)]
+    strength = {fact: 1 - abs(1 - value) for fact, value in values.items()}
+    composed = np.fmax(strength[Fact.k_composition], strength[Fact.q_composition])
+    others = [strength[fact] for fact in values if fact not in (Fact.k_composition, Fact.q_composition)]
     values[Fact.induction_head] = float(np.min([composed, *others]))
     return pd.DataFrame(
         {
             "fact": [fact.name for fact in values],
             "value": list(values.values()),
-            "holds": [value >= LEAST for value in values.values()],
+            "holds": [abs(1 - value) <= MOST_OFF for value in values.values()],
         }
     )
 

@@ -9,7 +9,7 @@ content ⊕ buffer ⊕ output, P + 3D wide:
 
 with Δ_ij = 1 iff i − j is odd, and dual_ℓ the dual basis of the label vectors (dual_ℓ·label_m = δ_ℓm), so that a logit
 is ξ times the attention that the target pays to a label, plus what items contribute. A twin that lacks one
-operation, three decoys without an induction head, and an induction head of the other kind (`q_composition_head`) test
+operation, four decoys without an induction head, and an induction head of the other kind (`q_composition_head`) test
 whether an analysis tells them apart.
 """
 
@@ -94,6 +94,31 @@ def excluding_decoy(
     an induction head, but copies nothing.
     """
     return induction_head(config, beta1=beta1, alpha=alpha, beta2=beta2, xi=xi, dtype=dtype)
+
+
+def raising_decoy(
+    config: RunConfig, *, raised: float = 20.0, lowered: float = 5.0, dtype: torch.dtype = torch.float64
+) -> Network:
+    """A network of two heads in layer 2: one raises all labels of the context alike, the other excludes, more weakly.
+
+    The logit of the correct label leads because head 0 lowers the others (ξ = −`lowered`, as in `excluding_decoy`), on
+    top of what head 1 gives to all (ξ = `raised`, as in `random_label_decoy`). Values at the correct label carry
+    `raised`/`lowered` times as much as the answer needs, and those of other labels take it back.
+    """
+    if config.model.n_heads != 2:
+        raise MechinterpError(f"model.n_heads is {config.model.n_heads}; this network has 2")
+    single = config.updated({"model.n_heads": 1})
+    excluding, raising = excluding_decoy(single, xi=1.0, dtype=dtype), random_label_decoy(single, xi=1.0, dtype=dtype)
+    parameters: dict[str, Tensor] = {}
+    for name, matrix in excluding.parameters.items():
+        parameters[name] = matrix
+        if name.startswith("blocks."):
+            second = raising.parameters[name] if name.startswith("blocks.1.") else torch.zeros_like(matrix)
+            parameters[name] = torch.cat([matrix, second])
+    values = parameters["blocks.1.attn.W_V"]
+    values[0] *= -lowered
+    values[1] *= raised
+    return Network(config, parameters)
 
 
 def q_composition_head(

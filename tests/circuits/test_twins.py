@@ -13,6 +13,7 @@ from mechinterp.circuits.order_parameters import order_parameters
 from mechinterp.circuits.patching import Site, mask_unresolved, patch
 from mechinterp.circuits.paths import patch_paths
 from mechinterp.circuits.qk_ov import copying_score, ov_strengths, position_profile, qk_strengths
+from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward
 from mechinterp.models.network import Network
 from mechinterp.models.planted import (
@@ -21,6 +22,7 @@ from mechinterp.models.planted import (
     induction_head,
     memorising_decoy,
     q_composition_head,
+    raising_decoy,
     random_label_decoy,
 )
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
@@ -120,6 +122,24 @@ def test_a_network_that_excludes_labels_is_no_induction_head():
     assert table["induction_head"] == pytest.approx(0, abs=0.01)
     assert copying_score(network, task, batch) == pytest.approx(-1)
     assert not {"copy", "readout"} & set(circuit_edges(network, task, n_pairs=100)["operation"])
+
+
+def test_a_network_that_raises_all_labels_and_excludes_is_no_induction_head():
+    """Its correct label carries the more of the answer, the less of what is raised the excluding head takes back."""
+    config = excluding_config().updated({"model.n_heads": 2})
+    task, tables = mi.build_task(config), {}
+    for lowered in (20.0, 5.0):
+        network, batch = raising_decoy(config, lowered=lowered), task.sample("icl", 200)
+        with torch.no_grad():
+            assert (forward(network, batch.inputs).argmax(-1) == batch.labels).double().mean() > 0.9
+        tables[lowered] = induction_head_evidence(network, task).set_index("fact")
+    values = {lowered: table["value"]["correct_label_copied"] for lowered, table in tables.items()}
+    assert values[5.0] == pytest.approx(4 * values[20.0], rel=0.01)
+    assert values[5.0] > 4, "the lazy check: 0.5 or more"
+    assert tables[5.0]["holds"][["answers_from_context", "target_query_selects"]].all()
+    assert not tables[5.0]["holds"][["correct_label_copied", "induction_head"]].any()
+    with pytest.raises(MechinterpError, match=r"model.n_heads is 1; this network has 2"):
+        raising_decoy(excluding_config())
 
 
 def test_a_minimal_model_that_has_learnt_to_exclude_is_no_induction_head(tmp_path):

@@ -327,3 +327,20 @@ def test_when_a_level_is_reached():
     assert first_above(rise, 0.99) == 30
     assert first_above(rise, 1.0) is None
     assert first_above(pd.Series([], dtype=float)) is None
+
+
+def test_values_far_off_a_rise_are_named():
+    """Two checkpoints after a loss spike: AR(1) noise explains them as it explains a step, so nothing is located."""
+    steps = np.arange(0, 6001, 100)
+    y = 0.05 + 0.9 / (1 + np.exp(-(steps - 3000) / 200)) + np.random.default_rng(0).normal(0, 0.01, len(steps))
+    assert "far off" not in mi.locate_emergence(pd.Series(y, index=steps)).reason
+    y[49:51] = 0.3
+    found = mi.locate_emergence(pd.Series(y, index=steps))
+    assert not found.transition
+    assert found.reason.endswith("values far off the best one: at step 4,900, 5,000")
+
+
+def test_a_plateau_of_one_checkpoint_is_not_observed():
+    steps = np.arange(0, 6001, 100)
+    for curve, transition in (((steps > 50) * 1.0, False), ((steps > 150) * 1.0, True), ((steps > 5950) * 1.0, False)):
+        assert mi.locate_emergence(pd.Series(curve, index=steps)).transition is transition

@@ -45,6 +45,8 @@ MIN_EVIDENCE = 10.0
 """ΔBIC by which a model must beat a simpler one; 10 is "very strong" (Kass & Raftery 1995)."""
 MIN_CONTRAST = 4.0
 """|after − before| in units of the residual standard deviation."""
+FAR_OFF = 10.0
+"""Residual, in units of the noise between neighbouring checkpoints, of a value that is named as far off."""
 MIN_SHARE = 0.2
 """The least part of the larger of two changes with which the smaller one counts."""
 MAX_WIDTH = 0.5
@@ -130,6 +132,9 @@ def locate_emergence(curve: pd.Series, *, scale: Scale = "step") -> Emergence:
         points = tuple(_from_scale(sorted(change.midpoint for change in two.components), scale).tolist())
     low, high = _interval(one, x, rho, variance * robust_factor(one.residuals, noise))
     objection = _objection(one, evidence, x, high - low)
+    if objection and (odd := steps[np.abs(one.residuals) > FAR_OFF * noise]).size:
+        shown = ", ".join(f"{step:,.0f}" for step in odd[:3]) + (", …" if len(odd) > 3 else "")
+        objection += f"; values far off the best one: at step {shown}"
     if evidence < MIN_EVIDENCE:
         shape, points = Shape.none, ()
     elif shape in (Shape.several_steps, Shape.transient):
@@ -253,7 +258,7 @@ def _objection(fit: Fit, evidence: float, x: Array, interval: float) -> str | No
         return f"a logistic explains the curve no better than a constant or a line (ΔBIC = {evidence:.1f})"
     if contrast < MIN_CONTRAST:
         return f"the rise is only {contrast:.1f} standard deviations of the noise"
-    if rise.start < x[0] or rise.end > x[-1]:
+    if rise.start < x[0] or rise.end > x[-1] or np.count_nonzero(x < rise.midpoint) < 2:
         return "the rise is not over within the observed steps, or had begun before them"
     if rise.width > MAX_WIDTH * span:
         return f"the rise takes {100 * rise.width / span:.0f} % of the observed steps: a drift"

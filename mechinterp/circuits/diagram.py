@@ -36,7 +36,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechinterp.circuits.activations import network_of
-from mechinterp.circuits.evidence import Fact, induction_head_evidence, require_separate_tokens
+from mechinterp.circuits.evidence import MOST_OFF, Fact, induction_head_evidence, require_separate_tokens
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, patched
 from mechinterp.circuits.paths import Receiver
@@ -126,10 +126,13 @@ def checked(weight: Weight | str, threshold: float) -> tuple[Weight, float]:
 def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, str], str]:
     """The operations of an induction head that a network has (names of `planted.Operation`), by edge.
 
-    It has an operation where the corresponding fact of `induction_head_evidence` holds and the effect of the edge is at
-    least `THRESHOLD` and beyond noise. Effects are on the answer: if one operation is missing, the others have none.
+    It has an operation where the corresponding fact of `induction_head_evidence` has a value of 0.5 or more and the
+    effect of the edge is at least `THRESHOLD` and beyond noise. With a value far above 1, which is no share of the
+    answer, the fact does not hold, but the operation is there: a network copies labels although it copies all. Effects
+    are on the answer: if one operation is missing, the others have none.
     """
-    last, holds = int(table["layer"].max()) - 1, dict(zip(evidence["fact"], evidence["holds"], strict=True))
+    last = int(table["layer"].max()) - 1
+    holds = dict(zip(evidence["fact"], evidence["value"] >= 1 - MOST_OFF, strict=True))
     facts = (Fact.k_composition, Fact.target_query_selects, Fact.correct_label_copied)
     keys, queries, values = (holds[fact.name] for fact in facts)
     by_edge = {}

@@ -148,7 +148,11 @@ def test_decoys_and_untrained_networks_have_no_operation(full):
 def test_an_operation_takes_both_its_fact_and_its_edge(planted):
     facts = [fact.name for fact in Fact]
     found = [
-        sorted(operations(planted, pd.DataFrame({"fact": facts, "holds": [fact != lost for fact in facts]})).values())
+        sorted(
+            operations(
+                planted, pd.DataFrame({"fact": facts, "value": [float(fact != lost) for fact in facts]})
+            ).values()
+        )
         for lost in facts
     ]
     everything = sorted(each.name for each in Operation)
@@ -162,7 +166,7 @@ def test_an_operation_takes_both_its_fact_and_its_edge(planted):
         "induction_head": [],
     }
     halved = planted.assign(effect=planted["effect"].where(planted["kind"] != "match", THRESHOLD / 2))
-    whole = pd.DataFrame({"fact": facts, "holds": True})
+    whole = pd.DataFrame({"fact": facts, "value": 1.0})
     assert sorted(operations(halved, whole).values()) == sorted(set(everything) - {"match"})
     noisy = planted.assign(error=planted["error"].where(planted["kind"] != "match", 1.0))
     assert sorted(operations(noisy, whole).values()) == sorted(set(everything) - {"match"})

@@ -1,6 +1,7 @@
 """The claims of Nguyen & Reddy 2024, with the rules by which tables of runs are judged."""
 
 from collections.abc import Hashable, Mapping
+from functools import cache
 from itertools import combinations, pairwise
 from math import comb, factorial
 from typing import Any, Literal
@@ -214,6 +215,7 @@ def triples_statistic(values: Float[np.ndarray, "seeds"]) -> float:
     return float(h.mean()) / error if error else 0.0
 
 
+@cache
 def triples_power(n: int, draws: int = 300) -> float:
     """How often the test finds Gumbel's law (skewness 1.14) skewed, of n values; simulated."""
     samples = generator(0, Stream.BOOTSTRAP).gumbel(size=(draws, n))

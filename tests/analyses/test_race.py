@@ -189,12 +189,12 @@ def test_a_long_tail_is_one_of_the_logarithms():
         table = {"what": "the authors' network", "N": 16, "seed": range(len(logs)), "end": 1e4, "time": learned}
         return of_tail(pd.DataFrame(table))[0]
 
-    gumbel = verdict(rng.gumbel(size=100))
+    gumbel = verdict(rng.gumbel(size=60))
     assert (gumbel.figure, gumbel.verdict) == ("A.4", "reproduced")
-    assert verdict(rng.standard_normal(100)).verdict == "undecided", "a log-normal law: skewed, but not its logarithm"
-    exponential = verdict(np.log(rng.exponential(size=100)))
+    assert verdict(rng.standard_normal(60)).verdict == "undecided", "a log-normal law: skewed, but not its logarithm"
+    exponential = verdict(np.log(rng.exponential(size=60)))
     assert exponential.verdict == "undecided", "t is skewed to the right although its logarithm is to the left"
-    assert verdict(np.log(10 - rng.exponential(size=100))).verdict == "not reproduced", "t itself is skewed to the left"
+    assert verdict(np.log(10 - rng.exponential(size=60))).verdict == "not reproduced", "t itself is skewed to the left"
     never = verdict(np.sort(rng.standard_normal(60)), never=20)
     assert (never.verdict, "20 never" in never.numbers) == ("reproduced", True), "seeds that never learn are the tail"
     assert 0.6 < triples_power(48, draws=100) < 0.95

@@ -5,7 +5,8 @@
 Does the studies ``data_dependence*.toml`` and ``label_count.toml`` and writes, for each, its tables and its page; and
 to ``data_dependence/`` the figures, ``race.csv`` (when in-context and in-weights accuracy are acquired, alone
 and together), ``turning.csv`` (the K at which figure 2a turns over), ``groups.csv`` (do the seeds near the boundary
-fall into two groups?), ``cost.csv`` and ``verdicts.csv``: every claim with what was found of it.
+fall into two groups?), ``minimal.csv`` (where the minimal model ends, β₂ at 0 and free), ``cost.csv`` and
+``verdicts.csv``: every claim with what was found of it.
 """
 
 from dataclasses import asdict, dataclass
@@ -70,6 +71,9 @@ class DataDependence(StudyAnalysis):
         turning = [{"B": B, "K": turning_point(rows)} for B, rows in ends.groupby("B")]
         pd.DataFrame(turning).to_csv(done.out / "turning.csv", index=False, float_format="%.5g")
         costs(done, both, small, unfixed, alone, near, counted).to_csv(done.out / "cost.csv", index=False)
+        columns = ["variant", "seed", "K", "B", "epsilon", "alpha", IC, IWL]
+        ended = pd.concat([minimal[columns].assign(beta2="0"), free[columns].assign(beta2="free")])
+        ended.to_csv(done.out / "minimal.csv", index=False, float_format="%.4g")
         memorising, contextual = (
             medians(times[times["B"].eq(0)], "K", "t_iwl"),
             medians(times[times["p_C"].eq(1.0)], "B", "t_icl"),

@@ -73,6 +73,8 @@ def test_the_log_scale():
     values = 1 / (1 + np.exp(-(x - np.log1p(900)) / 0.3))
     found = locate_emergence(pd.Series(values, index=steps), scale="log_step")
     assert found.step == pytest.approx(900, rel=0.01)
+    with pytest.raises(MechinterpError, match="step -1 has no logarithm"):
+        locate_emergence(pd.Series(values, index=steps - 2), scale="log_step")
 
 
 def test_a_jump_between_two_checkpoints_has_an_interval_that_spans_them():

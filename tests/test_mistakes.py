@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Literal
 
 import jaxtyping
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -79,6 +80,10 @@ MISTAKES: dict[str, tuple[Callable, str]] = {
         r"inputs are \(2, 7, 30\) torch.float32; expected vectors \[batch, pos, 24\]",
     ),
     "narrower inputs": (lambda run: run.model(0)(torch.zeros(2, 7, 20)), r"inputs are \(2, 7, 20\)"),
+    "inputs of NumPy": (
+        lambda run: run.model(0)(np.zeros((2, 7, 24))),
+        r"inputs are a ndarray; expected a torch.Tensor",
+    ),
     "one input vector": (lambda run: run.model(0)(torch.zeros(24)), r"inputs are \(24,\)"),
     "labels of another task": (
         lambda run: mi.ablate(run.network(0), Batch(torch.zeros(2, 7, 24), torch.tensor([1, 4]), {})),

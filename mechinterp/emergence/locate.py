@@ -270,7 +270,10 @@ def _objection(fit: Fit, evidence: float, x: Array, interval: float) -> str | No
 def _to_scale(steps: ArrayLike, scale: Scale) -> Array:
     if scale not in ("step", "log_step"):
         raise MechinterpError(f"scale {scale!r}: use 'step' or 'log_step'")
-    return np.log1p(np.asarray(steps, float)) if scale == "log_step" else np.asarray(steps, float)
+    x = np.asarray(steps, float)
+    if scale == "log_step" and (x < 0).any():
+        raise MechinterpError(f"step {x.min():g} has no logarithm of step + 1: steps begin at 0, or use scale 'step'")
+    return np.log1p(x) if scale == "log_step" else x
 
 
 def _from_scale(x: ArrayLike, scale: Scale) -> Array:

@@ -75,22 +75,34 @@ class CheckedHooks(HookedRootModule):
         for name in wanted if isinstance(wanted, list) else ():
             if name not in result[1]:
                 raise MechinterpError(f"hook {name!r} did not fire in this run; {_SELDOM}")
+        if callable(wanted) and not len(result[1]):
+            raise MechinterpError(f"no hook given by the filter fired in this run; {_SELDOM}")
         return result
 
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any):  # type: ignore[override]
         """As in TransformerLens; an unknown hook name raises with the nearest one."""
-        names = [names_filter] if isinstance(names_filter, str) else names_filter
-        for name in names if isinstance(names, list) else [names] if names is not None else ():
-            self._require_hook(name)
+        self._require_filter(names_filter)
         cache, forward, backward = super().get_caching_hooks(names_filter, *args, **options)
         return cache, [(name, _of_a_copy(save)) for name, save in forward], backward
+
+    def add_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any) -> dict:  # type: ignore[override]
+        """As in TransformerLens; an unknown hook name raises with the nearest one."""
+        self._require_filter(names_filter)
+        return super().add_caching_hooks(names_filter, *args, **options)
 
     def add_hook(self, name: str | Callable[[str], bool], *arguments: Any, **options: Any) -> None:  # type: ignore[override]
         """As in TransformerLens; an unknown hook name raises with the nearest one."""
         self._require_hook(name)
         super().add_hook(name, *arguments, **options)
 
-    def _require_hook(self, name: str | Callable[[str], bool]) -> None:
+    def _require_filter(self, names_filter: Any) -> None:
+        names = names_filter if isinstance(names_filter, list) else [names_filter]
+        for name in names if names_filter is not None else ():
+            if not isinstance(name, str) and not callable(name):
+                raise MechinterpError(f"names_filter {names_filter!r}: give a hook name, a list of them or a function")
+            self._require_hook(name)
+
+    def _require_hook(self, name: str | Callable[..., Any]) -> None:
         if isinstance(name, str) and name not in self.hook_dict:
             raise unknown_name("hook", name, self.hook_dict)
         if callable(name) and not any(name(known) for known in self.hook_dict):
@@ -226,7 +238,11 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
         """
         if return_type not in ("logits", None):
             raise MechinterpError(f"return_type {return_type!r}: this model returns 'logits' or None")
-        layers = range(self.cfg.n_layers)[start_at_layer:stop_at_layer]
+        n_layers = self.cfg.n_layers
+        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
+            if layer is not None and not -n_layers <= layer <= n_layers:
+                raise MechinterpError(f"{name} is {layer}; this model has {n_layers} layers")
+        layers = range(n_layers)[start_at_layer:stop_at_layer]
         require_inputs(input, {self.cfg.d_model} | ({self.config.task.d_model} if start_at_layer == 0 else set()))
         residual = input.to(self.classifier.readout.W.dtype)
         if start_at_layer == 0:

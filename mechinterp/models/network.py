@@ -129,6 +129,8 @@ def hook_names(n_layers: int, depth: int) -> tuple[str, ...]:
 
 def require_inputs(inputs: Tensor, widths: Collection[int]) -> None:
     """MechinterpError unless the inputs are vectors [batch, pos, width] of one of the widths."""
+    if not isinstance(inputs, Tensor):
+        raise MechinterpError(f"inputs are a {type(inputs).__name__}; expected a torch.Tensor (torch.from_numpy)")
     if inputs.ndim != 3 or not inputs.is_floating_point() or inputs.shape[-1] not in widths:
         expected = " or ".join(map(str, sorted(widths)))
         raise MechinterpError(

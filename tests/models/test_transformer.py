@@ -140,6 +140,25 @@ def test_a_misspelt_hook_raises_with_the_nearest_name():
         model.run_with_hooks(inputs, fwd_hooks=[("blocks.0.attn.hook_patern", lambda x, hook: x)])
     with pytest.raises(MechinterpError, match="matches no hook"):
         model.run_with_hooks(inputs, fwd_hooks=[(lambda name: "nowhere" in name, lambda x, hook: x)])
+    for misspelt in ("blocks.0.attn.hook_patern", ["hook_embed", "blocks.0.attn.hook_patern"]):
+        with pytest.raises(UnknownNameError, match=nearest):
+            model.add_caching_hooks(misspelt)
+    for caching in (model.add_caching_hooks, model.get_caching_hooks):
+        with pytest.raises(MechinterpError, match="give a hook name, a list of them or a function"):
+            caching(("hook_embed",))
+    assert not any(point.fwd_hooks for point in model.hook_points())
+
+
+def test_layers_that_the_model_does_not_have_are_refused():
+    config = config_of()
+    model, inputs = hooked(Network.initial(config)), inputs_of(config).float()
+    n_layers = config.model.n_layers
+    with pytest.raises(MechinterpError, match=f"start_at_layer is 7; this model has {n_layers} layers"):
+        model(inputs, start_at_layer=7)
+    with pytest.raises(MechinterpError, match="stop_at_layer is -9"):
+        model(inputs, stop_at_layer=-9)
+    residual = model(inputs, stop_at_layer=n_layers)
+    assert torch.equal(model(residual, start_at_layer=n_layers), model(inputs))
 
 
 def test_initial_values_have_the_papers_scales():
@@ -182,6 +201,8 @@ def test_a_hook_that_does_not_fire_is_an_error(tiny_config):
         model.run_with_hooks(inputs, fwd_hooks=[(lambda each: each.endswith("hook_result"), untouched)])
     with pytest.raises(MechinterpError, match="did not fire"):
         model.run_with_cache(inputs, names_filter=name)
+    with pytest.raises(MechinterpError, match="no hook given by the filter fired"):
+        model.run_with_cache(inputs, names_filter=lambda each: each.endswith("hook_result"))
     model.set_use_attn_result(True)
     assert name in model.run_with_cache(inputs, names_filter=[name])[1]
     assert torch.equal(model.run_with_hooks(inputs, fwd_hooks=[(name, untouched)]), model(inputs))

@@ -116,7 +116,8 @@ def _histogram(figure: go.Figure, own: pd.DataFrame, *, row: int, col: int) -> N
     """Add a histogram of t_ICL in logarithmic bins; a last bar has the seeds that never learned."""
     finite = own.loc[np.isfinite(own["time"]), "time"].to_numpy(dtype=float)
     end = float(own["end"].max()) if len(finite) < len(own) else 1.05 * float(finite.max())
-    edges = np.geomspace(0.95 * float(min([*finite, end / 10])), end, 17)
+    least = float(finite.min()) if len(finite) == len(own) else float(min([*finite, end / 10]))
+    edges = np.geomspace(0.95 * least, end, 17)
     counts, _ = np.histogram(finite, edges)
     middles = np.sqrt(edges[1:] * edges[:-1])
     bar = {"color": SERIES[1]}

@@ -139,6 +139,10 @@ def of_groups(near: pd.DataFrame) -> list[Verdict]:
         rule = f"of runs {LONG} times as long as the first t_ICL: a tenth of the seeds or more of each kind, none late,"
         rule += " p < 0.05; p > 0.95 speaks against it"
         text = f"IC above 0.95 in {n} of {len(times)} seeds by t = {end:.0f}"
+        if cut := int((~np.isfinite(own["time"]) & own["end"].lt(end)).sum()):
+            text += f"; {cut} of them ended before, without"
+            verdicts.append(Verdict.on(asked, rule, None, of, text, false_positive=LEVEL, power=0.0))
+            continue
         if n < 3 or not 0.1 <= n / len(times) <= 0.9:
             text += ": this K is not near K*"
             verdicts.append(Verdict.on(asked, rule, None, of, text, false_positive=LEVEL, power=0.0))
@@ -201,8 +205,9 @@ def triples_statistic(values: Float[np.ndarray, "seeds"]) -> float:
     """z of the triples test of symmetry (Randles et al. 1980): positive where the law is skewed to the right.
 
     A triple is right if its middle value is nearer to the least than to the greatest. With h = ±1/3 (0 in a tie), z is
-    the mean of h over triples, over its standard error by the variance of h's mean over the triples of each value,
-    √(9 Var / n). It needs no moments, and no normal law. Not a number for fewer than 8 values.
+    the mean η of h over triples, over its standard error by the authors' estimate Var η = Σ_c C(3, c) C(n − 3, 3 − c)
+    ζ_c / C(n, 3): ζ₁ and ζ₂ are the variances about η of h's mean over the triples of each value and of each pair, and
+    ζ₃ = 1/9 − η². It needs no moments, and no normal law. Not a number for fewer than 8 values.
     """
     x = np.sort(np.asarray(values, dtype=float))
     n = len(x)
@@ -210,9 +215,13 @@ def triples_statistic(values: Float[np.ndarray, "seeds"]) -> float:
         return np.nan
     i, j, k = np.array(list(combinations(range(n), 3))).T
     h = np.sign(x[i] + x[k] - 2 * x[j]) / 3
-    means = (np.bincount(i, h, n) + np.bincount(j, h, n) + np.bincount(k, h, n)) / comb(n - 1, 2)
-    error = float(np.sqrt(9 * means.var() / n))
-    return float(h.mean()) / error if error else 0.0
+    mean = float(h.mean())
+    of_values = np.sum([np.bincount(one, h, n) for one in (i, j, k)], axis=0) / comb(n - 1, 2)
+    of_pairs = np.sum([np.bincount(one * n + other, h, n * n) for one, other in ((i, j), (i, k), (j, k))], axis=0)
+    pairs = of_pairs.reshape(n, n)[np.triu_indices(n, 1)] / (n - 2)
+    zeta = (np.mean((of_values - mean) ** 2), np.mean((pairs - mean) ** 2), 1 / 9 - mean**2)
+    variance = sum(comb(3, c) * comb(n - 3, 3 - c) * zeta[c - 1] for c in (1, 2, 3)) / comb(n, 3)
+    return mean / float(np.sqrt(variance)) if variance > 0 else 0.0
 
 
 @cache

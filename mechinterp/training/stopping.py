@@ -46,8 +46,9 @@ class StopRule:
 
     def recall(self, file: RunFile) -> bool:
         """Whether the run has ended at the last stored checkpoint; takes all that the rule still depends on."""
-        metrics, last, ended = file.metrics(), file.steps[-1], False
-        for step in file.steps:
+        metrics, ended = file.metrics(), False  # read once: another process may be writing the file
+        last = int(metrics.index[-1])
+        for step in map(int, metrics.index):
             if step > last - self._window or step == last:
                 row = {str(name): float(value) for name, value in metrics.loc[step].items()}
                 ended = self.reached(step, file.weights(step), row)

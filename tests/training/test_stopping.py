@@ -73,3 +73,10 @@ def test_a_run_that_is_cut_off_and_resumed_ends_where_it_would_have(config, tmp_
 def test_checkpoints_too_far_apart_for_the_window_are_refused(config):
     with pytest.raises(ConfigError, match=r"set checkpoints\.every to 20 or less"):
         config.updated({"checkpoints.every": 21})
+
+
+def test_a_rule_recalls_a_file_that_grows_meanwhile(config, tmp_path, monkeypatch):
+    run = mi.train(config, tmp_path / "run.h5", progress=False)
+    before = run.file.metrics().iloc[:-3]
+    monkeypatch.setattr(type(run.file), "metrics", lambda self: before)
+    assert not StopRule(config, run.task).recall(run.file)

@@ -115,14 +115,15 @@ def histograms(tail: pd.DataFrame, title: str) -> go.Figure:
 def _histogram(figure: go.Figure, own: pd.DataFrame, *, row: int, col: int) -> None:
     """Add a histogram of t_ICL in logarithmic bins; a last bar has the seeds that never learned."""
     finite = own.loc[np.isfinite(own["time"]), "time"].to_numpy(dtype=float)
-    end = float(own["end"].max()) if len(finite) < len(own) else 1.05 * float(finite.max())
-    least = float(finite.min()) if len(finite) == len(own) else float(min([*finite, end / 10]))
+    never = len(own) - len(finite)
+    end = float(own["end"].max()) if never else 1.05 * float(finite.max())
+    least = float(min([*finite, end / 10]) if never else finite.min())
     edges = np.geomspace(0.95 * least, end, 17)
     counts, _ = np.histogram(finite, edges)
     middles = np.sqrt(edges[1:] * edges[:-1])
     bar = {"color": SERIES[1]}
     figure.add_bar(x=middles, y=counts, width=np.diff(edges), marker=bar, showlegend=False, row=row, col=col)
-    if never := len(own) - len(finite):
+    if never:
         grey, width = {"color": SERIES[7]}, 0.3 * edges[-1]
         never_at, text = [1.35 * edges[-1]], [f"{never} never"]
         figure.add_bar(x=never_at, y=[never], width=[width], marker=grey, text=text, showlegend=False, row=row, col=col)

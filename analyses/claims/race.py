@@ -130,8 +130,8 @@ def of_groups(near: pd.DataFrame) -> list[Verdict]:
     `LONG` times the first are too short to tell.
     """
     verdicts = []
-    for (what, N, K), own in near.groupby(["what", "N", "K"]):
-        times, end = np.sort(own["time"].to_numpy(dtype=float)), float(own["end"].max())
+    for (what, N, K), near_runs in near.groupby(["what", "N", "K"]):
+        times, end = np.sort(near_runs["time"].to_numpy(dtype=float)), float(near_runs["end"].max())
         learned = times[np.isfinite(times)]
         n, of = len(learned), f"{len(times)} seeds"
         sentence = f"near K* a seed has a small t_ICL or never acquires ICL, with few intermediates, N = {N}, K = {K}"
@@ -139,12 +139,10 @@ def of_groups(near: pd.DataFrame) -> list[Verdict]:
         rule = f"of runs {LONG} times as long as the first t_ICL: a tenth of the seeds or more of each kind, none late,"
         rule += " p < 0.05; p > 0.95 speaks against it"
         text = f"IC above 0.95 in {n} of {len(times)} seeds by t = {end:.0f}"
-        if cut := int((~np.isfinite(own["time"]) & own["end"].lt(end)).sum()):
-            text += f"; {cut} of them ended before, without"
-            verdicts.append(Verdict.on(asked, rule, None, of, text, false_positive=LEVEL, power=0.0))
-            continue
-        if n < 3 or not 0.1 <= n / len(times) <= 0.9:
-            text += ": this K is not near K*"
+        unfinished_runs = int((~np.isfinite(near_runs["time"]) & near_runs["end"].lt(end)).sum())
+        no_threshold = n < 3 or not 0.1 <= n / len(times) <= 0.9
+        if unfinished_runs or no_threshold:
+            text += f"; {unfinished_runs} runs ended before, without" if unfinished_runs else ": this K is not near K*"
             verdicts.append(Verdict.on(asked, rule, None, of, text, false_positive=LEVEL, power=0.0))
             continue
         quartiles = ", ".join(f"{t:.0f}" for t in np.quantile(learned, [0, 0.25, 0.5, 0.75, 1]))

@@ -64,19 +64,18 @@ class CheckedHooks(HookedRootModule):
         result = super().run_with_hooks(*inputs, fwd_hooks=hooks, **options)
         for (name, _), has_fired in zip(fwd_hooks, fired, strict=True):
             if not has_fired:
-                what = f"hook {name!r}" if isinstance(name, str) else "a hook given by a filter"
-                raise MechinterpError(f"{what} did not fire in this run; {_SELDOM}")
+                raise _silent(name)
         return result
 
     def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> Any:  # type: ignore[override]
         """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
         result = super().run_with_cache(*inputs, names_filter=names_filter, **options)
+        if callable(names_filter) and not len(result[1]):
+            raise _silent(names_filter)
         wanted = [names_filter] if isinstance(names_filter, str) else names_filter
         for name in wanted if isinstance(wanted, list) else ():
             if name not in result[1]:
-                raise MechinterpError(f"hook {name!r} did not fire in this run; {_SELDOM}")
-        if callable(wanted) and not len(result[1]):
-            raise MechinterpError(f"no hook given by the filter fired in this run; {_SELDOM}")
+                raise _silent(name)
         return result
 
     def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any):  # type: ignore[override]
@@ -98,7 +97,7 @@ class CheckedHooks(HookedRootModule):
     def _require_filter(self, names_filter: Any) -> None:
         names = names_filter if isinstance(names_filter, list) else [names_filter]
         for name in names if names_filter is not None else ():
-            if not isinstance(name, str) and not callable(name):
+            if not isinstance(name, str) and not callable(names_filter):
                 raise MechinterpError(f"names_filter {names_filter!r}: give a hook name, a list of them or a function")
             self._require_hook(name)
 
@@ -107,6 +106,11 @@ class CheckedHooks(HookedRootModule):
             raise unknown_name("hook", name, self.hook_dict)
         if callable(name) and not any(name(known) for known in self.hook_dict):
             raise MechinterpError("the hook filter matches no hook of this model")
+
+
+def _silent(name: str | Callable[..., Any]) -> MechinterpError:
+    what = f"hook {name!r}" if isinstance(name, str) else "a hook given by a filter"
+    return MechinterpError(f"{what} did not fire in this run; {_SELDOM}")
 
 
 def _of_a_copy(save: Callable[..., None]) -> Callable[..., None]:

@@ -174,7 +174,7 @@ def test_early_or_never_is_told_from_times_that_go_on_until_the_end():
     unequal.loc[unequal["seed"].eq(39), "end"] = 500.0
     (unfinished,) = of_groups(unequal)
     assert (unfinished.verdict, unfinished.power) == ("undecided", 0.0)
-    assert "1 of them ended before, without" in unfinished.numbers
+    assert "1 runs ended before, without" in unfinished.numbers
 
 
 def test_times_that_go_on_until_the_end_are_taken_for_early_ones_as_often_as_the_level_says():

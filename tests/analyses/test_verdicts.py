@@ -73,12 +73,12 @@ def test_a_trend_by_chance_is_that_of_settings_in_random_order():
 
 
 def test_seeds_that_share_a_wrong_order_show_a_trend_as_often_as_is_said():
-    found = [
+    verdicts = [
         judge_trend(PAPER, "", pd.DataFrame(np.tile(order, (3, 1))), 0.5, "")
         for order in permutations([0.1, 0.3, 0.6, 0.9])
     ]
-    assert sum(each.verdict == "reproduced" for each in found) == 1
-    assert found[0].false_positive == pytest.approx(1 / 24)
+    assert [verdict.verdict for verdict in verdicts].count("reproduced") == 1
+    assert verdicts[0].false_positive == pytest.approx(1 / 24)
 
 
 def mean(low: float, high: float, n: int = 5) -> Mean:

@@ -146,6 +146,8 @@ def test_a_misspelt_hook_raises_with_the_nearest_name():
     for caching in (model.add_caching_hooks, model.get_caching_hooks):
         with pytest.raises(MechinterpError, match="give a hook name, a list of them or a function"):
             caching(("hook_embed",))
+        with pytest.raises(MechinterpError, match="give a hook name, a list of them or a function"):
+            caching([lambda hook: hook == "hook_embed"])
     assert not any(point.fwd_hooks for point in model.hook_points())
 
 
@@ -201,8 +203,8 @@ def test_a_hook_that_does_not_fire_is_an_error(tiny_config):
         model.run_with_hooks(inputs, fwd_hooks=[(lambda each: each.endswith("hook_result"), untouched)])
     with pytest.raises(MechinterpError, match="did not fire"):
         model.run_with_cache(inputs, names_filter=name)
-    with pytest.raises(MechinterpError, match="no hook given by the filter fired"):
-        model.run_with_cache(inputs, names_filter=lambda each: each.endswith("hook_result"))
+    with pytest.raises(MechinterpError, match="a filter did not fire"):
+        model.run_with_cache(inputs, names_filter=lambda hook: hook.endswith("hook_result"))
     model.set_use_attn_result(True)
     assert name in model.run_with_cache(inputs, names_filter=[name])[1]
     assert torch.equal(model.run_with_hooks(inputs, fwd_hooks=[(name, untouched)]), model(inputs))

@@ -14,9 +14,9 @@ from analyses._common import run_analysis
 from benchmarks.timing import interleaved, machine, median_ratio
 from mechinterp.models.registry import initial_parameters
 from mechinterp.run import replay
-from mechinterp.store import RunWriter
 from mechinterp.training.engines import build_engine
 from mechinterp.training.prefetch import batches
+from mechinterp.training.recording import new_run_file
 
 BETWEEN = 100
 """Steps between two checkpoints."""
@@ -35,11 +35,12 @@ class Store:
         config = mi.RunConfig.preset("reddy2023-fast").updated(
             {"training.steps": BETWEEN, "checkpoints.every": BETWEEN}
         )
+        long = config.updated({"training.steps": 1_000, "checkpoints.every": 1})
         task = mi.build_task(config)
         engine = build_engine(config, initial_parameters(config))
         with tempfile.TemporaryDirectory() as folder:
             run = mi.train(config, Path(folder) / "run.h5", progress=False)
-            with RunWriter(Path(folder) / "writes.h5", config) as writer:
+            with new_run_file(Path(folder) / "writes.h5", long) as writer:
                 step = iter(range(10**9))
 
                 def write() -> int:

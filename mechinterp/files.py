@@ -1,15 +1,23 @@
 """Files and folders that users name; their errors are MechinterpErrors of one line."""
 
+import hashlib
+import json
 import math
 import os
+import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from mechinterp.errors import ConfigError, MechinterpError
+from mechinterp.errors import BusyError, ConfigError, MechinterpError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl: Any = None
+
+_SEALED = '{"sha256": "', '", "content": '
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -37,9 +45,28 @@ def require_place(path: Path) -> Path:
     """The path, if a page, picture or table can be written there. An existing one is replaced; a run file never is."""
     if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
         raise MechinterpError(f"{path}: cannot be written; choose another file")
-    if path.is_file() and _begins(path, b"\x89HDF"):
+    if path.is_file() and _begins(path, b"mechinterp-run "):
         raise MechinterpError(f"{path}: is a run file, which is never replaced; choose another file")
     return path
+
+
+def require_writable(path: Path, overwrite: bool) -> None:
+    """Refuse a path that exists (unless `overwrite`), is a folder or no name, or whose folder cannot be written."""
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise MechinterpError(f"{path}: cannot be a file ({error.strerror}); choose another name") from None
+    if path.is_dir():
+        raise MechinterpError(f"{path}: is a folder; name a file in it")
+    if exists and not overwrite:
+        raise MechinterpError(f"{path}: exists already; choose another file or pass --overwrite (overwrite=True)")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise MechinterpError(f"{path}: {folder} is a file, not a folder; choose another place")
+    if not os.access(folder, os.W_OK):
+        raise MechinterpError(f"{path}: the folder {folder} cannot be written; choose another place")
 
 
 def _begins(path: Path, start: bytes) -> bool:
@@ -51,20 +78,142 @@ def _begins(path: Path, start: bytes) -> bool:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file atomically: no reader sees a part of it."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a file atomically and durably: no reader sees a part of it, nor does the system after a crash."""
+    replace_bytes(path, text.encode(errors="surrogateescape"))
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """The path of a new file beside `path`, which replaces `path` at the end, or is deleted on an error."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file as `replace_text`; MechinterpError if it cannot be written, which leaves the old one."""
+    path = path.resolve()  # a link stays a link
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with FileLock(path, patience=10.0):
+            temporary, descriptor = new_beside(path)
+            try:
+                write_at(descriptor, content, 0)
+                sync(descriptor)
+                os.replace(temporary, path)
+                sync_folder(path.parent)
+            except BaseException:
+                discard(temporary)
+                raise
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise MechinterpError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def write_sealed_json(path: Path, content: Any) -> str:
+    """Write ``{"sha256": …, "content": …}`` as `replace_text`; the digest is that of the content's text."""
+    text = json.dumps(content)
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    replace_text(path, f"{_SEALED[0]}{seal}{_SEALED[1]}{text}}}\n")
+    return seal
+
+
+def read_sealed_json(path: Path) -> Any:
+    """The content that `write_sealed_json` wrote; None if the file is missing, cut off or changed."""
+    try:
+        text = path.read_bytes().decode()
+        start, middle = _SEALED
+        seal, content = text[len(start) : len(start) + 64], text[len(start) + 64 + len(middle) : -2]
+        if text.startswith(start) and seal == hashlib.sha256(content.encode()).hexdigest():
+            return json.loads(content)
+    except (OSError, ValueError, RecursionError):
+        pass
+    return None
+
+
+class FileLock:
+    """The right to write a file, or another in its place, which one process has at a time; BusyError if another has it.
+
+    It is a lock of the system on a hidden file beside it, which ends with the process, also if that is killed. The file
+    itself is not locked: HDF5 could not read it then.
+    """
+
+    def __init__(self, path: Path, *, patience: float = 0.0):
+        """Waits for so many seconds."""
+        self._place = beside(path, "lock")
+        self._descriptor, end = -1, time.monotonic() + patience
+        if fcntl is None:
+            raise MechinterpError(f"{path}: files are written on Linux and macOS only; here, run files can be read")
+        while self._descriptor < 0:
+            descriptor = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(descriptor, self._place):  # else its last owner has just deleted it
+                    self._descriptor = descriptor
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise BusyError(f"{path}: is being written by another process; wait for it to end") from None
+                time.sleep(0.02)
+            finally:
+                if self._descriptor != descriptor:
+                    os.close(descriptor)
+        discard(beside(path, "part"))  # a killed process has left it behind
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._descriptor >= 0:
+            discard(self._place)  # before it is unlocked: afterwards it may be another's
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> "FileLock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The path of a hidden file that belongs to the one at `path`."""
+    name = path.name if len(os.fsencode(path.name)) < 240 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    return path.with_name(f".{name}.{ending}")
+
+
+def new_beside(path: Path) -> tuple[Path, int]:
+    """The path and descriptor of a new file that is to replace `path`, whose lock the caller has."""
+    temporary = beside(path, "part")
+    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def discard(path: Path) -> None:
+    """Delete a file if it is there and can be deleted."""
+    with suppress(OSError):
+        path.unlink()
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that is at the path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    """Write all of the content at an offset of a file."""
+    view = memoryview(content).cast("B")
+    while len(view):
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def sync(descriptor: int) -> None:
+    """Return when the content of a file is on the disk."""
+    if full := getattr(fcntl, "F_FULLFSYNC", None):  # macOS, whose fsync leaves it in the disk's cache
+        fcntl.fcntl(descriptor, full)
+    else:
+        os.fdatasync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def plain_json(value: Any) -> Any:

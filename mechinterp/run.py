@@ -6,6 +6,7 @@ A run can be opened while it is being written.
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,18 @@ from tqdm import tqdm
 
 from mechinterp.config import CustomTaskConfig, Graft, RunConfig
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError
+from mechinterp.files import FileLock
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
 from mechinterp.models.network import Network
 from mechinterp.models.registry import initial_parameters
-from mechinterp.store import RunWriter, Trajectory
+from mechinterp.store import RunWriter, Trajectory, lock_run_file
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threads
 from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
+from mechinterp.training.recording import continued_run_file, new_run_file
 from mechinterp.training.replay import Keep, ReplayCheck, densify, environment_changes, replay_steps, usable_device
 from mechinterp.training.spikes import LossSpikes
 from mechinterp.training.stopping import StopRule
@@ -163,7 +166,7 @@ def train(
     ForwardInterventions(forward_interventions(config), first, config.model.n_layers - 1).hooks()  # raises if it cannot
     ParameterInterventions(config).apply_scheduled(0, parameters)
     engine = build_engine(config, parameters, device=device)
-    writer = RunWriter(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
+    writer = new_run_file(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
     _write_first(writer, engine.parameters)
     rule = StopRule(config, trained_on)
     run = WrittenRun(config, trained_on, engine.parameters, writer, range(config.training.steps), rule)
@@ -177,36 +180,38 @@ def train(
 def resume(path: str | Path, *, until: int | None = None, task: Task | None = None, progress: bool = True) -> Run:
     """Continue a run from its last checkpoint, to the configured end or to step `until`; returns the run.
 
-    The same bits follow as in a run that never stopped, if the environment is the same. A file left behind by a
-    killed writer is recovered: its committed checkpoints are copied to a new file, which replaces it. An `until`
-    beyond the configured end prolongs the run, without a stop rule. A run that another process is writing is refused.
+    The same bits follow as in a run that never stopped, if the environment is the same. The file that a killed writer
+    has left is gone on with after its last checkpoint. An `until` beyond the configured end prolongs the run, without a
+    stop rule. A run that another process is writing is refused.
     """
-    run = open_run(path, task=task)
-    run.require_checkpoint()
-    last, end = run.file.steps[-1], run.config.training.steps if until is None else until
-    rule = None if until is not None else StopRule(run.config, run.task)
-    if rule and rule.recall(run.file):
-        if run.status != "running":
-            raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
-        end = last  # its writer was killed before it recorded the end
-    if end < last:
-        raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
-    if end == last and run.status == "complete":
-        return run
-    config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
-    device = usable_device(run.environment)
-    engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device)
-    for change in environment_changes(run.environment):
-        _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
-    if run.status == "running":
-        _say(f"{run.path}: its writer was killed; recovered {len(run.file.steps)} checkpoints up to step {last}")
-    unfinished = "interrupted" if until is not None and end < config.training.steps else None
-    with torch_threads(recorded_threads(run.environment)):
-        writer = RunWriter(path, config, continues=run.file, last=last, engine=engine.name, device=device)
-        resumed = WrittenRun(
-            config, run.task, engine.parameters, writer, range(last, end), rule, unfinished, run.file.metrics_at(last)
-        )
-        train_runs([resumed], engine, progress=progress)
+    with ExitStack() as unlocked:
+        run, lock = _locked_run(path, task, unlocked)
+        last, end = run.file.steps[-1], run.config.training.steps if until is None else until
+        rule = None if until is not None else StopRule(run.config, run.task)
+        if rule and rule.recall(run.file):
+            if run.status != "running":
+                raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
+            end = last  # its writer was killed before it recorded the end
+        if end < last:
+            raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
+        if end == last and run.status == "complete":
+            return run
+        config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
+        device = usable_device(run.environment)
+        engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device)
+        for change in environment_changes(run.environment):
+            _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
+        if run.status == "running":
+            _say(f"{run.path}: its writer was killed; goes on after {len(run.file.steps)} checkpoints, at step {last}")
+        unfinished = "interrupted" if until is not None and end < config.training.steps else None
+        recorded = run.file.metrics_at(last)
+        with torch_threads(recorded_threads(run.environment)):
+            writer = continued_run_file(run.file, lock, config, end, engine=engine.name, device=device)
+            unlocked.pop_all()  # the writer has the lock now
+            resumed = WrittenRun(
+                config, run.task, engine.parameters, writer, range(last, end), rule, unfinished, recorded
+            )
+            train_runs([resumed], engine, progress=progress)
     if resumed.error:
         raise resumed.error
     return open_run(path, task=run.task)
@@ -257,24 +262,30 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
     if not path.exists():
         parameters = initial_parameters(config)
         ParameterInterventions(config).apply_scheduled(0, parameters)
-        writer = RunWriter(path, config, engine=BATCHED, device=device)
+        writer = new_run_file(path, config, engine=BATCHED, device=device)
         _write_first(writer, parameters)
         return [WrittenRun(config, task, parameters, writer, range(end), rule)]
-    run = open_run(path)
-    if run.config != config:
-        raise MechinterpError(f"{path}: holds another run; choose another file")
-    if run.status == "complete":
-        return []
-    if run.status == "diverged":
-        raise DivergedError(f"{path}: the run diverged; lower training.learning_rate")
-    last = run.file.steps[-1]
-    end = last if rule.recall(run.file) else end  # its writer was killed before it recorded the end
-    writer = RunWriter(path, config, continues=run.file, last=last, engine=BATCHED, device=device)
-    return [
-        WrittenRun(
-            config, task, run.file.weights(last), writer, range(last, end), rule, None, run.file.metrics_at(last)
-        )
-    ]
+    with ExitStack() as unlocked:
+        run, lock = _locked_run(path, task, unlocked)
+        if run.config != config:
+            raise MechinterpError(f"{path}: holds another run; choose another file")
+        if run.status == "complete":
+            return []
+        if run.status == "diverged":
+            raise DivergedError(f"{path}: the run diverged; lower training.learning_rate")
+        last = run.file.steps[-1]
+        end = last if rule.recall(run.file) else end  # its writer was killed before it recorded the end
+        weights, recorded = run.file.weights(last), run.file.metrics_at(last)
+        writer = continued_run_file(run.file, lock, config, end, engine=BATCHED, device=device)
+        unlocked.pop_all()  # the writer has the lock now
+        return [WrittenRun(config, task, weights, writer, range(last, end), rule, None, recorded)]
+
+
+def _locked_run(path: str | Path, task: Task | None, unlocked: ExitStack) -> tuple[Run, FileLock]:
+    """A run, and the right to write its file, which is given up when `unlocked` is left."""
+    open_run(path, task=task).require_checkpoint()
+    lock = unlocked.enter_context(lock_run_file(Path(path)))
+    return open_run(path, task=task), lock
 
 
 def _write_first(writer: RunWriter, parameters: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Verification of a run file: format, checksums, digests, metrics, and the replay of one interval."""
+"""Verification of a run file: format, checksums, digests, schedule, metrics, and the replay of one interval."""
 
 import secrets
 from dataclasses import asdict, dataclass
@@ -10,7 +10,11 @@ from mechinterp.config import CustomTaskConfig
 from mechinterp.errors import RunFileError, unknown_name
 from mechinterp.run import Run, replay
 from mechinterp.store import RunFile
-from mechinterp.store.schema import digest
+from mechinterp.store.hdf5 import require_same_hdf5
+
+MOST_DEVIATION = 0.01
+"""A replay in another environment may deviate by this share of the largest change of a weight in the interval: last
+bits differ by 10⁻⁷, and grow; other data, settings or weights change everything."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,17 @@ def verify(path: str | Path, *, interval: int | None = None) -> Verification:
     """The verification of a run file and its side file: strict format, all checksums and digests, a replayed interval.
 
     `interval` is the saved step from which to replay to the next one; by default it is chosen at random. A replay in
-    another environment is allowed to deviate in the last bits, and is then reported as approximate.
+    another environment is allowed to deviate a little (`MOST_DEVIATION`), and is then reported as approximate.
     """
     if not Path(path).is_file():
         Run(path)  # raises, with the reason
     checked, replayed = 0, "was not reached"
     try:
         run = Run(path)
+        run.require_checkpoint()
         for file in filter(None, (run.file, run.side_file)):
             checked += _check_file(file)
+        _check_schedule(run.file)
         replayed = _replay(run, interval)
     except RunFileError as error:
         return Verification(str(path), False, str(error), checked, replayed)
@@ -59,15 +65,28 @@ def verify(path: str | Path, *, interval: int | None = None) -> Verification:
 
 def _check_file(file: RunFile) -> int:
     """The number of checkpoints, after all data have been read and checked."""
+    require_same_hdf5(file.path, file.header)
     steps, metrics = file.steps, file.metrics()
-    _ = file.status
+    _ = file.status, file.series()
     for step in steps:
-        weights = file.weights(step)
-        if digest(weights).hex() != file.digest(step):
-            raise RunFileError(f"{file.path}: the weights of step {step} do not match their digest")
-        if step != steps[0] and not np.isfinite(metrics.loc[step, ["train_loss", "train_accuracy"]].to_numpy()).all():
-            raise RunFileError(f"{file.path}: the metrics of step {step} are not finite")
+        file.weights(step)  # raises if they do not match their digest
+    trained = metrics.loc[metrics.index > steps[0], ["train_loss", "train_accuracy"]]
+    for step in trained.index[~np.isfinite(trained.to_numpy()).all(axis=1)][:1]:
+        raise RunFileError(f"{file.path}: the metrics of step {step} are not finite")
     return len(steps)
+
+
+def _check_schedule(file: RunFile) -> None:
+    """RunFileError unless the saved steps are those that the config saves."""
+    steps, config, last = file.steps, file.config, file.steps[-1]
+    end, rules = config.training.steps, (config.training.stop_accuracy, config.training.stop_plateau)
+    if last > end:
+        raise RunFileError(f"{file.path}: holds step {last}, beyond the last one of its config ({end})")
+    if file.status == "complete" and last < end and rules == (None, None):
+        raise RunFileError(f"{file.path}: is complete at step {last}, before the last one of its config ({end})")
+    missing = {step for step in config.checkpoints.schedule(end) if step <= last} - {*steps}
+    if missing and file.header.kept == "all":
+        raise RunFileError(f"{file.path}: lacks step {min(missing)}, which its config saves")
 
 
 def _replay(run: Run, interval: int | None) -> str:
@@ -75,13 +94,14 @@ def _replay(run: Run, interval: int | None) -> str:
     saved = run.file.steps
     if isinstance(run.config.task, CustomTaskConfig):
         return f"was left out: the task {run.config.task.name!r} is not in the file"
-    run.require_checkpoint()
     if len(saved) < 2:
         return "was left out: there is only one checkpoint"
     start = secrets.choice(saved[:-1]) if interval is None else interval
     if start not in saved[:-1]:
         raise unknown_name("interval", start, saved[:-1])
     check = replay(run, [start], lambda step, weights, metrics: None)
-    if not check.exact and not check.environment_changes:
+    if not check.exact and (not check.environment_changes or check.relative_deviation > MOST_DEVIATION):
         raise RunFileError(f"{run.path}: replay from step {start} is {check}")
+    if check.wrong_metrics is not None:
+        raise RunFileError(f"{run.path}: the metrics of step {check.wrong_metrics} are not those of the replay")
     return f"from step {start:,} is {check}"

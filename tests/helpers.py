@@ -1,6 +1,10 @@
 """What several test modules share: random parameters, networks of them, and parts that a batch or file may lack."""
 
-import h5py
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +13,8 @@ import mechinterp as mi
 from mechinterp.models.hooked import VectorTransformer
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
+from mechinterp.store import Header, RunFile
+from mechinterp.store.layout import END_TYPE, digest, sealed
 from mechinterp.tasks.base import Batch
 
 
@@ -41,8 +47,38 @@ def token_labels(batch: Batch) -> Tensor:
     return batch.token_labels
 
 
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset of this name in a file."""
-    found = file[name]
-    assert isinstance(found, h5py.Dataset)
-    return found
+def with_header(path: Path, changes: dict[str, Any]) -> Header:
+    """Give a run file's header other values, as someone would who knows the format; the header that there was."""
+    before = RunFile(path).header
+    with path.open("r+b") as content:
+        content.write(before.model_copy(update=changes).to_bytes())
+    return before
+
+
+def as_if_killed(path: Path, config: mi.RunConfig | None = None) -> None:
+    """Turn the file of a run that has ended into the one that its writer would have left if it had been killed.
+
+    With a `config`, as if it had been trained by that one.
+    """
+    header = with_header(path, {} if config is None else {"config": json.loads(config.canonical_json())})
+    with path.open("r+b") as content:
+        content.seek(header.end)
+        content.write(bytes(2 * END_TYPE.itemsize))
+
+
+def with_checkpoint(path: Path, step: int, change: Callable[[dict[str, Tensor], dict[str, float]], object]) -> None:
+    """Change the weights and metrics of a checkpoint in place, and make its record fit."""
+    file = RunFile(path)
+    header, row = file.header, file.steps.index(step)
+    weights, metrics = file.weights(step), file.metrics_at(step)
+    change(weights, metrics)
+    with path.open("r+b") as content:
+        for name, array in header.contents.weights.items():
+            content.seek(array.offset + row * array.row_bytes)
+            content.write(weights[name].numpy().tobytes())
+        content.seek(header.checkpoints + row * header.record_type.itemsize)
+        record = np.frombuffer(content.read(header.record_type.itemsize), header.record_type).copy()[0:1].reshape(())
+        record["digest"] = np.frombuffer(digest(weights), "u1")
+        record["metrics"] = tuple(metrics.values())
+        content.seek(header.checkpoints + row * header.record_type.itemsize)
+        content.write(sealed(header.id, row, record))

@@ -311,9 +311,11 @@ def test_a_damaged_table_is_computed_again(tiny_config, tmp_path):
     table = mi.analyse(run, "ablate", steps=0, n_sequences=8)
     (path,) = run.path.with_name("a.h5.cache").iterdir()
     content = json.loads(path.read_text())
-    for columns in content["tables"].values():
-        columns["value"].pop()
+    for columns in content["content"]["tables"].values():
+        columns["value"][0] += 0.5
     path.write_text(json.dumps(content))
+    assert mi.analyse(run, "ablate", steps=0, n_sequences=8).equals(table)
+    path.write_text("[" * 100_000)
     assert mi.analyse(run, "ablate", steps=0, n_sequences=8).equals(table)
 
 

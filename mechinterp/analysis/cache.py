@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from mechinterp.config import RunConfig
-from mechinterp.files import replace_text
+from mechinterp.errors import MechinterpError
+from mechinterp.files import read_sealed_json, write_sealed_json
 
 
 class TableCache:
@@ -37,13 +38,9 @@ class TableCache:
         self._about = {"code": code_digest(home), "config": config_digest, "analysis": analysis, "arguments": values}
         key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()[:12]
         self._path = run.with_name(run.name + ".cache") / f"{analysis}-{key}.json"
-        try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            tables = {str(digest): pd.DataFrame(table) for digest, table in content["tables"].items()}
-            if content["about"] == self._about:
-                self.tables = tables
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # a missing or damaged file is replaced
+        content = read_sealed_json(self._path)  # a missing or damaged file is replaced
+        if isinstance(content, dict) and content.get("about") == json.loads(json.dumps(self._about)):
+            self.tables = {digest: pd.DataFrame(table) for digest, table in content["tables"].items()}
 
     def add(self, digest: str, table: pd.DataFrame) -> None:
         """Add the table of one checkpoint."""
@@ -53,10 +50,10 @@ class TableCache:
         """Replace the file atomically, if tables have been added."""
         if not (self._keep and self._changed):
             return
-        with suppress(OSError):  # the folder of the run may be read-only
+        with suppress(OSError, MechinterpError):  # the folder of the run may be read-only
             self._path.parent.mkdir(parents=True, exist_ok=True)
             tables = {digest: table.to_dict("list") for digest, table in self.tables.items()}
-            replace_text(self._path, json.dumps({"about": self._about, "tables": tables}))
+            write_sealed_json(self._path, {"about": self._about, "tables": tables})
 
 
 @cache

@@ -61,9 +61,9 @@ class Run(Train):
     def execute(self) -> None:
         from mechinterp.analysis.headline import headline
         from mechinterp.emergence import locate_or_say_why
+        from mechinterp.files import replace_text, require_writable
         from mechinterp.measures import columns_for, measure
         from mechinterp.report import write_report
-        from mechinterp.store.writer import require_writable
         from mechinterp.tasks import build_task
         from mechinterp.training.spikes import spikes_of
 
@@ -78,7 +78,7 @@ class Run(Train):
         table = measure(run, progress=True)
         emergence, spikes = locate_or_say_why(table[self.measure]), spikes_of(run.file.metrics())
         write_report(run, table, report, measure=self.measure, progress=True)
-        table.to_csv(csv)
+        replace_text(csv, table.to_csv())
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
         found = headline(run, table[self.measure], emergence)
         result |= emergence.to_dict() | found.to_dict() | spikes_result(spikes)

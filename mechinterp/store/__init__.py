@@ -1,7 +1,18 @@
-"""The trajectory of a run: one HDF5 file, whose schema is in checkpoints/README.md."""
+"""The trajectory of a run: one file, whose format is in docs/run-file.md."""
 
 from mechinterp.store.file import RunFile
-from mechinterp.store.trajectory import Trajectory
-from mechinterp.store.writer import RunWriter
+from mechinterp.store.layout import Array, Contents, Header
+from mechinterp.store.trajectory import Trajectory, dense_path
+from mechinterp.store.writer import RunWriter, keep_last, lock_run_file
 
-__all__ = ["RunFile", "RunWriter", "Trajectory"]
+__all__ = [
+    "Array",
+    "Contents",
+    "Header",
+    "RunFile",
+    "RunWriter",
+    "Trajectory",
+    "dense_path",
+    "keep_last",
+    "lock_run_file",
+]

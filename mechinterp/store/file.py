@@ -1,265 +1,321 @@
 """Reading of a run file, which may come from an untrusted source and may still be growing.
 
-The file is opened read-only and checked against the layout that its config implies: hard links only, exact names,
-types and shapes, no external or virtual storage, known filters. Every read opens the file anew and uses only the rows
-that /step covers.
+The header says where everything is; of the rest of the file, only those bytes are read, and each is compared with a
+SHA-256: records with their seal, weights, series and optimizer state with the digests in the record. HDF5 is not
+involved. Every read opens the file anew, and goes on in the file that a resumed run has put in its place.
 """
 
-import ctypes
-import json
-import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import cast
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
+from numpy.lib.recfunctions import repack_fields
 from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError
 from mechinterp.models.registry import parameter_shapes
-from mechinterp.store.schema import FORMAT, LATER_METRICS, METRICS, SCHEMA_VERSION, STATUSES, Dataset, layout
+from mechinterp.store.layout import (
+    END_TYPE,
+    FIRST_LINE,
+    STATUSES,
+    Array,
+    Header,
+    digest,
+    header_length,
+    is_whole,
+)
 
-_PATIENCE = 0.25
-"""Seconds for which a read that fails is repeated while the file has a writer."""
-_METADATA_ATTEMPTS = 28
-"""Reads of metadata that HDF5 repeats; its pauses, from 1 ns on, double, and add up to a quarter of a second."""
-_MAX_TEXT = 1 << 20
-"""Bytes of the longest text attribute of a run file."""
+_CHUNK = 4096
+"""Records that are read at once."""
+_AHEAD = 64
+"""Records after the last whole one that are looked at: if one of them is whole, the file is damaged."""
+_ATTEMPTS = 3
+"""How often such a place is read again, because a writer may be writing there."""
 
 
 class RunFile:
-    """One HDF5 file of checkpoints: config, steps, weights, digests, metrics and status."""
+    """One file of checkpoints: config, steps, weights, digests, metrics, series and status."""
 
     def __init__(self, path: Path):
-        self.path = path
-        with self._open() as file:
-            self.config, self.environments, self.created = _read_about(file)
-            _check_datasets(file, self.config)
+        self.path, self._line = path, None
+        with self._open():
+            pass
+
+    @property
+    def config(self) -> RunConfig:
+        """The config that the run was trained by."""
+        if self._config is None:
+            raise RunFileError(f"{self.path}: has no config: it was not trained by this package")
+        return self._config
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of the latest updates: versions, CPU capability, threads, engine."""
-        return self.environment_at(max(map(int, self.environments)))
+        return self.environment_at(1 << 62)
 
     def environment_at(self, step: int) -> dict[str, str]:
         """The environment of the update from `step` on; it changes where a run was resumed elsewhere."""
         return self.environments[str(max(start for start in map(int, self.environments) if start <= step))]
 
-    @contextmanager
-    def _open(self) -> Iterator[h5py.File]:
-        if not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "does not exist"
-            raise RunFileError(f"{self.path}: {what}; give the path of a run file")
-        try:
-            file = _open_read_only(self.path)
-        except (OSError, RuntimeError, ValueError):
-            raise RunFileError(f"{self.path}: is no HDF5 file, or is damaged; give the path of a run file") from None
-        try:
-            yield file
-        except MechinterpError as error:
-            raise type(error)(f"{self.path}: {error}") from None
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise RunFileError(f"{self.path}: cannot be read, it is damaged ({str(error).splitlines()[0]})") from None
-        finally:
-            file.close()
-
     @property
     def steps(self) -> list[int]:
         """The committed steps, ascending."""
-        with self._open() as file:
-            return _committed(file)
+        self.refresh()
+        return self._records["step"].tolist()
 
     @property
     def status(self) -> str:
         """How the run ended, or "running"."""
+        self.refresh()
+        return STATUSES[self._ended[0]] if self._ended else "running"
+
+    def refresh(self) -> None:
+        """Look for checkpoints that were committed since the last read."""
         with self._open() as file:
-            number = int(_read(file, "status", 0))
-            if not 0 <= number < len(STATUSES):
-                raise RunFileError(f"/status is {number}, expected 0 to {len(STATUSES) - 1}; the file is damaged")
-            return STATUSES[number]
+            self._read_records(file)
+
+    def row(self, step: int) -> int | None:
+        """The row of a step in the arrays; None if it is not committed."""
+        for look in range(2):
+            if look:
+                self.refresh()
+            row = int(np.searchsorted(self._records["step"], step))
+            if row < len(self._records) and self._records["step"][row] == step:
+                return row
+        return None
 
     def metrics(self) -> pd.DataFrame:
-        """The training metrics (`schema.METRICS`) by step; what an older file lacks is not a number."""
-        with self._open() as file:
-            steps, recorded = _committed(file), _names(file, "metrics")
-            columns = {
-                name: _read(file, f"metrics/{name}", slice(len(steps))) if name in recorded else math.nan
-                for name in METRICS
-            }
-        return pd.DataFrame(columns, index=pd.Index(steps, name="step"), dtype=float)
+        """The metrics of the checkpoints, by step."""
+        self.refresh()
+        names = list(self.header.contents.metrics)
+        columns = {name: self._records["metrics"][name] for name in names}
+        return pd.DataFrame(columns, index=pd.Index(self._records["step"], name="step"), columns=names, dtype=float)
 
     def metrics_at(self, step: int) -> dict[str, float]:
-        """The training metrics of a committed step."""
+        """The metrics of a committed step."""
         return {str(name): float(value) for name, value in self.metrics().loc[step].items()}
 
     def weights(self, step: int) -> dict[str, Tensor]:
-        """The parameters at a committed step, by name (float32)."""
+        """The parameters at a committed step, by name, in the types in which they are stored."""
+        row = self._committed_row(step)
         with self._open() as file:
-            row = _committed(file).index(step)
-            arrays = {name: _read(file, f"weights/{name}", row) for name in parameter_shapes(self.config)}
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise RunFileError(f"{self.path}: {name} at step {step} is not finite; the file is damaged")
+            arrays = self._weights(file, row)
+        if digest(arrays) != self._records["digest"][row].tobytes():
+            raise RunFileError(f"{self.path}: the weights of step {step} do not match their digest; it is damaged")
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def digest(self, step: int) -> str:
         """The stored SHA-256 of the weights at a committed step (hexadecimal)."""
+        return self._records["digest"][self._committed_row(step)].tobytes().hex()
+
+    def optimizer_state(self, step: int) -> dict[str, Tensor]:
+        """The state of the optimizer at a committed step, by name; empty if that checkpoint has none."""
+        row = self._committed_row(step)
         with self._open() as file:
-            return _read(file, "digest", _committed(file).index(step)).tobytes().hex()
+            _, state = self._rest(file, row)
+        return {name: torch.from_numpy(array) for name, array in state.items()}
 
+    def series(self) -> pd.DataFrame:
+        """The numbers of single updates, by the step that the update led to, up to the last checkpoint."""
+        self.refresh()
+        with self._open() as file:
+            rows = [self._rest(file, row)[0] for row in range(len(self._records))]
+        every = self.header.contents.series_every
+        covered = [self._series_rows(row) for row in range(len(self._records))]
+        index = np.concatenate([np.arange(span.start, span.stop) for span in covered] or [np.arange(0)])
+        columns = {
+            name: np.concatenate([part[name] for part in rows] or [np.zeros(0)]) for name in self.header.contents.series
+        }
+        return pd.DataFrame(columns, index=pd.Index((index + 1) * every, name="step"), dtype=float)
 
-def _open_read_only(path: Path) -> h5py.File:
-    """The opened file, in SWMR mode if it has a writer or its writer was killed, as HDF5 then allows no other mode.
+    def _committed_row(self, step: int) -> int:
+        row = self.row(step)
+        if row is None:
+            raise RunFileError(f"{self.path}: step {step} is not there")
+        return row
 
-    In SWMR mode HDF5 repeats a read of metadata whose checksum fails, because a writer may be changing them: by default
-    100 times with pauses of 1, 2, 4, … ns, which does not end in a damaged file. The number is therefore lowered.
-    """
-    flags, access = h5py.h5f.ACC_RDONLY, h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    if _has_writer(path):
-        flags |= h5py.h5f.ACC_SWMR_READ
-        with suppress(AttributeError):  # h5py has no such call, and some builds hide that of the HDF5 library
-            set_attempts = ctypes.CDLL(h5py.h5p.__file__).H5Pset_metadata_read_attempts
-            set_attempts(ctypes.c_int64(access.id), ctypes.c_uint(_METADATA_ATTEMPTS))
-    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, fapl=access))
-
-
-def _has_writer(path: Path) -> bool:
-    """Whether, by the superblock, a writer has the file open in SWMR mode or was killed while it had."""
-    with path.open("rb") as file:
-        superblock = file.read(12)
-    return superblock[:8] == b"\x89HDF\r\n\x1a\n" and len(superblock) == 12 and bool(superblock[11] & 0x04)
-
-
-def _read_about(file: h5py.File) -> tuple[RunConfig, dict[str, dict[str, str]], str]:
-    """Config, environments by the step they start from, and date, from the file's attributes."""
-    if _text(file, "format") != FORMAT:
-        raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
-    schema = _text(file, "schema_version")
-    if schema != str(SCHEMA_VERSION):
-        raise RunFileError(f"has schema version {schema}, this package reads {SCHEMA_VERSION}; use a matching package")
-    try:
-        config = RunConfig.from_dict(json.loads(_text(file, "config")), source="its config")
-        environments = json.loads(_text(file, "environments"))
-    except ConfigError as error:
-        raise RunFileError(str(error)) from None
-    except (json.JSONDecodeError, RecursionError):
-        raise RunFileError("its config is not valid JSON; the file is damaged") from None
-    if not _are_environments(environments):
-        raise RunFileError("its environments are no tables of text by step; the file is damaged")
-    return config, environments, _text(file, "created")
-
-
-def _are_environments(value: object) -> bool:
-    """Whether a value maps steps, 0 among them, to tables of text."""
-    return (
-        isinstance(value, dict)
-        and "0" in value
-        and all(step.isdecimal() and len(step) < 20 for step in value)
-        and all(isinstance(row, dict) and all(isinstance(v, str) for v in row.values()) for row in value.values())
-    )
-
-
-def _text(file: h5py.File, name: str) -> str:
-    """A fixed-length text attribute of bounded size."""
-    if name not in file.attrs:
-        if name == "format":
-            raise RunFileError("is an HDF5 file, but no run file; give the path of a run file")
-        raise RunFileError(f"lacks the attribute {name!r}; the file is damaged")
-    attribute = file.attrs.get_id(name)
-    if attribute.dtype.kind != "S" or attribute.shape != () or attribute.get_storage_size() > _MAX_TEXT:
-        raise RunFileError(f"the attribute {name!r} is no text of at most {_MAX_TEXT} bytes; the file is damaged")
-    return bytes(file.attrs[name]).decode(errors="replace")
-
-
-def _check_datasets(file: h5py.File, config: RunConfig) -> None:
-    """Raise RunFileError unless the datasets are exactly those of the config's layout, with their types and shapes."""
-    expected = {**layout(config), "status": Dataset("status", (), np.dtype("<i8"), 1)}
-    present = {
-        f"{group}/{name}" if group else name for group in ("", "weights", "metrics") for name in _names(file, group)
-    }
-    present -= {"weights", "metrics"}
-    later = {f"metrics/{name}" for name in LATER_METRICS}
-    if not later & present:
-        expected = {name: spec for name, spec in expected.items() if name not in later}
-    for name in sorted(expected.keys() - present):
-        raise RunFileError(f"the dataset /{name} is missing; the file is damaged or from another version")
-    for name in sorted(present - expected.keys()):
-        raise RunFileError(f"the dataset /{name} does not belong in a run file; it is not opened")
-    committed = len(_checked_dataset(file, expected["step"]))
-    for spec in expected.values():
-        rows = len(_checked_dataset(file, spec))
-        if rows < (1 if spec.name == "status" else committed):
-            raise RunFileError(f"/{spec.name} has {rows} rows, expected at least {committed}; the file is damaged")
-    _committed(file)
-
-
-def _names(file: h5py.File, group: str) -> list[str]:
-    """Names of a group's members; a link to another place or file is refused and not followed."""
-    link = file.get(group, getlink=True) if group else h5py.HardLink()
-    if not isinstance(link, h5py.HardLink):
-        raise RunFileError(f"/{group} is missing or no hard link; the file is not opened")
-    members = file[group] if group else file
-    if not isinstance(members, h5py.Group):
-        raise RunFileError(f"/{group} is no group; the file is damaged")
-    for name in members:
-        if not isinstance(members.get(name, getlink=True), h5py.HardLink):
-            raise RunFileError(f"/{group}/{name} is a link to another place; such a file is not opened")
-    return list(members)
-
-
-def _checked_dataset(file: h5py.File, spec: Dataset) -> h5py.Dataset:
-    """The dataset, if it is what the layout says; RunFileError otherwise."""
-    dataset = file[spec.name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise RunFileError(f"/{spec.name} is no dataset; the file is damaged")
-    if dataset.is_virtual or dataset.external:
-        raise RunFileError(f"/{spec.name} keeps its data outside the file; such a file is not opened")
-    if dataset.dtype != spec.dtype:
-        raise RunFileError(f"/{spec.name} has type {dataset.dtype}, expected {spec.dtype}; the file is damaged")
-    if dataset.ndim != 1 + len(spec.shape) or dataset.shape[1:] != spec.shape:
-        shape = ", ".join(["checkpoint", *map(str, spec.shape)])
-        raise RunFileError(f"/{spec.name} has shape {dataset.shape}, expected ({shape}); the file is damaged")
-    filters = dataset.id.get_create_plist()
-    for index in range(filters.get_nfilters()):
-        if filters.get_filter(index)[0] not in (
-            h5py.h5z.FILTER_SHUFFLE,
-            h5py.h5z.FILTER_DEFLATE,
-            h5py.h5z.FILTER_FLETCHER32,
-        ):
-            raise RunFileError(f"/{spec.name} uses an unknown filter; such a file is not opened")
-    stored = int(np.prod(spec.shape)) * spec.dtype.itemsize
-    if dataset.shape[0] * stored > max(2 * file.id.get_filesize(), 1 << 22):
-        raise RunFileError(f"/{spec.name} declares {dataset.shape[0]} rows, more than the file holds; it is damaged")
-    return dataset
-
-
-def _read(file: h5py.File, name: str, rows: int | slice = slice(None)) -> np.ndarray:
-    """Rows of a dataset.
-
-    While a writer rewrites the chunk of these rows, its checksum fails for a moment. HDF5 repeats reads of metadata
-    only; in files with a writer, reads of data are repeated here for `_PATIENCE` seconds.
-    """
-    end = time.monotonic() + _PATIENCE
-    while True:
+    @contextmanager
+    def _open(self) -> Iterator[FileIO]:
+        """The opened file; if another one is there than before, its header is read, which must be of the same run."""
         try:
-            return np.asarray(cast(h5py.Dataset, file[name])[rows])
-        except OSError:
-            if not file.swmr_mode or time.monotonic() > end:
-                raise
-            time.sleep(0.001)
+            file = self.path.open("rb", buffering=0)
+        except (OSError, ValueError) as error:
+            what = "is a folder" if os.path.isdir(self.path) else "does not exist"
+            if not isinstance(error, FileNotFoundError | IsADirectoryError):
+                what = f"cannot be opened ({getattr(error, 'strerror', error)})"
+            raise RunFileError(f"{self.path}: {what}; give the path of a run file") from None
+        with file:
+            try:
+                line = file.read(FIRST_LINE) or b""
+                if line != self._line:
+                    self._take_header(file, line)
+                yield file
+            except MechinterpError as error:
+                message = str(error)
+                raise type(error)(message if str(self.path) in message else f"{self.path}: {message}") from None
+            except OSError as error:
+                raise RunFileError(f"{self.path}: cannot be read ({error.strerror})") from None
+
+    def _take_header(self, file: FileIO, line: bytes) -> None:
+        """Read the header and forget the records; RunFileError if it is another run's than before."""
+        header = Header.from_bytes(line, _read(file, FIRST_LINE, header_length(line)))
+        if self._line is not None and header.id != self.header.id:
+            raise RunFileError("another run is there now; open it again")
+        _require_inside(header, os.fstat(file.fileno()).st_size)
+        config = None
+        if header.config is not None:
+            try:
+                config = RunConfig.from_dict(header.config, source="its config")
+            except ConfigError as error:
+                raise RunFileError(str(error)) from None
+            _require_parameters(header, config)
+        self.header, self._line, self._config, self._ended = header, line, config, None
+        self.environments, self.created = header.environments, header.created
+        fields = [name for name in header.record_type.names or () if name != "seal"]
+        self._records = repack_fields(np.zeros(0, header.record_type)[fields])
+        self._read_records(file)
+
+    def _read_records(self, file: FileIO) -> None:
+        """Take the records that were committed since the last call; RunFileError for a damaged one among them."""
+        if self._ended:
+            return
+        end, first, count = self._end(file), len(self._records), _AHEAD  # the end first: all its records are then there
+        for attempt in range(1 + _ATTEMPTS):
+            while (taken := self._take(self._record_bytes(file, len(self._records), count))) == count:
+                count = _CHUNK
+            gap = self._whole(self._record_bytes(file, len(self._records), _AHEAD), len(self._records))
+            if not any(gap):
+                break
+            if attempt == _ATTEMPTS and not gap[0]:
+                raise RunFileError(f"the record of checkpoint {len(self._records)} is damaged, and others follow it")
+            time.sleep(0 if taken or gap[0] else 0.01)  # it is being written
+        if end and end[1] != len(self._records):
+            raise RunFileError(f"has {len(self._records)} of {end[1]} checkpoints; the file is damaged")
+        if not end and len(self._records) > first and not self._fits(file, len(self._records) - 1):
+            self._records = self._records[:-1]  # the system went down before all of it was on the disk
+        self._ended = end
+
+    def _record_bytes(self, file: FileIO, first: int, count: int) -> bytes:
+        size = self.header.record_type.itemsize
+        return _read(file, self.header.checkpoints + first * size, min(count, self.header.capacity - first) * size)
+
+    def _whole(self, content: bytes, first: int) -> list[bool]:
+        """Which records of the content, whose first is that of row `first`, are whole."""
+        size, view = self.header.record_type.itemsize, memoryview(content)
+        return [
+            is_whole(self.header.id, first + at // size, view[at : at + size]) for at in range(0, len(content), size)
+        ]
+
+    def _take(self, content: bytes) -> int:
+        """Append the whole records at the start of the content; their number. RunFileError if steps do not ascend."""
+        count = [*self._whole(content, len(self._records)), False].index(False)
+        records = np.frombuffer(content, self.header.record_type, count)
+        new = repack_fields(records[list(self._records.dtype.names or ())])
+        last = self._records["step"][-1:] if len(self._records) else new["previous"][:1]
+        before = np.concatenate([last, new["step"]])[:count]
+        if (new["previous"] != before).any() or (new["step"] <= before).any():
+            raise RunFileError("its steps do not ascend, or some are missing; the file is damaged")
+        self._records = np.concatenate([self._records, new])
+        return count
+
+    def _end(self, file: FileIO) -> tuple[int, int] | None:
+        """Number of the status and number of checkpoints, by the first whole copy of the end record; None without."""
+        content = _read(file, self.header.end, 2 * END_TYPE.itemsize)
+        for copy in (content[: END_TYPE.itemsize], content[END_TYPE.itemsize :]):
+            if is_whole(self.header.id, -1, copy):
+                record = np.frombuffer(copy, END_TYPE)[0]
+                number = int(record["status"])
+                if not 1 <= number < len(STATUSES):
+                    raise RunFileError(
+                        f"its status is {number}, expected 1 to {len(STATUSES) - 1}; the file is damaged"
+                    )
+                return number, int(record["checkpoints"])
+        return None
+
+    def _fits(self, file: FileIO, row: int) -> bool:
+        """Whether everything that a record commits is there."""
+        try:
+            self._rest(file, row)
+        except RunFileError:
+            return False
+        return digest(self._weights(file, row)) == self._records["digest"][row].tobytes()
+
+    def _weights(self, file: FileIO, row: int) -> dict[str, np.ndarray]:
+        return {name: _array(file, array, row) for name, array in self.header.contents.weights.items()}
+
+    def _rest(self, file: FileIO, row: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The series that a checkpoint commits, and the state of the optimizer; RunFileError unless the digest fits."""
+        contents, span = self.header.contents, self._series_rows(row)
+        series = {name: _array(file, array, span.start, len(span)) for name, array in contents.series.items()}
+        state, behind = divmod(row, contents.optimizer_every)
+        optimizer = {} if behind else {name: _array(file, array, state) for name, array in contents.optimizer.items()}
+        if rest_digest(series, optimizer) != self._records["rest_digest"][row].tobytes():
+            raise RunFileError(
+                f"series or optimizer state of step {self._records['step'][row]} do not match their digest"
+            )
+        return series, optimizer
+
+    def _series_rows(self, row: int) -> range:
+        record = self._records[row]
+        return series_rows(self.header, int(record["previous"]), int(record["step"]))
 
 
-def _committed(file: h5py.File) -> list[int]:
-    """The committed steps, ascending; RunFileError if they do not ascend."""
-    steps = _read(file, "step").tolist()
-    if any(after <= before for before, after in zip([-1, *steps], steps, strict=False)):
-        raise RunFileError("/step is not ascending; the file is damaged")
-    return steps
+def series_rows(header: Header, previous: int, step: int) -> range:
+    """The rows of the series that the checkpoint of `step` commits, after one of step `previous`."""
+    if not header.contents.series or previous < 0:
+        return range(0)
+    every = header.contents.series_every
+    return range(previous // every, min(step // every, header.series_rows))
+
+
+def rest_digest(series: dict[str, np.ndarray], optimizer: dict[str, np.ndarray]) -> bytes:
+    """The digest of all that a checkpoint commits besides its weights."""
+    named = {f"series/{name}": value for name, value in series.items()}
+    return digest(named | {f"optimizer/{name}": value for name, value in optimizer.items()})
+
+
+def _read(file: FileIO, offset: int, length: int) -> bytes:
+    """Bytes of the file; RunFileError if it ends before."""
+    file.seek(offset)
+    content = file.read(length) or b""
+    if len(content) < length:
+        raise RunFileError(f"ends at byte {offset + len(content)}, expected {offset + length}; it is cut off")
+    return content
+
+
+def _array(file: FileIO, array: Array, row: int, count: int | None = None) -> np.ndarray:
+    """One row of an array, or so many from there on."""
+    values = np.empty(array.shape if count is None else (count, *array.shape), array.dtype)
+    content = _read(file, array.offset + row * array.row_bytes, values.nbytes)
+    values.reshape(-1).view("u1")[:] = np.frombuffer(content, "u1")
+    return values
+
+
+def _require_inside(header: Header, size: int) -> None:
+    """RunFileError unless the file is as long as its arrays need."""
+    arrays = {path: array.offset + rows * array.row_bytes for path, (rows, array) in header.arrays().items()}
+    arrays["checkpoints"] = header.checkpoints + header.capacity * header.record_type.itemsize
+    arrays["end"] = header.end + 2 * END_TYPE.itemsize
+    for path, end in arrays.items():
+        if end > size:
+            raise RunFileError(f"/{path} ends at byte {end}, and the file at {size}; it is cut off or damaged")
+
+
+def _require_parameters(header: Header, config: RunConfig) -> None:
+    """RunFileError unless the parameters are those of the config's network."""
+    expected, present = parameter_shapes(config), header.contents.weights
+    for name in sorted(expected.keys() - present):
+        raise RunFileError(f"the parameter {name} is missing; the file is damaged or from another version")
+    for name in sorted(present.keys() - expected):
+        raise RunFileError(f"the parameter {name} does not belong to the network of its config")
+    for name, shape in expected.items():
+        if (present[name].shape, present[name].dtype) != (tuple(shape), "<f4"):
+            got = f"{present[name].shape} {present[name].dtype}"
+            raise RunFileError(f"the parameter {name} is {got}, expected {tuple(shape)} <f4 by its config")

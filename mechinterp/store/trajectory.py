@@ -3,6 +3,7 @@
 The side file (``fast.dense.h5`` beside ``fast.h5``) has steps that were rebuilt between the saved ones.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from mechinterp.errors import RunFileError, UnknownNameError, require_integer
 from mechinterp.store.file import RunFile
-from mechinterp.store.schema import dense_path
+
+
+def dense_path(path: Path) -> Path:
+    """The path of a run's side file of rebuilt steps: fast.dense.h5 beside fast.h5."""
+    return path.with_suffix(f".dense{path.suffix}")
 
 
 class Trajectory:
@@ -20,8 +25,8 @@ class Trajectory:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.file = RunFile(self.path)
-        self.config, self.environment, self.created = self.file.config, self.file.environment, self.file.created
         self.side_file: RunFile | None = None
+        self.config, self.environment, self.created = self.file.config, self.file.environment, self.file.created
         self.open_side_file()
 
     @property
@@ -41,9 +46,14 @@ class Trajectory:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """The training metrics (`store.schema.METRICS`) by step, of the batches since the previous stored step."""
+        """The metrics (`training.recording.METRICS`) by step, of the batches since the previous stored step."""
         tables = [self.file.metrics()] + ([self.side_file.metrics()] if self.side_file else [])
         return pd.concat(tables).sort_index()
+
+    @property
+    def series(self) -> pd.DataFrame:
+        """Loss and accuracy of the batch of every update (`training.recording.SERIES`), by the step it led to."""
+        return self.file.series()
 
     def chosen_steps(self, steps: int | Iterable[int] | None) -> list[int]:
         """One step or several as a list; without them, all stored steps."""
@@ -67,18 +77,17 @@ class Trajectory:
 
     def open_side_file(self) -> None:
         """Open the side file if there is one; RunFileError if it belongs to another run."""
-        self.side_file = RunFile(self.dense_path) if self.dense_path.exists() else None
-        side = self.side_file
-        if side and (side.created, side.config.task) != (self.created, self.config.task):
+        side = RunFile(self.dense_path) if os.path.exists(self.dense_path) else None
+        self.side_file = side if side and side.header.side_of is not None else None  # else a run of that name
+        if self.side_file and self.side_file.header.side_of != self.file.header.id:
             raise RunFileError(f"{self.dense_path}: holds steps of another run than {self.path.name}; delete it")
 
     def _file_with(self, step: int) -> RunFile:
         """The file that stores a step."""
         step = require_integer("step", step, 0)
-        if step in self.file.steps:
-            return self.file
-        if self.side_file and step in self.side_file.steps:
-            return self.side_file
+        for file in filter(None, (self.file, self.side_file)):
+            if file.row(step) is not None:
+                return file
         steps = self.steps
         if not steps:
             raise UnknownNameError(f"{self.path}: no step is saved yet")

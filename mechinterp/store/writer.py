@@ -1,197 +1,192 @@
 """Writing of a run file: whole checkpoints, one at a time, in a file that can be read while it grows.
 
-The weights, metrics and digest of a checkpoint are written first; then /step grows by one row, which commits them. The
-file is in SWMR mode (single writer, many readers) as soon as it is visible: it is made under a temporary name and
-renamed when it has its first checkpoint.
+Room for all checkpoints is reserved when the file is made. A checkpoint is then a few writes into rows that are there
+already, the last of them its record, and one sync: it counts if its record is whole and its digests fit. Nothing else
+of the file changes, except that the end record says how the run ended. What needs another header (more room, another
+environment, less room at the end) is a copy that replaces the file.
+
+The writer has the file locked. The file appears under its name with its first checkpoint.
 """
 
 import contextlib
-import fcntl
-import json
-import math
+import errno
 import os
-import resource
-import shutil
-import struct
-from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import h5py
 import numpy as np
 from torch import Tensor
 
-from mechinterp.config import RunConfig
-from mechinterp.errors import BusyError, DivergedError, MechinterpError, RunFileError
-from mechinterp.store.file import RunFile
-from mechinterp.store.schema import FORMAT, METRICS, SCHEMA_VERSION, STATUSES, dense_path, digest, environment, layout
+from mechinterp.errors import DivergedError, MechinterpError, RunFileError
+from mechinterp.files import FileLock, discard, is_at, new_beside, require_writable, sync, sync_folder, write_at
+from mechinterp.store.file import RunFile, rest_digest, series_rows
+from mechinterp.store.hdf5 import hdf5_pieces
+from mechinterp.store.layout import END_TYPE, STATUSES, Array, Header, array_of, digest, sealed
+from mechinterp.store.trajectory import dense_path
 
-_HEADROOM = 1 << 20
-"""Bytes that must stay free beyond those of a checkpoint, because HDF5 crashes the interpreter on a full disk."""
+_COPY = 8 << 20
+"""Bytes that are copied at once."""
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_NOT_RESERVED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class RunWriter:
-    """Appends checkpoints to a run file; a context manager that records how the run ended.
+    """Appends checkpoints to a new run file; a context manager that records how the run ended.
 
-    If it `continues` a run file, the committed checkpoints of that file are copied first, of these steps `only` if
-    given, and the new file replaces it. Its last step must be `last` when this writer has locked it, else BusyError.
-    `created` overrides the date: a side file has that of its run. A file that is not `live` appears once complete.
+    `lock` is the right to write the file, if the caller has it already; it becomes the writer's. A file that is not
+    `live` appears once complete.
     """
 
     def __init__(
         self,
         path: str | Path,
-        config: RunConfig,
+        header: Header,
         *,
         overwrite: bool = False,
-        continues: RunFile | None = None,
-        last: int | None = None,
-        only: Collection[int] | None = None,
-        engine: str = "",
-        device: str = "cpu",
-        created: str | None = None,
+        lock: FileLock | None = None,
         live: bool = True,
     ):
-        self.path, self._live = Path(path).resolve(), live  # a link stays a link
-        self._fresh = live and continues is None
-        self._layout = layout(config)
-        self._bytes = sum(dataset.dtype.itemsize * math.prod(dataset.shape) for dataset in self._layout.values())
-        require_writable(self.path, overwrite or continues is not None)
-        self._temporary = self.path.with_name(f".{self.path.name}.part")
-        if self.path.exists():
-            require_unwritten(self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        copied = () if continues is None else continues.steps if only is None else only
-        self._require_space(self.path.parent, 2 + len(copied))
-        self._claim = _claim(self._temporary, self.path)
-        if continues and last is not None and continues.steps[-1] != last:
-            os.close(self._claim)
-            raise BusyError(f"{self.path}: another process has gone on with it meanwhile; look at it again")
-        self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"))
+        self.path, self._live, self._broken = _resolved(path), live, False  # a link stays a link
+        self._rows, self._last, self._overwrite = 0, -1, overwrite
+        require_writable(self.path, overwrite)
+        self._lock = lock or lock_run_file(self.path)
         try:
-            about = continues.created if continues else created
-            environments = dict(continues.environments) if continues else {}
-            now = {**environment(device), "engine": engine}
-            if not continues or continues.environment != now:
-                environments[str(continues.steps[-1] if continues else 0)] = now
-            self._create(config, environments, about or datetime.now(UTC).isoformat(timespec="microseconds"))
-            if continues:
-                self._copy(continues, copied)
+            require_writable(self.path, overwrite)  # nobody else can make it now
+            self._replaced_side = _side_file_of(self.path)
+            self.header, self._temporary, self._file = _made(self.path, header)
         except BaseException:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            os.close(self._claim)
+            self._lock.release()
             raise
 
-    def _create(self, config: RunConfig, environments: dict[str, dict[str, str]], created: str) -> None:
-        about = {
-            "format": FORMAT,
-            "schema_version": str(SCHEMA_VERSION),
-            "config": config.canonical_json(),
-            "environments": json.dumps(environments, sort_keys=True),
-            "created": created,
-        }
-        for name, text in about.items():
-            self._file.attrs[name] = np.bytes_(text.encode())
-        self._handles = {
-            dataset.name: self._file.create_dataset(
-                dataset.name,
-                shape=(0, *dataset.shape),
-                maxshape=(None, *dataset.shape),
-                chunks=(dataset.chunk_rows, *dataset.shape),
-                dtype=dataset.dtype,
-                fletcher32=True,
-            ).id
-            for dataset in self._layout.values()
-        }
-        self._file.create_dataset("status", data=np.zeros(1, "<i8"))
-        self._file.swmr_mode = True
+    @classmethod
+    def continuing(
+        cls,
+        file: RunFile,
+        lock: FileLock,
+        *,
+        checkpoints: int,
+        series_rows: int,
+        config: dict[str, Any] | None,
+        environment: dict[str, str],
+    ) -> "RunWriter":
+        """The writer that goes on with a file, in place if it has room and its header stays the same.
 
-    def _copy(self, source: RunFile, steps: Collection[int]) -> None:
-        """Copy committed checkpoints of a file, and replace it."""
-        metrics = source.metrics()
-        for step in steps:
-            weights = source.weights(step)
-            if digest(weights).hex() != source.digest(step):
-                raise RunFileError(
-                    f"{source.path}: the weights of step {step} do not match their digest; it is damaged"
-                )
-            self._write(step, weights, metrics.loc[step].to_dict())
-        self._publish()
+        There is then room for so many `checkpoints`, and rows of the series, in all.
+        """
+        writer = cls.__new__(cls)
+        writer.path, writer._live, writer._broken = file.path.resolve(), True, False
+        writer._lock, writer._replaced_side, writer._temporary = lock, None, None
+        steps, header = file.steps, file.header
+        writer.header, writer._rows, writer._last = header, len(steps), steps[-1] if steps else -1
+        try:
+            writer._file = os.open(writer.path, os.O_RDWR)
+        except OSError as error:
+            raise _refusal(file.path, error, "another checkpoint") from None
+        environments = header.environments
+        if file.environment != environment:
+            environments = {**environments, str(max(writer._last, 0)): environment}
+        changed = {"config": config, "environments": environments}
+        fits = checkpoints <= header.capacity and series_rows <= header.series_rows
+        if not fits or file.status != "running" or header.model_copy(update=changed) != header:
+            room = {"capacity": max(checkpoints, writer._rows, 1), "series_rows": series_rows}
+            try:
+                writer._move(header.model_copy(update=changed | room))
+            except BaseException:
+                os.close(writer._file)
+                raise
+        return writer
 
-    def append(self, step: int, parameters: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
-        """Commit the checkpoint of `step`. Weights that are not finite are refused: nothing is written."""
+    def append(
+        self,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        metrics: Mapping[str, float],
+        *,
+        series: Mapping[str, np.ndarray] | None = None,
+        optimizer: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Commit the checkpoint of `step`: when this returns, it is on the disk. A metric that is not given is NaN.
+
+        `series` has the numbers of the updates since the checkpoint before, `optimizer` the optimizer's state, which
+        only some checkpoints store (`Contents.optimizer_every`). Weights that are not finite are refused: nothing is
+        written.
+        """
+        if step <= self._last:
+            raise MechinterpError(f"{self.path}: step {step} does not follow step {self._last}, the last checkpoint")
         for name, value in parameters.items():
             if not bool(value.isfinite().all()):
                 raise DivergedError(
                     f"{self.path}: {name} is not finite at step {step}; lower training.learning_rate."
                     " Earlier checkpoints are kept"
                 )
-        self._require_space(self._temporary if self._temporary.exists() else self.path, 2)
-        self._write(step, parameters, metrics)
-        if self._live:
-            self._publish()
-
-    def _write(self, step: int, parameters: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
-        """Write all of a checkpoint, and then /step."""
-        for name, value in parameters.items():
-            self._extend(f"weights/{name}", value.detach().cpu().numpy())
-        for name in METRICS:
-            self._extend(f"metrics/{name}", np.float64(metrics.get(name, math.nan)))
-        self._extend("digest", np.frombuffer(digest(parameters), dtype="u1"))
-        self._file.flush()
-        self._extend("step", np.int64(step))
-
-    def _publish(self) -> None:
-        """Sync the file to disk, which HDF5 itself does not do, and give it its name."""
-        self._sync()
-        if self._temporary.exists():
-            if self._fresh:
-                dense_path(self.path).unlink(missing_ok=True)  # of the run that is replaced
-            os.replace(self._temporary, self.path)
-
-    def _extend(self, name: str, row: np.ndarray | np.generic) -> None:
-        """Add a row to a dataset, by its low-level handle: h5py's indexing takes longer than the writing."""
-        dataset = self._handles[name]
-        length, *shape = dataset.shape
-        if np.shape(row) != tuple(shape):
-            raise MechinterpError(f"{self.path}: a row of /{name} has shape {np.shape(row)}, expected {tuple(shape)}")
-        dataset.set_extent((length + 1, *shape))
-        space = dataset.get_space()
-        space.select_hyperslab((length, *(0 for _ in shape)), (1, *shape))
-        values = np.ascontiguousarray(row, dataset.dtype)
-        dataset.write(h5py.h5s.create_simple((1, *shape)), space, values)
+        contents = self.header.contents
+        if unknown := [name for name in metrics if name not in contents.metrics]:
+            raise MechinterpError(f"{self.path}: has no metric {unknown[0]!r}; it has {', '.join(contents.metrics)}")
+        weights = self._arrays("parameter", contents.weights, parameters)
+        state, behind = divmod(self._rows, contents.optimizer_every)
+        moments = {} if behind else self._arrays("optimizer state", contents.optimizer, optimizer or {})
+        if self._rows == self.header.capacity or step // contents.series_every > self.header.series_rows > 0:
+            rows = max(2 * self.header.series_rows, step // contents.series_every) if contents.series else 0
+            self._move(self.header.model_copy(update={"capacity": 2 * self.header.capacity, "series_rows": rows}))
+            contents = self.header.contents
+        span = series_rows(self.header, self._last, step)
+        updates = {
+            name: _updates(array, (series or {}).get(name), len(span)) for name, array in contents.series.items()
+        }
+        record = np.zeros((), self.header.record_type)
+        record["step"], record["previous"] = step, self._last
+        record["digest"] = np.frombuffer(digest(weights), "u1")
+        record["rest_digest"] = np.frombuffer(rest_digest(updates, moments), "u1")
+        for name in contents.metrics:
+            record["metrics"][name] = metrics.get(name, np.nan)
+        with self._writing("another checkpoint"):
+            if self._temporary is None:
+                self._require_there(self._file)
+            for group, at, rows in (
+                (contents.weights, self._rows, weights),
+                (contents.optimizer, state, moments),
+                (contents.series, span.start, updates),
+            ):
+                for name, row in rows.items():
+                    write_at(self._file, row.tobytes(), group[name].offset + at * group[name].row_bytes)
+            place = self.header.checkpoints + self._rows * self.header.record_type.itemsize
+            write_at(self._file, sealed(self.header.id, self._rows, record), place)
+            sync(self._file)
+            if self._live:
+                self._publish()
+        self._rows, self._last = self._rows + 1, step
 
     def finish(self, status: str) -> None:
-        """Record how the run ended and close the file."""
-        if not self._file:
+        """Record how the run ended, give back the room that is left, and close the file."""
+        if self._file < 0:
             return
-        status_row = self._file["status"]
-        assert isinstance(status_row, h5py.Dataset)
-        status_row[0] = STATUSES.index(status)
-        if status == "complete":
-            self._publish()
-        else:
-            self._sync()
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-        os.close(self._claim)
+        try:
+            if self._rows and not self._broken:
+                with self._writing("its end"):
+                    self._write_end(STATUSES.index(status))
+                    if self._rows < self.header.capacity or self._series_length() < self.header.series_rows:
+                        with contextlib.suppress(MechinterpError):  # it stays longer than it need be
+                            update = {"capacity": self._rows, "series_rows": self._series_length()}
+                            self._move(self.header.model_copy(update=update), STATUSES.index(status))
+                    if status == "complete":
+                        self._publish()
+        finally:
+            if self._temporary is not None:
+                discard(self._temporary)
+            os.close(self._file)
+            self._file = -1
+            self._lock.release()
 
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.id.get_vfd_handle())
-
-    def _require_space(self, where: Path, n_checkpoints: int) -> None:
-        needed, free = n_checkpoints * self._bytes + _HEADROOM, shutil.disk_usage(where).free
-        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if limit != resource.RLIM_INFINITY and where.is_file():
-            free = min(free, limit - where.stat().st_size)
-        if free < needed:
-            raise RunFileError(
-                f"{self.path}: no room for another checkpoint ({needed / 1e6:.1f} MB needed, {max(free, 0) / 1e6:.1f}"
-                " MB free); free some space. Everything committed so far is kept"
-            )
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the file and record that the run is complete, or how `error` ended it."""
+        if error is None:
+            self.finish("complete")
+            return
+        status = "diverged" if isinstance(error, DivergedError) else "failed"
+        with contextlib.suppress(MechinterpError):  # the first error is the one to report
+            self.finish("interrupted" if isinstance(error, KeyboardInterrupt) else status)
 
     def __enter__(self) -> "RunWriter":
         return self
@@ -201,61 +196,180 @@ class RunWriter:
     ) -> None:
         self.close(error)
 
-    def close(self, error: BaseException | None = None) -> None:
-        """Close the file and record that the run is complete, or how `error` ended it."""
-        if error is None:
-            self.finish("complete")
-        elif isinstance(error, KeyboardInterrupt):
-            self.finish("interrupted")
-        else:
-            with contextlib.suppress(OSError, RuntimeError):  # the first error is the one to report
-                self.finish("diverged" if isinstance(error, DivergedError) else "failed")
+    def _series_length(self) -> int:
+        """Rows of the series that the checkpoints cover."""
+        return min(max(self._last, 0) // self.header.contents.series_every, self.header.series_rows)
+
+    def _arrays(self, what: str, layout: Mapping[str, Array], values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The values as contiguous arrays in the layout's order; MechinterpError unless names, types and shapes fit."""
+        if layout.keys() != values.keys():
+            odd = sorted(layout.keys() ^ values.keys())[0]
+            raise MechinterpError(f"{self.path}: {what} {odd} is {'missing' if odd in layout else 'not in the file'}")
+        arrays = {}
+        for name, array in layout.items():
+            value = np.asarray(array_of(values[name]), order="C")
+            if value.shape != array.shape or value.dtype != np.dtype(array.dtype):
+                got, expected = f"{value.shape} {value.dtype}", f"{array.shape} {np.dtype(array.dtype)}"
+                raise MechinterpError(f"{self.path}: {what} {name} is {got}, expected {expected}")
+            arrays[name] = value
+        return arrays
+
+    def _write_end(self, status: int) -> None:
+        """Write both copies of the end record, one after the other."""
+        record = np.zeros((), END_TYPE)
+        record["status"], record["checkpoints"] = status, self._rows
+        for copy in range(2):
+            write_at(self._file, sealed(self.header.id, -1, record), self.header.end + copy * END_TYPE.itemsize)
+            sync(self._file)
+
+    def _move(self, header: Header, status: int | None = None) -> None:
+        """Copy all checkpoints to a file with another header, and the end record if given, which replaces this one."""
+        if self._temporary is not None:
+            raise RunFileError(f"{self.path}: has no room for another checkpoint, and is not there yet")
+        with self._writing("the file with more room"):
+            source, old = self._file, self.header
+            self.header, temporary, self._file = _made(self.path, header)
+            try:
+                self._copy_rows(source, old)
+                if status is not None:
+                    self._write_end(status)
+                sync(self._file)
+                self._require_there(source)
+                os.replace(temporary, self.path)
+                sync_folder(self.path.parent)
+            except BaseException:
+                discard(temporary)
+                os.close(self._file)
+                self.header, self._file = old, source
+                raise
+            os.close(source)
+
+    def _copy_rows(self, source: int, old: Header) -> None:
+        """Copy the committed rows of all arrays."""
+        arrays, states = old.contents, -(-self._rows // old.contents.optimizer_every)
+        length = min(max(self._last, 0) // arrays.series_every, old.series_rows)
+        ranges = [(old.checkpoints, self.header.checkpoints, self._rows * old.record_type.itemsize)]
+        for group, rows in (("weights", self._rows), ("optimizer", states), ("series", length)):
+            new = getattr(self.header.contents, group)
+            ranges += [(a.offset, new[name].offset, rows * a.row_bytes) for name, a in getattr(arrays, group).items()]
+        for start, target, length in ranges:
+            for at in range(0, length, _COPY):
+                write_at(self._file, os.pread(source, min(_COPY, length - at), start + at), target + at)
+
+    def _require_there(self, descriptor: int) -> None:
+        """RunFileError if a file is no longer the one at the path."""
+        if not is_at(descriptor, self.path):
+            self._broken = True
+            raise RunFileError(f"{self.path}: was deleted or replaced while it was being written; train it anew")
+
+    def _publish(self) -> None:
+        """Give a new file its name."""
+        if self._temporary is None:
+            return
+        if not self._overwrite and self.path.exists():  # it has appeared meanwhile, without a lock
+            raise RunFileError(f"{self.path}: exists already; choose another file or pass --overwrite (overwrite=True)")
+        os.replace(self._temporary, self.path)
+        sync_folder(self.path.parent)
+        self._temporary = None
+        if self._replaced_side:
+            discard(self._replaced_side)
+
+    @contextlib.contextmanager
+    def _writing(self, what: str):
+        """Context in which an error of the system becomes a RunFileError, after which nothing more is written."""
+        try:
+            yield
+        except OSError as error:
+            self._broken = self._broken or error.errno not in _NO_ROOM
+            raise _refusal(self.path, error, what) from None
 
 
-def keep_last(path: Path) -> None:
-    """Delete all checkpoints of a complete run but the last. A file with one checkpoint is not touched."""
-    file = RunFile(path)
-    if len(file.steps) > 1:
-        last, engine = file.steps[-1], file.environment.get("engine", "")
-        RunWriter(path, file.config, continues=file, last=last, only=[last], engine=engine).close()
+def keep_last(path: Path, lock: FileLock | None = None) -> None:
+    """Delete all checkpoints of a complete run but the last. A file with one checkpoint is not touched.
 
-
-def require_unwritten(path: Path) -> None:
-    """Refuse a file that another process is writing."""
-    os.close(_claim(path, path))
-
-
-def _claim(path: Path, named: Path) -> int:
-    """The descriptor of a file that is now locked for its writer; BusyError, which names `named`, if it is locked."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor)
-    except OSError:
-        os.close(descriptor)
-        raise BusyError(f"{named}: is being written by another process; wait for it to end") from None
-    return descriptor
-
-
-def _lock(descriptor: int) -> None:
-    """Lock an open file, where the system has locks of open files (Linux); OSError if another process has locked it.
-
-    The lock does not depend on those of HDF5, which SWMR gives up. It ends with the process, also if that is killed.
+    `lock` is the right to write the file, if the caller has it already; it is given up.
     """
-    if hasattr(fcntl, "F_OFD_SETLK"):
-        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+    with lock or lock_run_file(path) as lock:
+        file = RunFile(path)
+        if len(file.steps) == 1:
+            return
+        last, contents = file.steps[-1], file.header.contents
+        weights, metrics, state = file.weights(last), file.metrics_at(last), file.optimizer_state(last)
+        contents = contents.model_copy(update={"series": {}} if state else {"series": {}, "optimizer": {}})
+        update = {"kept": "last", "capacity": 1, "series_rows": 0, "contents": contents}
+        with RunWriter(path, file.header.model_copy(update=update), overwrite=True, lock=lock) as writer:
+            writer.append(last, weights, metrics, optimizer=state)
 
 
-def require_writable(path: Path, overwrite: bool) -> None:
-    """Refuse a path that exists (unless `overwrite`), is a folder, or whose folder cannot be written."""
-    if path.is_dir():
-        raise RunFileError(f"{path}: is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise RunFileError(f"{path}: exists already; choose another file or pass --overwrite (overwrite=True)")
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise RunFileError(f"{path}: {folder} is a file, not a folder; choose another place")
-    if not os.access(folder, os.W_OK):
-        raise RunFileError(f"{path}: the folder {folder} cannot be written; choose another place")
+def _made(path: Path, header: Header) -> tuple[Header, Path, int]:
+    """A new file beside `path` with room for everything: its header with offsets, its path, its locked descriptor."""
+    anywhere = dict.fromkeys(header.offsets(), (1 << 60) - 1)
+    start = max(4096, 1 << (len(header.placed(anywhere).to_bytes()) - 1).bit_length())
+    pieces, offsets, size = hdf5_pieces(header, start)
+    placed = header.placed(dict.fromkeys(anywhere, 0) | offsets)
+    try:
+        temporary, descriptor = new_beside(path)
+        try:
+            _reserve(descriptor, size)
+            for offset, piece in [*pieces, (0, placed.to_bytes())]:
+                write_at(descriptor, piece, offset)
+        except BaseException:
+            discard(temporary)
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise _refusal(path, error, f"{header.capacity:,} checkpoints ({size / 1e6:,.1f} MB)") from None
+    return placed, temporary, descriptor
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Make the file so long, with its room reserved where the file system can."""
+    os.ftruncate(descriptor, size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in _NOT_RESERVED:
+                raise
+
+
+def _updates(array: Array, values: np.ndarray | None, count: int) -> np.ndarray:
+    """The last `count` numbers of a series; NaN where there are fewer."""
+    row = np.full(count, np.nan, array.dtype)
+    if values is not None and count:
+        given = np.asarray(values, array.dtype)[-count:]
+        row[count - len(given) :] = given
+    return row
+
+
+def _refusal(path: Path, error: OSError, what: str) -> RunFileError:
+    """The error for an error of the system while a run file is written."""
+    if error.errno in _NO_ROOM:
+        return RunFileError(f"{path}: no room for {what}; free some space. Everything committed so far is kept")
+    return RunFileError(f"{path}: cannot be written ({error.strerror}). Everything committed so far is kept")
+
+
+def lock_run_file(path: Path) -> FileLock:
+    """The right to write a run file; BusyError if another process has it."""
+    path = _resolved(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def _resolved(path: str | Path) -> Path:
+    try:
+        return Path(path).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a zero byte, a loop of links
+        raise RunFileError(f"{str(path)!r}: cannot be a file ({error}); choose another name") from None
+
+
+def _side_file_of(path: Path) -> Path | None:
+    """The side file of a run that is to be replaced, if it is proven to be one."""
+    with contextlib.suppress(MechinterpError):
+        side = RunFile(dense_path(path))
+        if side.header.side_of == RunFile(path).header.id:
+            return side.path
+    return None

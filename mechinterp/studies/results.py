@@ -1,28 +1,24 @@
 """The outcomes of the runs in a folder, or their errors, and an index of all of them.
 
 The worker that executes a run writes ``{id}.json`` (the outcome) or ``{id}.failed.json`` (the error) beside ``{id}.h5``
-(the run) and ``{id}.csv`` (step × measure). These files are the record. ``index.parquet`` repeats the record with one
+(the run) and ``{id}.csv`` (step × measure). These files are the record. ``index.columns`` repeats the record with one
 row per run, so that a study of ten thousand runs is read without opening ten thousand files. Rows of the index that are
 missing or out of date are read from the record again.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from pyarrow import parquet
-
 from mechinterp.errors import MechinterpError
-from mechinterp.files import plain_json, replace_text, replacing
+from mechinterp.files import plain_json, read_sealed_json, write_sealed_json
 from mechinterp.studies.jobs import Job
 
-FORMAT = 1
+FORMAT = 2
 """Version of the outcomes' meaning; outcomes of another version are measured anew."""
-INDEX = "index.parquet"
+INDEX = "index.columns"
 _OUTCOME, _FAILED = ".json", ".failed.json"
 
 
@@ -34,15 +30,15 @@ def file_of(job: Job, ending: str) -> Path:
 def write_outcome(job: Job, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Record the outcome of a run, as JSON values, which are returned; a recorded failure is deleted."""
     record = plain_json({"format": FORMAT, **outcome})
-    replace_text(file_of(job, _OUTCOME), json.dumps(record))
+    write_sealed_json(file_of(job, _OUTCOME), record)
     forget_failure(job)
     return record
 
 
 def write_failure(job: Job, error: str, output: str) -> None:
     """Record the error of a run. If the record cannot be written (a full disk), the run counts as not done."""
-    with contextlib.suppress(OSError):
-        replace_text(file_of(job, _FAILED), json.dumps({"error": error, "output": output[-10_000:]}))
+    with contextlib.suppress(MechinterpError):
+        write_sealed_json(file_of(job, _FAILED), {"error": error, "output": output[-10_000:]})
 
 
 def forget_failure(job: Job) -> None:
@@ -128,10 +124,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    record = read_sealed_json(path)
     if not isinstance(record, dict):
         return None
     parts = [record.get("transitions", {}), record.get("final", {}), record.get("cost", {})]
@@ -141,16 +134,18 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     """The rows by id; empty if there is no index or it cannot be read."""
-    try:
-        rows = parquet.read_table(path).to_pylist()
-        return {row.pop("id"): {name: value for name, value in row.items() if value is not None} for row in rows}
-    except (OSError, ValueError, KeyError):  # pyarrow's errors are of these kinds
-        return {}
+    columns = read_sealed_json(path) or {"id": []}
+    rows = {id: dict[str, Any]() for id in columns.pop("id")}
+    for name, values in columns.items():
+        for row, value in zip(rows.values(), values, strict=True):
+            if value is not None:
+                row[name] = value
+    return rows
 
 
 def _write_index(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write the index. If that fails, or values of a column differ in type, it stays as it was: the record has all."""
+    """Write the index, as columns. If that fails, it stays as it was: the record has all."""
     names = sorted({name for row in rows.values() for name in row})
     columns = {"id": sorted(rows)} | {name: [rows[id].get(name) for id in sorted(rows)] for name in names}
-    with contextlib.suppress(OSError, pyarrow.ArrowException), replacing(path) as temporary:
-        parquet.write_table(pyarrow.table(columns), temporary)
+    with contextlib.suppress(MechinterpError):
+        write_sealed_json(path, columns)

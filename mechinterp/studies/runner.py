@@ -16,12 +16,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError
-from mechinterp.files import make_folder, require_place
+from mechinterp.files import make_folder, replace_text, require_place
 from mechinterp.studies import processes
 from mechinterp.studies.cost import estimate
 from mechinterp.studies.jobs import Job, distinct_jobs, grouped, jobs_of
-from mechinterp.studies.results import Results, forget_failure, write_failure
+from mechinterp.studies.results import Results, file_of, forget_failure, write_failure
 from mechinterp.studies.study import Study, StudyRun
+from mechinterp.studies.tables import read_table
 
 _LOCATED = ("transition", "step", "low", "high", "width", "before", "after")
 _COLUMNS = ("variant", "seed", "run", "status", "error", *_LOCATED, "first_spike")
@@ -211,8 +212,8 @@ def table_folder(study: Study, out: Path) -> Path:
 def write_tables(study: Study, table: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, Path, Path]:
     """The comparison of a study's variants (`compare`), and the paths to which the table and it were written."""
     runs, variants, compared = out / f"{study.name}.csv", out / f"{study.name}-variants.csv", compare(table)
-    table.to_csv(runs, index=False, float_format="%.6g")
-    compared.to_csv(variants, float_format="%.6g")
+    replace_text(runs, table.to_csv(index=False, float_format="%.6g"))
+    replace_text(variants, compared.to_csv(float_format="%.6g"))
     return compared, runs, variants
 
 
@@ -220,10 +221,18 @@ def measured(study: Study, folder: str | Path = "checkpoints/studies") -> dict[t
     """The progress measures of every run that is done, step × measure, by variant and seed."""
     outcomes = Results(Path(folder))
     return {
-        (run.variant, run.seed): pd.read_csv(Path(folder) / f"{run.id}.csv", index_col="step")
+        (run.variant, run.seed): _table_of(job, outcome["table"])
         for run, job in jobs_of(study, Path(folder))
-        if outcomes.of(job)
+        if (outcome := outcomes.of(job))
     }
+
+
+def _table_of(job: Job, digest: str) -> pd.DataFrame:
+    """The measures of a run that is done; MechinterpError if their file is not the one that was written."""
+    path = file_of(job, ".csv")
+    if (table := read_table(path, digest)) is None:
+        raise MechinterpError(f"{path}: is missing or was changed; delete {path.stem}.json and go on with the study")
+    return table
 
 
 def _check(study: Study, device: str) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import pairwise
@@ -27,17 +28,18 @@ import torch
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
 from mechinterp.errors import BusyError, MechinterpError, RunFileError
-from mechinterp.files import replace_text
+from mechinterp.files import FileLock
 from mechinterp.interventions.forward import forward_interventions
 from mechinterp.interventions.parameters import pin_graft_digests
 from mechinterp.measures import columns_for, measure
 from mechinterp.models.registry import initial_parameters
 from mechinterp.run import Run, open_run, resume, train, train_batched
-from mechinterp.store.writer import keep_last
+from mechinterp.store import keep_last, lock_run_file
 from mechinterp.studies import WORKER_GONE
 from mechinterp.studies.jobs import Job
 from mechinterp.studies.results import done, file_of, recorded, write_outcome
 from mechinterp.studies.study import DEFAULT_MEASURES
+from mechinterp.studies.tables import read_table, write_table
 from mechinterp.tasks import build_task
 from mechinterp.training.engines import Device, build_engine, require_device
 from mechinterp.training.loop import TrainingRun, steps_of
@@ -56,51 +58,62 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
     config, path, started = RunConfig.from_dict(job["config"]), file_of(job, ".h5"), time.monotonic()
     run, n_trained = _trained(config, path, job["device"])
     trained = time.monotonic()
-    if outcome := done(job):
-        return outcome
-    earlier = recorded(job) or {}  # of a study that asked for other measures, or for fewer checkpoints
-    table, n_measured = _table(run, file_of(job, ".csv"))
-    if run.steps[0] > 0 and (table is None or job["keep"] == "all"):
-        path.unlink()  # the checkpoints that the job needs were deleted: train anew
-        return do(job)
-    assert table is not None
+    with _lock(path) as lock:  # other studies' workers, which may keep other checkpoints, wait
+        if outcome := done(job):
+            return outcome
+        run, earlier = open_run(path), recorded(job) or {}  # of a study that asked for other measures, or kept less
+        table, n_measured, table_digest = _table(run, file_of(job, ".csv"), earlier.get("table"))
+        if run.steps[0] > 0 and (table is None or job["keep"] == "all"):
+            path.unlink()  # the checkpoints that the job needs were deleted: train anew
+        else:
+            assert table is not None
+            kept = "all" if run.steps[0] == 0 and earlier.get("kept") == "all" else job["keep"]
+            cost = dict(earlier.get("cost", {}))
+            if n_trained + before[0]:
+                cost |= {"steps": n_trained + before[0], "training_seconds": round(before[1] + trained - started, 3)}
+            if n_measured:
+                cost |= {"checkpoints": n_measured, "measuring_seconds": round(time.monotonic() - trained, 3)}
+                cost |= {"checkpoint_bytes": path.stat().st_size // n_measured}
+            outcome = {"version": version("mechinterp"), "kept": kept, "table": table_digest, "cost": cost}
+            outcome = write_outcome(job, outcome | _results(run, table, job, earlier.get("transitions", {})))
+            if kept == "last":  # after the table and the outcome are safe
+                keep_last(path, lock)
+            return outcome
+    return do(job)
+
+
+def _results(run: Run, table: pd.DataFrame, job: Job, earlier: Iterable[str]) -> dict[str, Any]:
+    """What a run's table of measures tells: transitions, those of `earlier` measures too, and final values."""
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
-    names = [*job["measures"], *(name for name in DEFAULT_MEASURES if name in table), *earlier.get("transitions", {})]
-    transitions = {name: locate_or_say_why(_column(table, name, config)).to_dict() for name in dict.fromkeys(names)}
-    last, checkpoint_bytes = run.steps[-1], path.stat().st_size // len(run.steps)
-    kept = "all" if run.steps[0] == 0 and earlier.get("kept") == "all" else job["keep"]
-    digest = run.digest(last)
-    if kept == "last":
-        keep_last(path)
-    cost = dict(earlier.get("cost", {}))
-    if n_trained + before[0]:
-        cost |= {"steps": n_trained + before[0], "training_seconds": round(before[1] + trained - started, 3)}
-    if n_measured:
-        seconds = round(time.monotonic() - trained, 3)
-        cost |= {"checkpoints": n_measured, "measuring_seconds": seconds, "checkpoint_bytes": checkpoint_bytes}
-    outcome = {"version": version("mechinterp"), "kept": kept, "steps": last, "digest": digest}
-    outcome |= {"transitions": transitions, "final": finals, "cost": cost}
-    return write_outcome(job, outcome | ({"first_spike": spikes.first} if (spikes := spikes_of(table)) else {}))
+    names = [*job["measures"], *(name for name in DEFAULT_MEASURES if name in table), *earlier]
+    columns = {name: _column(table, name, run.config) for name in dict.fromkeys(names)}
+    transitions = {name: locate_or_say_why(column).to_dict() for name, column in columns.items()}
+    last, spikes = run.steps[-1], spikes_of(table)
+    results = {"steps": last, "digest": run.digest(last), "transitions": transitions, "final": finals}
+    return results | ({"first_spike": spikes.first} if spikes else {})
 
 
-def _table(run: Run, path: Path) -> tuple[pd.DataFrame | None, int]:
-    """The measures of a run, step × measure, and how many checkpoints were measured now.
+def _lock(path: Path) -> FileLock:
+    """The right to write a run file; waits for it."""
+    while True:
+        try:
+            return lock_run_file(path)
+        except BusyError:
+            time.sleep(0.5)
 
-    Of a run whose last checkpoint alone is kept, the table was written before; None if it is missing or out of date.
+
+def _table(run: Run, path: Path, digest: str | None) -> tuple[pd.DataFrame | None, int, str]:
+    """The measures of a run, step × measure, how many checkpoints were measured now, and the SHA-256 of the file.
+
+    Of a run whose last checkpoint alone is kept, the table was written before, and had that digest; None if it is
+    missing, changed or out of date.
     """
     if run.steps[0] == 0:
-        try:
-            table = measure(run)
-            replace_text(path, table.to_csv())
-            return table, len(table)
-        except MechinterpError:
-            if run.steps[0] == 0:  # otherwise another worker has deleted checkpoints meanwhile, after measuring them
-                raise
-    try:
-        table = pd.read_csv(path, index_col="step")
-    except (OSError, ValueError):
-        return None, 0
-    return (table if table.index[-1:].tolist() == run.steps[-1:] else None), 0
+        table = measure(run)
+        return table, len(table), write_table(path, table)
+    table = read_table(path, digest)
+    current = table is not None and table.index[-1:].tolist() == run.steps[-1:]
+    return (table if current else None), 0, digest or ""
 
 
 def do_together(jobs: list[Job]) -> dict[str, str]:

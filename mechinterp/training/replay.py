@@ -5,6 +5,8 @@ capability and the same number of threads the rebuilt weights are the trained on
 continues to the next saved checkpoint and compares digests.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,12 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, require_integer
-from mechinterp.store import RunWriter, Trajectory
-from mechinterp.store.schema import digest, environment
+from mechinterp.store import Trajectory
+from mechinterp.store.layout import digest
 from mechinterp.tasks.base import Task
 from mechinterp.torch_state import recorded_threads, torch_threads
 from mechinterp.training.engines import BATCHED, build_engine
 from mechinterp.training.loop import TrainingRun, steps_of
+from mechinterp.training.recording import environment, new_side_file
 
 Keep = Callable[[int, dict[str, Tensor], Mapping[str, float]], None]
 
@@ -41,6 +44,10 @@ class ReplayCheck:
     """The saved steps that were compared."""
     environment_changes: tuple[str, ...]
     """Differences between this environment and that of training."""
+    relative_deviation: float = 0.0
+    """The deviation, as a share of the largest change of a weight between the two checkpoints."""
+    wrong_metrics: int | None = None
+    """The first saved step whose metrics are not those of an exact replay of the whole interval before it."""
 
     def __str__(self) -> str:
         where = ", ".join(f"{step:,}" for step in self.checked[:3]) + (", …" if len(self.checked) > 3 else "")
@@ -67,7 +74,7 @@ def replay_steps(
         raise MechinterpError(
             f"{trajectory.path}: step {wanted[-1]} is beyond the saved ones (last: {saved[-1]}); resume the run"
         )
-    checked, deviation, exact, changes = [], 0.0, True, dict[str, None]()
+    checked, deviation, relative, wrong, changes = [], 0.0, 0.0, list[int](), dict[str, None]()
     with tqdm(disable=None if progress else True, unit="step") as bar:
         for start, stop in _intervals(saved, wanted):
             recorded, stored = file.environment_at(start), file.weights(start)
@@ -83,12 +90,15 @@ def replay_steps(
                     bar.update()
             checked.append(stop)
             if digest(engine.parameters).hex() != file.digest(stop):
-                exact, stored = False, file.weights(stop)
-                for name, value in engine.parameters.items():
-                    deviation = max(deviation, float((value.detach().cpu() - stored[name]).abs().max()))
+                rebuilt = {name: value.detach().cpu() for name, value in engine.parameters.items()}
+                gap, moved = (_largest_difference(other, file.weights(stop)) for other in (rebuilt, stored))
+                deviation, relative = max(deviation, gap), max(relative, gap / moved if moved else math.inf)
+            elif set(kept) <= {start} and not _equal(run.pop_metrics(), file.metrics_at(stop)):
+                wrong.append(stop)
         if wanted and wanted[-1] == saved[-1]:
             keep(saved[-1], file.weights(saved[-1]), file.metrics_at(saved[-1]))
-    return ReplayCheck(exact, deviation, tuple(checked), tuple(changes))
+    first_wrong = wrong[0] if wrong else None
+    return ReplayCheck(not deviation, deviation, tuple(checked), tuple(changes), relative, first_wrong)
 
 
 def densify(trajectory: Trajectory, task: Task, steps: range, *, progress: bool = False) -> ReplayCheck:
@@ -96,21 +106,15 @@ def densify(trajectory: Trajectory, task: Task, steps: range, *, progress: bool 
 
     Only exact steps are stored: if a digest differs, MechinterpError tells the deviation and nothing is written.
     """
+    if trajectory.side_file is None and os.path.exists(trajectory.dense_path):
+        raise MechinterpError(f"{trajectory.dense_path}: is a run of its own; rename it to make room for rebuilt steps")
     side, saved = trajectory.side_file, set(trajectory.file.steps)
     already = side.steps if side else []
     missing = [step for step in steps if step not in set(already) and step not in saved]
     if not missing:
         return ReplayCheck(True, 0.0, (), ())
     metrics = side.metrics() if side else None
-    with RunWriter(
-        trajectory.dense_path,
-        trajectory.config,
-        overwrite=True,
-        engine=trajectory.environment.get("engine", ""),
-        device=usable_device(trajectory.environment),
-        created=trajectory.created,
-        live=False,
-    ) as writer:
+    with new_side_file(trajectory.dense_path, trajectory.file, len(already) + len(missing)) as writer:
 
         def copy_before(limit: int | float) -> None:
             while already and already[0] < limit:
@@ -141,6 +145,17 @@ def environment_changes(recorded: Mapping[str, str]) -> tuple[str, ...]:
     removed = (f"its engine, {engine}, is no longer there",) if engine in ("hooked", "captured") else ()
     changed = [name for name in _BITS_DEPEND_ON if recorded.get(name) != now[name]]
     return *batched, *removed, *(f"{name} was {recorded.get(name)}, is {now[name]}" for name in changed)
+
+
+def _largest_difference(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    return max(float((value - others[name]).abs().max()) for name, value in weights.items())
+
+
+def _equal(metrics: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    """Whether metrics are equal; what is not a number equals itself."""
+    return all(
+        value == others[name] or (value != value and others[name] != others[name]) for name, value in metrics.items()
+    )
 
 
 def _intervals(saved: list[int], wanted: list[int]) -> list[tuple[int, int]]:

@@ -21,8 +21,8 @@ from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward
 from mechinterp.models.hooked import HookedTransformer, HookedTransformerConfig, VectorTransformer
-from mechinterp.store import RunWriter
 from mechinterp.tasks.corruption import corrupted_pairs
+from mechinterp.training.recording import new_run_file
 from tests.helpers import hooked, random_network, random_parameters
 
 
@@ -178,7 +178,7 @@ def test_a_run_under_other_conventions_is_the_transformer_of_its_weights(tiny_co
     """`run.network` folds W_O and the scale in; here they are set as they are in TransformerLens' own network."""
     other = tiny_config.updated(changes | {"training.steps": 1})
     weights = random_parameters(other, seed=6, dtype=torch.float32)
-    with RunWriter(tmp_path / "run.h5", other) as writer:
+    with new_run_file(tmp_path / "run.h5", other) as writer:
         writer.append(0, weights, {"train_loss": 0.0, "train_accuracy": 0.0})
     run = mi.open_run(tmp_path / "run.h5")
     theirs = hooked(random_network(tiny_config.updated({"model.n_heads": other.model.n_heads}), dtype=torch.float32))

@@ -92,7 +92,7 @@ def test_accuracy_and_loss(batch):
 @pytest.fixture(scope="module")
 def planted_run(tmp_path_factory):
     """A run file with two hand-made checkpoints: uniform attention, and a sharp previous-token head in layer 1."""
-    from mechinterp.store import RunWriter
+    from mechinterp.training.recording import new_run_file
 
     config = mi.RunConfig().updated({"training.steps": 1})
     zero = {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items()}
@@ -101,7 +101,7 @@ def planted_run(tmp_path_factory):
     previous[torch.arange(1, 65), torch.arange(64)] = 30.0  # position p asks for position p − 1
     planted["blocks.0.attn.W_Q"][0], planted["blocks.0.attn.W_K"][0] = previous, torch.eye(128)
     path = tmp_path_factory.mktemp("planted") / "run.h5"
-    with RunWriter(path, config) as writer:
+    with new_run_file(path, config) as writer:
         for step, weights in enumerate((zero, planted)):
             writer.append(step, weights, {"train_loss": 0.0, "train_accuracy": 0.0})
     return mi.open_run(path)

@@ -10,7 +10,7 @@ import torch
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
 from mechinterp.run import resume
-from mechinterp.store.schema import digest
+from mechinterp.store.layout import digest
 
 
 @contextmanager

@@ -1,16 +1,25 @@
-"""Run files: what is refused, and that a refused file is not changed."""
+"""Run files: what they hold, what is refused, and that a refused file is not changed."""
 
 import hashlib
+import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import mechinterp as mi
-from mechinterp.errors import RunFileError, UnknownNameError
-from mechinterp.store.schema import digest
-from tests.helpers import dataset
+from mechinterp.errors import MechinterpError, RunFileError, UnknownNameError
+from mechinterp.models.registry import initial_parameters
+from mechinterp.run import resume
+from mechinterp.store import Array, Contents, Header, RunFile, RunWriter, dense_path, keep_last
+from mechinterp.store.hdf5 import require_same_hdf5
+from mechinterp.store.layout import digest
+from mechinterp.training.recording import new_run_file
+from mechinterp.verification import verify
+from tests.helpers import as_if_killed, with_header
 
 
 @pytest.fixture
@@ -28,6 +37,14 @@ def refused(path, match: str):
     assert hashlib.sha256(path.read_bytes()).digest() == before
 
 
+def header_of(**contents) -> Header:
+    """A header for other people's weights."""
+    return Header(
+        id="0" * 32, created="", config=None, environments={"0": {}}, capacity=2, series_rows=10,
+        contents=Contents(weights={"w": Array(shape=(2, 3)), "scale": Array(shape=(), dtype="<f8")}, **contents),
+    )  # fmt: skip
+
+
 def test_stored_digests_are_those_of_the_weights(tiny_run):
     assert all(tiny_run.digest(step) == digest(tiny_run.weights(step)).hex() for step in tiny_run.steps)
     assert len({tiny_run.digest(step) for step in tiny_run.steps}) == len(tiny_run.steps)
@@ -39,11 +56,54 @@ def test_config_and_environment_are_stored(tiny_run, tiny_config):
     assert {"torch", "cpu_capability", "threads"} <= tiny_run.environment.keys()
 
 
-def test_only_trained_parameters_are_stored(tiny_run):
+def test_the_series_has_every_update_and_its_means_are_the_metrics(tiny_run):
+    series, metrics = tiny_run.series, tiny_run.metrics
+    assert list(series.index) == list(range(1, 21))
+    for column in ("train_loss", "train_accuracy"):
+        means = series[column].to_numpy().reshape(10, 2).mean(axis=1)
+        np.testing.assert_allclose(means, metrics[column].to_numpy()[1:], rtol=1e-6)
+
+
+def test_a_finished_file_is_as_large_as_its_content_and_plain_hdf5(tiny_run):
+    """Its arrays fill it, but for the header, HDF5's own metadata and the alignment of 13 + 4 arrays."""
+    header = tiny_run.file.header
+    content = sum(rows * array.row_bytes for rows, array in header.arrays().values())
+    content += header.capacity * header.record_type.itemsize
+    assert (header.capacity, header.series_rows) == (11, 20)
+    assert content < tiny_run.path.stat().st_size < content + 20 * 4096 + 2 * len(header.to_bytes())
     with h5py.File(tiny_run.path) as file:
-        weights = file["weights"]
-        assert isinstance(weights, h5py.Group)
-        assert not [name for name in map(str, weights) if "embed" in name or "W_O" in name or ".b_" in name]
+        assert file.attrs["created"].decode() == tiny_run.created
+        records = np.asarray(file["checkpoints"])
+        assert records["step"].tolist() == tiny_run.steps
+        assert records["metrics"]["train_loss"][1:].tolist() == tiny_run.metrics["train_loss"].tolist()[1:]
+        for name, value in tiny_run.weights(20).items():
+            assert (np.asarray(file[f"weights/{name}"][-1]) == value.numpy()).all()
+        assert not [name for name in file["weights"] if "embed" in name or "W_O" in name or ".b_" in name]
+
+
+def test_the_page_on_the_format_suffices_to_read_a_file(tiny_run):
+    """A reader of numpy and the standard library, by docs/run-file.md alone."""
+    content = tiny_run.path.read_bytes()
+    name, version, length, seal = content[: content.index(b"\n")].split()
+    body = content[content.index(b"\n") + 1 :][: int(length)]
+    assert (name, version, hashlib.sha256(body).hexdigest()) == (b"mechinterp-run", b"2", seal.decode())
+    header = json.loads(body)
+    weights, metrics = header["contents"]["weights"], header["contents"]["metrics"]
+    size, steps, loss = -(-(112 + 8 * len(metrics)) // 512) * 512, [], []
+    for row in range(header["capacity"]):
+        record = content[header["checkpoints"] + row * size :][:size]
+        prefix = bytes.fromhex(header["id"]) + row.to_bytes(8, "little")
+        if hashlib.sha256(prefix + record[:-32]).digest() != record[-32:]:
+            break
+        steps.append(int(np.frombuffer(record, "<i8", 1)[0]))
+        loss.append(dict(zip(metrics, np.frombuffer(record, "<f8", len(metrics), 80), strict=True))["train_loss"])
+        sha = hashlib.sha256()
+        for name, array in weights.items():
+            count = int(np.prod(array["shape"]))
+            value = np.frombuffer(content, array["dtype"], count, array["offset"] + row * count * 4)
+            sha.update(f"{name}{tuple(array['shape'])}".encode() + value.tobytes())
+        assert sha.digest() == record[16:48]
+    assert (steps, loss[1:]) == (tiny_run.steps, tiny_run.metrics["train_loss"].tolist()[1:])
 
 
 def test_missing_file_folder_and_foreign_files(tmp_path):
@@ -52,10 +112,10 @@ def test_missing_file_folder_and_foreign_files(tmp_path):
     with pytest.raises(RunFileError, match="is a folder"):
         mi.open_run(tmp_path)
     (tmp_path / "text.h5").write_text("hello")
-    refused(tmp_path / "text.h5", "is no HDF5 file")
+    refused(tmp_path / "text.h5", "is no run file")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
-    refused(tmp_path / "other.h5", "is an HDF5 file, but no run file")
+    refused(tmp_path / "other.h5", "no run file of schema version 2; a run file of version 1 must be trained anew")
 
 
 def test_an_unknown_step_names_the_nearest(tiny_run):
@@ -63,104 +123,91 @@ def test_an_unknown_step_names_the_nearest(tiny_run):
         tiny_run.weights(7)
 
 
-def test_a_missing_dataset(copy):
-    with h5py.File(copy, "r+") as file:
-        del file["weights/classifier.readout.W"]
-    refused(copy, r"/weights/classifier\.readout\.W is missing")
-
-
-def test_an_extra_dataset(copy):
-    with h5py.File(copy, "r+") as file:
-        file["weights/evil"] = np.zeros(3)
-    refused(copy, "/weights/evil does not belong")
-
-
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (np.zeros((11, 19, 5), "f4"), r"has shape \(11, 19, 5\), expected \(checkpoint, 19, 4\)"),
-        (np.zeros((11, 19, 4), "f8"), "has type float64, expected float32"),
-        (np.zeros((3, 19, 4), "f4"), "has 3 rows, expected at least 11"),
-        (np.full((11, 19, 4), np.nan, "f4"), "is not finite"),
-        (np.full((11, 19, 4), b"x", h5py.string_dtype()), "has type object, expected float32"),
-    ],
-)
-def test_a_misshapen_dataset(copy, data, match):
-    with h5py.File(copy, "r+") as file:
-        del file["weights/classifier.readout.W"]
-        file["weights/classifier.readout.W"] = data
-    refused(copy, match)
-
-
-def test_links_to_elsewhere_are_not_followed(copy, tmp_path):
-    secret = tmp_path / "secret.h5"
-    with h5py.File(secret, "w") as file:
-        file["x"] = np.zeros((11, 19, 4), "f4")
-    for link in (h5py.ExternalLink(str(secret), "/x"), h5py.SoftLink("/weights/classifier.layers.0.W")):
-        with h5py.File(copy, "r+") as file:
-            del file["weights/classifier.readout.W"]
-            file["weights/classifier.readout.W"] = link
-        refused(copy, "is a link to another place")
-
-
-def test_virtual_and_external_storage_are_not_read(copy, tmp_path):
-    name = "weights/classifier.readout.W"
-    (tmp_path / "raw").write_bytes(bytes(11 * 19 * 4 * 4))
-    with h5py.File(copy, "r+") as file:
-        del file[name]
-        file.create_dataset(name, (11, 19, 4), "f4", external=[(str(tmp_path / "raw"), 0, 11 * 19 * 4 * 4)])
-    refused(copy, "outside the file")
-    layout = h5py.VirtualLayout((11, 19, 4), "f4")
-    layout[:] = h5py.VirtualSource(str(tmp_path / "nope.h5"), "x", (11, 19, 4))
-    with h5py.File(copy, "r+") as file:
-        del file[name]
-        file.create_virtual_dataset(name, layout)
-    refused(copy, "outside the file")
+def test_parameters_other_than_those_of_the_config_are_refused(copy, tiny_run):
+    contents = tiny_run.file.header.contents
+    readout = contents.weights["classifier.readout.W"]
+    for weights, match in (
+        ({"classifier.readout.W": None}, r"the parameter classifier\.readout\.W is missing"),
+        ({"evil": readout}, "the parameter evil does not belong to the network of its config"),
+        ({"classifier.readout.W": readout.model_copy(update={"shape": (19, 5)})}, r"is \(19, 5\) <f4, expected"),
+        ({"classifier.readout.W": readout.model_copy(update={"dtype": "<f2"})}, r"is \(19, 4\) <f2, expected"),
+        ({"classifier.readout.W": readout.model_copy(update={"offset": 1 << 40})}, "it is cut off or damaged"),
+        ({"classifier.readout.W": readout.model_copy(update={"dtype": "O"})}, r"contents\.weights.*dtype"),
+        ({"../x": readout}, "its header is malformed"),
+    ):
+        shutil.copy(tiny_run.path, copy)
+        merged = {name: array for name, array in {**contents.weights, **weights}.items() if array is not None}
+        with_header(copy, {"contents": contents.model_copy(update={"weights": merged})})
+        refused(copy, match)
 
 
 def test_a_huge_declared_size_is_refused(copy):
-    with h5py.File(copy, "r+") as file:
-        dataset(file, "weights/classifier.readout.W").resize(10**9, axis=0)
-    refused(copy, "more than the file holds")
-
-
-def test_a_flipped_bit_is_noticed(copy, tiny_run):
-    with h5py.File(copy) as file:
-        offset = file["weights/classifier.readout.W"].id.get_chunk_info(10).byte_offset
-    content = bytearray(copy.read_bytes())
-    content[offset + 5] ^= 1
-    copy.write_bytes(content)
-    refused(copy, "cannot be read, it is damaged")
+    with_header(copy, {"capacity": 10**9})
+    refused(copy, "it is cut off or damaged")
 
 
 def test_another_schema_version(copy):
-    with h5py.File(copy, "r+") as file:
-        file.attrs["schema_version"] = np.bytes_(b"9")
-    refused(copy, "has schema version 9, this package reads 1")
+    content = copy.read_bytes()
+    copy.write_bytes(content.replace(b"mechinterp-run 2 ", b"mechinterp-run 9 ", 1))
+    refused(copy, "has schema version 9, expected 2")
 
 
 def test_a_config_with_unknown_keys(copy):
-    with h5py.File(copy, "r+") as file:
-        file.attrs["config"] = np.bytes_(b'{"task": {"n_clases": 3}}')
+    with_header(copy, {"config": {"task": {"n_clases": 3}}})
     refused(copy, "did you mean 'n_classes'")
 
 
-def test_uncommitted_rows_are_not_trusted(copy):
-    with h5py.File(copy, "r+") as file:
-        dataset(file, "step").resize(5, axis=0)
+def test_text_that_a_terminal_would_obey_is_refused(copy, tiny_run):
+    with_header(copy, {"environments": {"0": {"torch": "\x1b[31m"}}})
+    refused(copy, "its header is malformed")
+
+
+@pytest.mark.parametrize("what", ["weights", "record", "header", "series", "end"])
+def test_a_flipped_bit_is_noticed(copy, tiny_run, what):
+    header = tiny_run.file.header
+    at = {
+        "weights": header.contents.weights["classifier.readout.W"].offset + 10 * 19 * 4 * 4 + 5,
+        "record": header.checkpoints + 3 * 512 + 5,
+        "header": 300,
+        "series": header.contents.series["train_loss"].offset + 9,
+        "end": header.end + 3,
+    }[what]
+    content = bytearray(copy.read_bytes())
+    content[at] ^= 1
+    copy.write_bytes(content)
+    if what == "series":
+        with pytest.raises(RunFileError, match="do not match their digest"):
+            _ = mi.open_run(copy).series
+    elif what == "end":
+        assert mi.open_run(copy).status == "complete", "there are two copies"
+    else:
+        refused(copy, {"weights": "match their digest", "record": "record of checkpoint 3", "header": "checksum"}[what])
+    assert verify(copy).sound == (what == "end")
+
+
+def test_lost_records_are_noticed(copy, tiny_run):
+    """A block of zeros in place of the last records, or of some."""
+    at, content = tiny_run.file.header.checkpoints, copy.read_bytes()
+    for start, stop, match in ((8, 11, "has 8 of 11 checkpoints"), (2, 9, "the record of checkpoint 2 is damaged")):
+        copy.write_bytes(content[: at + start * 512] + bytes((stop - start) * 512) + content[at + stop * 512 :])
+        refused(copy, match)
+
+
+def test_a_checkpoint_whose_weights_did_not_reach_the_disk_does_not_count(copy, tiny_run):
+    as_if_killed(copy)
+    content, array = bytearray(copy.read_bytes()), tiny_run.file.header.contents.weights["blocks.0.attn.W_Q"]
+    content[array.offset + 10 * array.row_bytes] ^= 1
+    copy.write_bytes(content)
     run = mi.open_run(copy)
-    assert run.steps == [0, 2, 4, 6, 8]
-    assert len(run.metrics) == 5
-    with pytest.raises(UnknownNameError):
-        run.weights(10)
+    assert (run.steps, run.status) == (tiny_run.steps[:-1], "running")
+    resumed = resume(copy, progress=False)
+    assert [resumed.digest(step) for step in resumed.steps] == [tiny_run.digest(step) for step in tiny_run.steps]
+    assert verify(copy).sound
 
 
 def test_a_run_is_readable_while_it_is_written(tiny_config, tmp_path):
-    from mechinterp.models.registry import initial_parameters
-    from mechinterp.store import RunWriter
-
     path, parameters = tmp_path / "live.h5", initial_parameters(tiny_config)
-    with RunWriter(path, tiny_config) as writer:
+    with new_run_file(path, tiny_config) as writer:
         assert not path.exists()
         writer.append(0, parameters, {"train_loss": 1.0, "train_accuracy": 0.5})
         run = mi.open_run(path)
@@ -168,11 +215,177 @@ def test_a_run_is_readable_while_it_is_written(tiny_config, tmp_path):
         writer.append(2, parameters, {"train_loss": 1.0, "train_accuracy": 0.5})
         assert run.steps == [0, 2]
         assert run.digest(2) == digest(run.weights(2)).hex()
+        with h5py.File(path) as file:
+            assert file["checkpoints"]["step"].tolist()[:3] == [0, 2, 0]
     assert run.status == "complete"
+    assert run.steps == [0, 2]
 
 
 def test_no_room_is_an_error_before_anything_is_written(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda where: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(RunFileError, match="no room for another checkpoint"):
+    def fallocate(descriptor, offset, size):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", fallocate)
+    with pytest.raises(RunFileError, match=r"no room for 11 checkpoints \(0\.3 MB\)"):
         mi.train(tiny_config, tmp_path / "full.h5", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_weights_metrics_series_and_optimizer_state(tmp_path):
+    """A file without a config that grows beyond its room, with the optimizer's state at every second checkpoint."""
+    state = {"exp_avg.w": Array(shape=(2, 3)), "count": Array(shape=(), dtype="<i8")}
+    header = header_of(
+        metrics=("loss", "a b"), series={"loss": Array(shape=())}, optimizer=state, optimizer_every=2, series_every=5
+    )
+    path, rng = tmp_path / "own.h5", np.random.default_rng(0)
+    weights = {
+        step: {
+            "w": torch.from_numpy(rng.normal(size=(2, 3)).astype("f4")),
+            "scale": torch.tensor(rng.normal()).double(),
+        }
+        for step in (0, 10, 25, 45, 300)
+    }
+    weights = {
+        step: {name: v.double() if name == "scale" else v for name, v in row.items()} for step, row in weights.items()
+    }
+    moments = {step: {"exp_avg.w": row["w"] * 2, "count": torch.tensor(step)} for step, row in weights.items()}
+    with RunWriter(path, header) as writer:
+        for step, row in weights.items():
+            losses = np.arange(step // 5, dtype="f4")[-3:]
+            writer.append(step, row, {"loss": step / 7}, series={"loss": losses}, optimizer=moments[step])
+    file = RunFile(path)
+    assert file.steps == [0, 10, 25, 45, 300]
+    assert file.header.capacity == 5
+    for step, row in weights.items():
+        assert all((file.weights(step)[name] == value).all() for name, value in row.items())
+        stored = file.optimizer_state(step)
+        assert bool(stored) == (step in (0, 25, 300))
+        assert all((stored[name] == moments[step][name]).all() for name in stored)
+    assert file.metrics()["loss"].tolist() == [0, 10 / 7, 25 / 7, 45 / 7, 300 / 7]
+    assert file.metrics()["a b"].isna().all()
+    series = file.series()["loss"]
+    assert series.index.tolist() == list(range(5, 305, 5))
+    assert series.loc[[5, 10, 15, 20, 25, 300]].tolist() == [0, 1, 2, 3, 4, 59]
+    assert series.loc[50:285].isna().all()
+    with pytest.raises(RunFileError, match="has no config"):
+        mi.open_run(path)
+    require_same_hdf5(path, file.header)
+
+
+@pytest.mark.parametrize(
+    ("step", "weights", "metrics", "match"),
+    [
+        (0, {}, {}, "step 0 does not follow step 0"),
+        (1, {"w": torch.zeros(3, 2)}, {}, r"parameter w is \(3, 2\) float32, expected \(2, 3\) float32"),
+        (1, {"scale": torch.tensor(1.0)}, {}, "parameter scale is .* float32, expected .* float64"),
+        (1, {"more": torch.zeros(1)}, {}, "parameter more is not in the file"),
+        (1, {}, {"los": 1.0}, "has no metric 'los'; it has loss"),
+    ],
+)
+def test_what_does_not_fit_the_layout_is_refused(tmp_path, step, weights, metrics, match):
+    good = {"w": torch.zeros(2, 3), "scale": torch.tensor(1.0, dtype=torch.float64)}
+    with RunWriter(tmp_path / "own.h5", header_of(metrics=("loss",))) as writer:
+        writer.append(0, good, {})
+        with pytest.raises(MechinterpError, match=match):
+            writer.append(step, good | weights, metrics)
+    assert RunFile(tmp_path / "own.h5").steps == [0]
+
+
+def test_a_run_of_the_name_of_a_side_file_is_kept(tiny_config, tmp_path):
+    """`fast.dense.h5` may be a run of its own, whatever happens to `fast.h5`."""
+    path, other = tmp_path / "fast.h5", tmp_path / "fast.dense.h5"
+    mi.train(tiny_config, other, progress=False)
+    before = other.read_bytes()
+    mi.train(tiny_config, path, progress=False)
+    run = mi.train(tiny_config, path, overwrite=True, progress=False)
+    assert run.steps == list(range(0, 21, 2))
+    with pytest.raises(MechinterpError, match="is a run of its own"):
+        run.densify(start=2, stop=6, every=1)
+    assert other.read_bytes() == before
+
+
+def test_a_side_file_of_another_run_is_refused_and_kept(tiny_config, tmp_path):
+    path = tmp_path / "fast.h5"
+    mi.train(tiny_config, path, progress=False).densify(start=2, stop=6, every=1)
+    before = dense_path(path).read_bytes()
+    path.unlink()
+    with pytest.raises(RunFileError, match="holds steps of another run"):
+        mi.train(tiny_config, path, progress=False)
+    assert dense_path(path).read_bytes() == before
+
+
+def test_links_stay_and_planted_ones_are_not_followed(tiny_config, tmp_path):
+    target, link, victim = tmp_path / "target.h5", tmp_path / "link.h5", tmp_path / "victim"
+    mi.train(tiny_config.updated({"training.steps": 10}), target, progress=False)
+    link.symlink_to(target)
+    victim.write_text("mine")
+    (tmp_path / ".target.h5.part").symlink_to(victim)
+    assert resume(link, until=20, progress=False).steps[-1] == 20
+    assert link.is_symlink()
+    assert mi.open_run(target).steps[-1] == 20
+    assert victim.read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link.h5", "target.h5", "victim"]
+
+
+def test_what_a_killed_writer_has_left_is_removed(tiny_config, tmp_path):
+    (tmp_path / ".run.h5.part").write_bytes(b"half a file")
+    mi.train(tiny_config, tmp_path / "run.h5", progress=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.h5"]
+
+
+@pytest.mark.parametrize("name", ["x" * 247 + ".h5", "ä" * 120 + ".h5", "a\nb.h5", "[*]?.h5"])
+def test_odd_names(tiny_config, tmp_path, name):
+    path = tmp_path / name
+    mi.train(tiny_config, path, progress=False)
+    assert resume(path, until=30, progress=False).steps[-1] == 30
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_names_that_cannot_be_are_refused_in_a_line(tiny_config, tmp_path):
+    (tmp_path / ".run.h5.part").mkdir()
+    for path in (tmp_path / ("x" * 300 + ".h5"), tmp_path / "run.h5", Path("/proc/nope/run.h5"), tmp_path / "a\0.h5"):
+        with pytest.raises(MechinterpError) as caught:
+            mi.train(tiny_config, path, progress=False)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_exchanged_under_its_reader(tiny_config, tiny_run, tmp_path):
+    """The old content or an error, also if the new file has the old one's place on the disk."""
+    other = mi.train(tiny_config.updated({"seed": 1}), tmp_path / "other.h5", progress=False)
+    for exchange in (shutil.copy, lambda source, path: Path(shutil.copy(source, tmp_path / "new")).replace(path)):
+        path = shutil.copy(tiny_run.path, tmp_path / "run.h5")
+        run = mi.open_run(path)
+        exchange(other.path, path)
+        for read in (lambda run: run.steps, lambda run: run.weights(20), lambda run: run.metrics):
+            with pytest.raises(RunFileError, match="another run is there now; open it again"):
+                read(run)
+        run = mi.open_run(path)
+        path.write_bytes(path.read_bytes()[:30_000])
+        with pytest.raises(RunFileError, match="cut off"):
+            run.weights(20)
+        path.unlink()
+        with pytest.raises(RunFileError, match="does not exist"):
+            run.weights(20)
+
+
+def test_a_reader_follows_a_run_into_a_larger_file(tiny_config, tmp_path):
+    path = tmp_path / "run.h5"
+    run = mi.train(tiny_config, path, progress=False)
+    resume(path, until=30, progress=False)
+    assert (run.steps[-1], len(run.series)) == (30, 30)
+    keep_last(path)
+    assert (run.steps, run.status) == ([30], "complete")
+    with pytest.raises(UnknownNameError, match="step 20 is not saved"):
+        run.weights(20)
+
+
+def test_a_writer_whose_file_is_deleted_or_replaced_says_so(tiny_config, tiny_run, tmp_path):
+    path, parameters = tmp_path / "run.h5", initial_parameters(tiny_config)
+    for replace in (Path.unlink, lambda there: Path(shutil.copy(tiny_run.path, tmp_path / "new")).replace(there)):
+        writer = new_run_file(path, tiny_config, overwrite=True)
+        writer.append(0, parameters, {})
+        replace(path)
+        with pytest.raises(RunFileError, match="was deleted or replaced while it was being written"):
+            writer.append(2, parameters, {})
+        writer.close(RuntimeError())
+    assert mi.open_run(path).steps == tiny_run.steps

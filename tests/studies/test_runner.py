@@ -4,7 +4,6 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import pandas as pd
 import pytest
 import torch
@@ -17,13 +16,13 @@ from mechinterp.studies import worker
 from mechinterp.studies.cluster import cluster
 from mechinterp.studies.cost import spent
 from mechinterp.studies.jobs import jobs_of
-from mechinterp.studies.results import Results, file_of
+from mechinterp.studies.results import Results
 from mechinterp.studies.runner import compare, describe_spikes, measured, run_study, states, study_table
 from mechinterp.studies.study import Study
 from mechinterp.training.spikes import spikes_of
 from mechinterp.verification import verify
 from tests.conftest import SPIKING, TINY
-from tests.helpers import dataset
+from tests.helpers import as_if_killed
 from tests.store.survival_children import one_thread
 from tests.studies.helpers import digests, straight, written
 
@@ -164,22 +163,16 @@ def test_what_is_asked_later_is_located_in_what_was_measured_and_both_studies_ar
     assert spent(two, found, tmp_path) == cost
 
 
-def test_a_run_that_is_thinned_while_it_is_measured_is_read_from_what_was(study, tmp_path, monkeypatch):
-    thin = Study(study.name, {"free": study.variants["free"]}, [0], study.measures, keep="last")
-    expected = run_study(thin, tmp_path, workers=1, progress=False)
-    (_, job), path = jobs_of(thin, tmp_path)[0], tmp_path / f"{thin.runs[0].id}.h5"
-    file_of(job, ".json").unlink()
-    kept = path.read_bytes()
-    path.unlink()
-    mi.train(thin.runs[0].config, path, progress=False)
-
-    def another_has_done_it(run):
-        path.write_bytes(kept)
-        raise MechinterpError("no step 2")
-
-    monkeypatch.setattr(worker, "measure", another_has_done_it)
-    worker.do(job)
-    pd.testing.assert_frame_equal(study_table(thin, tmp_path), expected)
+def test_studies_that_keep_all_and_the_last_checkpoint_at_once_keep_all(study, tmp_path):
+    """Whichever comes first: what the outcome says of the checkpoints is true."""
+    thin = Study(study.name, study.variants, study.seeds, study.measures, keep="last")
+    with ThreadPoolExecutor() as both:
+        list(both.map(lambda each: run_study(each, tmp_path, workers=1, progress=False), (thin, study)))
+    for _, job in jobs_of(study, tmp_path):
+        outcome = Results(tmp_path).of(job)
+        assert outcome is not None
+        assert outcome["kept"] == "all"
+        assert len(mi.open_run(tmp_path / f"{job['id']}.h5").steps) == 11
 
 
 def test_two_studies_at_once_share_their_runs(study, tmp_path):
@@ -197,8 +190,7 @@ def test_a_run_whose_writer_was_killed_after_its_stop_rule_is_complete(tiny_conf
     path = tmp_path / f"{study.runs[0].id}.h5"
     with one_thread():
         stopped = mi.train(config, path, progress=False)
-    with h5py.File(path, "r+") as file:
-        dataset(file, "status")[0] = 0
+    as_if_killed(path)
     assert set(run_study(study, tmp_path, progress=False)["status"]) == {"done"}
     run = mi.open_run(path)
     assert (run.status, run.steps, run.digest(run.steps[-1])) == (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mechinterp as mi
-from mechinterp.store.schema import environment
+from mechinterp.training.recording import environment
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "preset_digests.json").read_text())
 

@@ -11,8 +11,6 @@ import torch
 import mechinterp as mi
 from mechinterp.models.forward import forward
 from mechinterp.run import resume, train_batched
-from mechinterp.store import RunWriter
-from mechinterp.store.schema import LATER_METRICS
 from mechinterp.training.engines import AutogradEngine
 from mechinterp.training.spikes import DEVIATIONS, LEAST, MEMORY, RECENT, SPIKES, LossSpikes, Spikes, spikes_of
 
@@ -225,21 +223,3 @@ def test_a_table_of_all_measures_has_the_spikes_and_one_of_named_measures_has_no
     assert spikes_of(table) == spikes_of(spiking_run.file.metrics())
     assert list(mi.measure(spiking_run, "icl_accuracy", n_sequences=20)) == ["icl_accuracy"]
     assert not {*SPIKES} & {*mi.emergence_table(table).index}
-
-
-def test_a_file_from_before_spikes_were_recorded_is_read_and_resumed(spiking_run, tmp_path, monkeypatch):
-    """Its metrics are loss and accuracy; of spikes nothing is known, until it is trained on."""
-    early = tmp_path / "early.h5"
-    with monkeypatch.context() as older:
-        for module in ("store.schema", "store.writer"):
-            older.setattr(f"mechinterp.{module}.METRICS", ("train_loss", "train_accuracy"))
-        with RunWriter(early, spiking_run.config, engine="analytic") as writer:
-            for step in (0, 50):
-                writer.append(step, spiking_run.weights(step), spiking_run.file.metrics_at(step))
-    run = mi.open_run(early)
-    assert run.metrics["train_loss"].iloc[1] == spiking_run.metrics["train_loss"].iloc[1]
-    assert run.metrics[list(LATER_METRICS)].isna().to_numpy().all()
-    assert spikes_of(run.file.metrics()) is None
-    resumed = resume(early, until=100, progress=False)
-    assert resumed.digest(100) == spiking_run.digest(100)
-    assert resumed.metrics.loc[100, list(LATER_METRICS)].notna().all()

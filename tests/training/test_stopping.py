@@ -1,7 +1,5 @@
 """A run ends where loss and accuracies have come to rest, and not before; resumed, it ends at the same step."""
 
-import h5py
-import numpy as np
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from mechinterp.models.network import Network
 from mechinterp.models.registry import initial_parameters
 from mechinterp.run import resume
 from mechinterp.training.stopping import StopRule
-from tests.helpers import dataset, hooked
+from tests.helpers import as_if_killed, hooked
 
 
 @pytest.fixture
@@ -59,9 +57,7 @@ def test_a_run_that_is_cut_off_and_resumed_ends_where_it_would_have(config, tmp_
     assert (whole.status, last < 4_000, last >= 40) == ("complete", True, True)
     cut = tmp_path / "cut.h5"
     mi.train(config.updated({"training.steps": last - 20, "training.stop_plateau": None}), cut, progress=False)
-    with h5py.File(cut, "r+") as file:  # as if it had been trained by the same config, and been killed
-        file.attrs["config"] = np.bytes_(config.canonical_json().encode())
-        dataset(file, "status")[0] = 0
+    as_if_killed(cut, config)
     resumed = resume(cut, progress=False)
     assert resumed.steps == whole.steps
     assert resumed.digest(last) == whole.digest(last)

@@ -1,0 +1,247 @@
+"""The command: python -m benchmarks.faults {power,kills,errors,fuzz}."""
+
+import errno
+import json
+import shutil
+import tempfile
+from collections import Counter
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import numpy as np
+import tyro
+
+import mechinterp as mi
+from benchmarks.faults import scenarios
+from benchmarks.faults.disk import Disk, read_log
+from benchmarks.faults.processes import Ended, Fault, Processes
+from mechinterp.cli import run_command
+from mechinterp.errors import MechinterpError
+from mechinterp.run import resume
+from mechinterp.torch_state import torch_threads
+
+_SCENARIOS = (
+    *("train", "grow", "resume", "train_and_prolong"),
+    *("overwrite", "densify", "keep_last", "analyse", "export"),
+)
+
+
+@dataclass
+class Outcome:
+    """Counts of what happened, and the first cases of each kind that must not be."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, scenario: str, case: str, *, bad: list[str], good: str) -> None:
+        """Count a case as `good`, or as each of the `bad` things that happened."""
+        for what in bad or [good]:
+            self.counts[f"{scenario}: {what}"] += 1
+            if bad:
+                self.faults.setdefault(f"{scenario}: {what.split(' (')[0]}", []).append(case)
+
+    def show(self, as_json: bool) -> int:
+        """Print the counts; the exit code, 1 if anything was bad."""
+        first = {what: cases[:3] for what, cases in self.faults.items()}
+        lines = [f"{n:7,}  {what}" for what, n in sorted(self.counts.items())]
+        lines += [f"   BAD   {what}: {'; '.join(cases)}" for what, cases in first.items()]
+        print(json.dumps({"counts": self.counts, "bad": first}) if as_json else "\n".join(lines))
+        return int(bool(self.faults))
+
+
+@dataclass
+class _Harness:
+    json: bool = False
+    """Print one JSON object."""
+    checkout: Path | None = None
+    """Another checkout, whose package is put to the test."""
+
+
+@dataclass
+class Power(_Harness):
+    """Cut the power at random moments of a training run that is then prolonged."""
+
+    cuts: int = 600
+    """Number of power losses, half of them with units of 512 bytes, half with 4,096."""
+    seed: int = 0
+
+    def execute(self) -> int:
+        outcome, rng = Outcome(), np.random.default_rng(self.seed)
+        with tempfile.TemporaryDirectory() as name, Processes(Path(name), self.checkout) as processes:
+            for scenario in ("train_and_prolong", "grow"):
+                path, log = Path(name) / scenario / "run.h5", Path(name) / f"{scenario}.log"
+                path.parent.mkdir()
+                ended = processes.run(scenario, path, Fault.LOG, log=log)
+                assert (ended.error, ended.trace) == (None, None), ended
+                expected = {step: mi.open_run(path).digest(step) for step in mi.open_run(path).steps}
+                changes, disk, acknowledged = read_log(log), Disk(), list[int]()
+                moments = sorted(int(m) for m in rng.integers(len(changes) + 1, size=self.cuts // 2))
+                for at in range(len(changes) + 1):
+                    for _ in range(moments.count(at)):
+                        unit = (512, 4096)[int(rng.integers(2))]
+                        files = disk.after_power_loss(rng, unit)
+                        bad, good = _after_power_loss(files, path, acknowledged, expected)
+                        outcome.add(f"power, {scenario}", f"change {at}, units of {unit}", bad=bad, good=good)
+                    if at < len(changes):
+                        if changes[at].kind == "A":
+                            acknowledged.append(int(changes[at].data.split()[0]))
+                        else:
+                            disk.apply(changes[at])
+                real = path.read_bytes()
+                assert disk.files[disk.names[str(path)]].current == real, "the log is not all that was written"
+        return outcome.show(self.json)
+
+
+def _after_power_loss(
+    files: dict[str, bytes], path: Path, acknowledged: list[int], expected: dict[int, str]
+) -> tuple[list[str], str]:
+    """What is wrong with the files that a power loss left, if anything, and what they are otherwise."""
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            (Path(name) / Path(file).name).write_bytes(content)
+        here = Path(name) / path.name
+        if not here.exists():
+            return (["acknowledged checkpoints lost"] if acknowledged else []), "no file yet"
+        bad = _misread(here, acknowledged, expected)
+        try:
+            with torch_threads(1), redirect_stderr(StringIO()):
+                run = resume(here, until=max(expected), progress=False)
+            if any(run.digest(step) != digest for step, digest in expected.items() if step in run.steps):
+                bad.append("resumed to other bits")
+        except MechinterpError as error:
+            if "stop rule" not in str(error):
+                bad.append(f"resume refused ({error})".replace(name, "")[:150])
+        except Exception as error:
+            bad.append(f"resume failed ({type(error).__name__})")
+        return bad, "all acknowledged checkpoints there, resumed to the same bits"
+
+
+def _misread(path: Path, acknowledged: list[int], expected: dict[int, str]) -> list[str]:
+    """What is wrong with a file that a run has left: checkpoints that are lost or wrong."""
+    from mechinterp.store.layout import digest
+
+    try:
+        run = mi.open_run(path)
+        steps = run.steps
+        bad = [] if {*acknowledged} <= {*steps} else ["acknowledged checkpoints lost"]
+        if any(digest(run.weights(step)).hex() != expected.get(step) for step in steps):
+            bad.append("wrong weights")
+        return bad
+    except MechinterpError as error:
+        return [f"unreadable ({error})".replace(str(path.parent), "")[:150]]
+    except Exception as error:
+        return [f"reading failed ({type(error).__name__})"]
+
+
+@dataclass
+class Kills(_Harness):
+    """Kill the process at every change of a file, and tear every write, in every scenario."""
+
+    every: int = 1
+    """Only every so-manyth change."""
+
+    def execute(self) -> int:
+        return _strike(self, [(Fault.KILL, 0), (Fault.TEAR, 0)]).show(self.json)
+
+
+@dataclass
+class Errors(_Harness):
+    """Fail every change of a file, once or from then on, with ENOSPC or EIO, and every sync."""
+
+    every: int = 1
+    """Only every so-manyth change."""
+
+    def execute(self) -> int:
+        kinds = [(Fault.FAIL_ON, errno.ENOSPC), (Fault.FAIL_ONCE, errno.EIO), (Fault.FAIL_ON, errno.EIO)]
+        return _strike(self, [*kinds, (Fault.FAIL_SYNC, errno.EIO)]).show(self.json)
+
+
+def _strike(harness: Any, kinds: list[tuple[Fault, int]], chosen: tuple[str, ...] = _SCENARIOS) -> Outcome:
+    """Every scenario with every fault at every change."""
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory() as name, Processes(Path(name), harness.checkout) as processes:
+        folder = Path(name)
+        trained = folder / "trained" / "run.h5"
+        trained.parent.mkdir()
+        assert processes.run("train", trained).signal == 0
+        for scenario in chosen:
+            whole = folder / f"whole-{scenario}" / "run.h5"
+            whole.parent.mkdir()
+            scenarios.prepare(scenario, whole, trained)
+            n_changes = processes.run(scenario, whole, Fault.KILL, 1 << 40).changes
+            assert n_changes > 0, scenario
+            for fault, number in kinds:
+                for at in range(1, n_changes + 1, harness.every):
+                    here = folder / "case" / "run.h5"
+                    here.parent.mkdir()
+                    scenarios.prepare(scenario, here, trained)
+                    log = folder / "acknowledged"
+                    ended = processes.run(scenario, here, fault, at, number)
+                    log.unlink(missing_ok=True)
+                    case = f"{fault.name} {errno.errorcode.get(number, '')} at change {at}"
+                    what = f"{fault.name.lower()} {errno.errorcode.get(number, '')}".strip()
+                    bad, good = _after_strike(processes, scenario, here, ended, fault, trained, whole)
+                    outcome.add(f"{scenario}, {what}", case, bad=bad, good=good)
+                    shutil.rmtree(here.parent)
+    return outcome
+
+
+def _after_strike(
+    processes: Processes, scenario: str, path: Path, ended: Ended, fault: Fault, trained: Path, whole: Path
+) -> tuple[list[str], str]:
+    """What is wrong with the files that a struck process has left, if anything, and what they are otherwise."""
+    kills = fault in (Fault.KILL, Fault.TEAR)
+    bad = [] if ended.trace is None else [f"traceback ({ended.trace.strip().splitlines()[-1][:120]})"]
+    if ended.signal and not kills:
+        bad.append(f"crash (signal {ended.signal})")
+    if ended.error and ("\n" in ended.error or len(ended.error) > 500):
+        bad.append(f"message of several lines ({ended.error[:80]})")
+    before, after = _digests(trained) or {}, _digests(whole) or {}
+    found = _digests(path) if path.exists() else {}
+    if found is None:
+        return [*bad, "unreadable"], ""
+    starts_empty = scenario in ("train", "grow", "train_and_prolong")
+    if (
+        not starts_empty
+        and scenario not in ("overwrite", "keep_last", "densify")
+        and not before.items() <= found.items()
+    ):
+        bad.append("checkpoints lost")
+    if found and not (found.items() <= after.items() or found.items() <= before.items() or scenario == "densify"):
+        bad.append("wrong weights")
+    try:
+        again = processes.run("resume" if found else scenario, path) if kills or ended.error else None
+    except ValueError as error:
+        return [*bad, f"the next start failed ({error})"], ""
+    if again and (again.trace or again.error or again.signal):
+        bad.append(
+            f"the next start failed ({again.error or again.trace or again.signal})"[:160].replace(str(path.parent), "")
+        )
+    left = sorted(entry.name for entry in path.parent.iterdir() if entry.name.startswith(".run.h5"))
+    if left:
+        bad.append(f"left behind: {', '.join(left)}")
+    return bad, "as it was or further, and goes on" if kills else "an error in one line, or none; goes on"
+
+
+def _digests(path: Path) -> dict[int, str] | None:
+    """The digests of all weights of a run, as read; None if it cannot be read."""
+    from mechinterp.store.layout import digest
+
+    try:
+        run = mi.open_run(path)
+        return {step: digest(run.weights(step)).hex() for step in run.steps}
+    except MechinterpError:
+        return None
+
+
+COMMANDS = Union[  # noqa: UP007  (made at run time)
+    Annotated[Power, tyro.conf.subcommand("power")],
+    Annotated[Kills, tyro.conf.subcommand("kills")],
+    Annotated[Errors, tyro.conf.subcommand("errors")],
+]
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(COMMANDS, prog="python -m benchmarks.faults", description=__doc__))

@@ -11,10 +11,16 @@ from operator import index
 from typing import Any, TypeVar
 
 Member = TypeVar("Member", bound=Enum)
+MOST = 500
+"""Characters of the longest message on a run file."""
 
 
 class MechinterpError(Exception):
-    """An error that the user can correct; the message says how."""
+    """An error that the user can correct; the message says how, in one line without control characters."""
+
+    def __init__(self, message: object = ""):
+        text = " ".join(str(message).split())
+        super().__init__("".join(character if character.isprintable() else "\ufffd" for character in text))
 
 
 class ConfigError(MechinterpError):
@@ -23,6 +29,10 @@ class ConfigError(MechinterpError):
 
 class RunFileError(MechinterpError):
     """A run file is missing, damaged, exists already, or is another file."""
+
+    def __init__(self, message: object = ""):
+        text = str(message)
+        super().__init__(text if len(text) <= MOST else f"{text[: MOST - 2]} …")  # some of it may be the file's
 
 
 class BusyError(RunFileError):

@@ -125,15 +125,13 @@ def open_run(path: str | Path, *, task: Task | None = None) -> Run:
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """The runs, by file name (by path where names repeat); at least one is needed, and all with a checkpoint."""
+    """The runs, by file name (by path where names repeat); at least one is needed."""
     if not paths:
         raise MechinterpError("name at least one run file")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
     runs = {name: open_run(path) for name, path in zip(names, paths, strict=True)}
-    for run in runs.values():
-        run.require_checkpoint()
     return runs
 
 
@@ -283,7 +281,7 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
 
 def _locked_run(path: str | Path, task: Task | None, unlocked: ExitStack) -> tuple[Run, FileLock]:
     """A run, and the right to write its file, which is given up when `unlocked` is left."""
-    open_run(path, task=task).require_checkpoint()
+    open_run(path, task=task)  # raises if it is none
     lock = unlocked.enter_context(lock_run_file(Path(path)))
     return open_run(path, task=task), lock
 

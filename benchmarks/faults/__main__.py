@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import numpy as np
+import torch
 import tyro
 
 import mechinterp as mi
-from benchmarks.faults import scenarios
+from benchmarks.faults import fuzz, scenarios
 from benchmarks.faults.disk import Disk, read_log
 from benchmarks.faults.processes import Ended, Fault, Processes
 from mechinterp.cli import run_command
@@ -213,10 +214,10 @@ def _after_strike(
     if found and not (found.items() <= after.items() or found.items() <= before.items() or scenario == "densify"):
         bad.append("wrong weights")
     try:
-        again = processes.run("resume" if found else scenario, path) if kills or ended.error else None
+        again = processes.run("resume" if found else scenario, path)
     except ValueError as error:
         return [*bad, f"the next start failed ({error})"], ""
-    if again and (again.trace or again.error or again.signal):
+    if again.trace or again.error or again.signal:
         bad.append(
             f"the next start failed ({again.error or again.trace or again.signal})"[:160].replace(str(path.parent), "")
         )
@@ -237,10 +238,44 @@ def _digests(path: Path) -> dict[int, str] | None:
         return None
 
 
+@dataclass
+class Fuzz:
+    """Change bytes and structure of a run file, and put it through what a user does with it (`fuzz`)."""
+
+    byte_mutants: int = 10_000
+    structure_mutants: int = 3_000
+    seed: int = 0
+    json: bool = False
+    """Print one JSON object."""
+
+    def execute(self) -> int:
+        outcome = Outcome()
+        torch.set_num_threads(1)  # forked processes must not use a thread pool of their parent
+        scenarios.warm_up()
+        with tempfile.TemporaryDirectory() as name:
+            path, good = Path(name) / "mutant.h5", Path(name) / "good.h5"
+            run = mi.train(scenarios.CONFIG, good, progress=False)
+            expected = {step: run.digest(step) for step in run.steps}
+            content = good.read_bytes()
+            fuzz.use(good, expected, thorough=True)  # imports and compiles everything
+            assert (faults := fuzz.examine(good, expected, thorough=True)) == [], faults
+            for kind, count in (("bytes", self.byte_mutants), ("structure", self.structure_mutants)):
+                for number in range(count):
+                    rng = np.random.default_rng([self.seed, number, kind == "bytes"])
+                    path.write_bytes(fuzz.byte_mutant(content, rng) if kind == "bytes" else content)
+                    what = fuzz.structure_mutant(path, rng) if kind == "structure" else ""
+                    bad = fuzz.examine(path, expected, thorough=number % 20 == 0)
+                    outcome.add(
+                        f"fuzz, {kind}", f"mutant {number} {what}", bad=bad, good="refused in a line, or read right"
+                    )
+        return outcome.show(self.json)
+
+
 COMMANDS = Union[  # noqa: UP007  (made at run time)
     Annotated[Power, tyro.conf.subcommand("power")],
     Annotated[Kills, tyro.conf.subcommand("kills")],
     Annotated[Errors, tyro.conf.subcommand("errors")],
+    Annotated[Fuzz, tyro.conf.subcommand("fuzz")],
 ]
 
 if __name__ == "__main__":

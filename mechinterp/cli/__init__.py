@@ -7,8 +7,8 @@ exit code 2.
 import os
 import re
 import sys
-from contextlib import redirect_stderr
-from io import StringIO
+from contextlib import redirect_stderr, suppress
+from io import StringIO, TextIOWrapper
 from typing import Annotated, Any, Union
 
 import tyro
@@ -68,20 +68,35 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
 
     A user's error, including tyro's boxed messages, becomes one line on standard error and exit code 2.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack β and –
     try:
-        return _parse(command, arguments, options).execute() or 0
+        code = _parse(command, arguments, options).execute() or 0
+        sys.stdout.flush()
+        return code
     except MechinterpError as error:
         return _fail(error)
     except ValidationError as error:
         return _fail(ConfigError(f"config: {explain(error, RunConfig)}"))
     except MemoryError as error:
         return _fail(MechinterpError(f"out of memory ({error}); lower the sizes"))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the output has ended
+    except BrokenPipeError:  # the reader of the output has ended
+        _leave_output()
         return 0
+    except OSError as error:
+        place = error.filename or "standard output"
+        _leave_output()
+        return _fail(MechinterpError(f"{place}: {error.strerror or error}; free some space, or choose another place"))
     except KeyboardInterrupt:
         print("mechinterp: interrupted; every checkpoint written so far is kept", file=sys.stderr)
         return 130
+
+
+def _leave_output() -> None:
+    """Send what is still to be printed nowhere."""
+    with suppress(OSError, ValueError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: MechinterpError) -> int:

@@ -17,8 +17,6 @@ from mechinterp.errors import MechinterpError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechinterp.run import Run
-
 
 @dataclass
 class Measure:
@@ -84,11 +82,12 @@ class AnalysisCommand:
 
     def execute(self) -> None:
         from mechinterp.analysis.checkpoints import analyse
+        from mechinterp.run import open_run
 
         _require_one_form(self.csv, self.json)
         if self.all and self.steps:
             raise MechinterpError("--steps and --all exclude each other; give one of them")
-        run = _run_with_steps(self.run)
+        run = open_run(self.run)
         common = {field.name for field in fields(AnalysisCommand)}
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in common}
         arguments = {name: value for name, value in options.items() if value is not None}
@@ -147,8 +146,9 @@ class Circuit:
         from mechinterp.circuits.diagram import to_dict
         from mechinterp.circuits.svg import film_strip, to_svg
         from mechinterp.files import replace_text, require_place
+        from mechinterp.run import open_run
 
-        run = _run_with_steps(self.run)
+        run = open_run(self.run)
         out = require_place(self.out or self.run.with_suffix(".svg")) if self.out or not self.json else None
         steps, name = list(self.steps) or run.steps[-1:], self.run.stem
         options: Any = {"weight": self.weight, "threshold": self.threshold, "n_pairs": self.n_pairs}
@@ -164,14 +164,6 @@ class Circuit:
 def _require_one_form(csv: bool, json: bool) -> None:
     if csv and json:
         raise MechinterpError("--csv and --json exclude each other; give one of them")
-
-
-def _run_with_steps(path: Path) -> "Run":
-    from mechinterp.run import open_run
-
-    run = open_run(path)
-    run.require_checkpoint()
-    return run
 
 
 def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":

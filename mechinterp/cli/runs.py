@@ -157,19 +157,19 @@ class Info:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.run import open_run
+        from mechinterp.store import Trajectory
 
-        run = open_run(self.run)
-        steps = run.steps
+        run = Trajectory(self.run)
+        digests = run.digests()
         facts: dict[str, Any] = {
             "run": str(run.path),
             "status": run.status,
             "created": run.created,
             "environment": run.environment,
             "config": json_module.loads(run.config.canonical_json()),
-            "steps": steps,
-            "digests": {str(step): run.digest(step) for step in steps},
+            "steps": list(digests),
+            "digests": {str(step): digest for step, digest in digests.items()},
         }
         lines = [f"{name:12} {value}" for name, value in facts.items() if name not in ("steps", "digests")]
-        lines += [f"step {step:>8,}  {facts['digests'][str(step)]}" for step in steps]
+        lines += [f"step {step:>8,}  {digest}" for step, digest in digests.items()]
         print_result(facts, self.json, "\n".join(lines))

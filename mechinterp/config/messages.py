@@ -28,8 +28,14 @@ def _explain(fault: Any, root: type[Section]) -> str:
         return f"{dotted}: has no kind; name one of {', '.join(section.kinds())}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
+        message = f"{message[0].lower()}{message[1:]} (got {_short(fault['input'])})"
     return f"{dotted}: {message}" if path else message
+
+
+def _short(value: object) -> str:
+    """A value as it is written in Python, cut off if it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:98]} …"
 
 
 def _locate(location: tuple[int | str, ...], root: type[Section]) -> tuple[list[str], type[Section]]:

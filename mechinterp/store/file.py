@@ -115,6 +115,11 @@ class RunFile:
         """The stored SHA-256 of the weights at a committed step (hexadecimal)."""
         return self._records["digest"][self._committed_row(step)].tobytes().hex()
 
+    def digests(self) -> dict[int, str]:
+        """The stored SHA-256 of the weights at every committed step (hexadecimal)."""
+        steps = self.steps
+        return {step: row.tobytes().hex() for step, row in zip(steps, self._records["digest"], strict=True)}
+
     def optimizer_state(self, step: int) -> dict[str, Tensor]:
         """The state of the optimizer at a committed step, by name; empty if that checkpoint has none."""
         row = self._committed_row(step)
@@ -200,6 +205,8 @@ class RunFile:
             raise RunFileError(f"has {len(self._records)} of {end[1]} checkpoints; the file is damaged")
         if not end and len(self._records) > first and not self._fits(file, len(self._records) - 1):
             self._records = self._records[:-1]  # the system went down before all of it was on the disk
+        if not len(self._records):  # it got its name with the first
+            raise RunFileError("has no whole checkpoint; the file is damaged")
         self._ended = end
 
     def _record_bytes(self, file: FileIO, first: int, count: int) -> bytes:

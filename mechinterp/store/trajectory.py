@@ -62,11 +62,6 @@ class Trajectory:
         listed = steps if isinstance(steps, Iterable) and not isinstance(steps, str) else [steps]
         return [require_integer("step", step, 0) for step in listed]
 
-    def require_checkpoint(self) -> None:
-        """RunFileError for a file without a checkpoint, whose writer was killed before the first one."""
-        if not self.file.steps:
-            raise RunFileError(f"{self.path}: holds no checkpoint; train it anew")
-
     def weights(self, step: int) -> dict[str, Tensor]:
         """The trained parameters at a stored step, by name (float32)."""
         return self._file_with(step).weights(step)
@@ -74,6 +69,10 @@ class Trajectory:
     def digest(self, step: int) -> str:
         """SHA-256 of the weights at a stored step (hexadecimal), stored when they were written."""
         return self._file_with(step).digest(step)
+
+    def digests(self) -> dict[int, str]:
+        """SHA-256 of the weights at every stored step (hexadecimal)."""
+        return dict(sorted((self.file.digests() | (self.side_file.digests() if self.side_file else {})).items()))
 
     def open_side_file(self) -> None:
         """Open the side file if there is one; RunFileError if it belongs to another run."""

@@ -66,7 +66,6 @@ def replay_steps(
     instead.
     """
     file, wanted = trajectory.file, sorted({require_integer("step", step, 0) for step in steps})
-    trajectory.require_checkpoint()
     saved = file.steps
     if wanted and wanted[0] < saved[0]:
         raise MechinterpError(f"{trajectory.path}: step {wanted[0]} is before the first saved one ({saved[0]})")

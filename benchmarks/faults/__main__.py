@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Union
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.run import resume
 from mechinterp.torch_state import torch_threads
 
-_SCENARIOS = (
+SCENARIOS = (
     *("train", "grow", "resume", "train_and_prolong"),
     *("overwrite", "densify", "keep_last", "analyse", "export"),
 )
@@ -143,6 +143,7 @@ class Kills(_Harness):
 
     every: int = 1
     """Only every so-manyth change."""
+    scenarios: tuple[str, ...] = SCENARIOS
 
     def execute(self) -> int:
         return _strike(self, [(Fault.KILL, 0), (Fault.TEAR, 0)]).show(self.json)
@@ -154,13 +155,14 @@ class Errors(_Harness):
 
     every: int = 1
     """Only every so-manyth change."""
+    scenarios: tuple[str, ...] = SCENARIOS
 
     def execute(self) -> int:
         kinds = [(Fault.FAIL_ON, errno.ENOSPC), (Fault.FAIL_ONCE, errno.EIO), (Fault.FAIL_ON, errno.EIO)]
         return _strike(self, [*kinds, (Fault.FAIL_SYNC, errno.EIO)]).show(self.json)
 
 
-def _strike(harness: Any, kinds: list[tuple[Fault, int]], chosen: tuple[str, ...] = _SCENARIOS) -> Outcome:
+def _strike(harness: "Kills | Errors", kinds: list[tuple[Fault, int]]) -> Outcome:
     """Every scenario with every fault at every change."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as name, Processes(Path(name), harness.checkout) as processes:
@@ -168,7 +170,7 @@ def _strike(harness: Any, kinds: list[tuple[Fault, int]], chosen: tuple[str, ...
         trained = folder / "trained" / "run.h5"
         trained.parent.mkdir()
         assert processes.run("train", trained).signal == 0
-        for scenario in chosen:
+        for scenario in harness.scenarios:
             whole = folder / f"whole-{scenario}" / "run.h5"
             whole.parent.mkdir()
             scenarios.prepare(scenario, whole, trained)
@@ -244,6 +246,8 @@ class Fuzz:
 
     byte_mutants: int = 10_000
     structure_mutants: int = 3_000
+    thorough_every: int = 20
+    """Every so-manyth mutant is also drawn and reported on; 0: none is."""
     seed: int = 0
     json: bool = False
     """Print one JSON object."""
@@ -257,14 +261,16 @@ class Fuzz:
             run = mi.train(scenarios.CONFIG, good, progress=False)
             expected = {step: run.digest(step) for step in run.steps}
             content = good.read_bytes()
-            fuzz.use(good, expected, thorough=True)  # imports and compiles everything
-            assert (faults := fuzz.examine(good, expected, thorough=True)) == [], faults
+            thorough = bool(self.thorough_every)
+            fuzz.use(good, expected, thorough=thorough)  # imports and compiles everything
+            assert (faults := fuzz.examine(good, expected, thorough=thorough)) == [], faults
             for kind, count in (("bytes", self.byte_mutants), ("structure", self.structure_mutants)):
                 for number in range(count):
                     rng = np.random.default_rng([self.seed, number, kind == "bytes"])
                     path.write_bytes(fuzz.byte_mutant(content, rng) if kind == "bytes" else content)
                     what = fuzz.structure_mutant(path, rng) if kind == "structure" else ""
-                    bad = fuzz.examine(path, expected, thorough=number % 20 == 0)
+                    thorough = bool(self.thorough_every) and number % self.thorough_every == 0
+                    bad = fuzz.examine(path, expected, thorough=thorough)
                     outcome.add(
                         f"fuzz, {kind}", f"mutant {number} {what}", bad=bad, good="refused in a line, or read right"
                     )

@@ -83,8 +83,8 @@ class Processes:
     def close(self) -> None:
         """End the server."""
         assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait()
+        with self._server:  # closes the pipes and waits
+            self._server.stdin.close()
 
     def __enter__(self) -> "Processes":
         return self

@@ -73,7 +73,8 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
             stream.reconfigure(errors="replace")  # a terminal may lack β and –
     try:
         code = _parse(command, arguments, options).execute() or 0
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return code
     except MechinterpError as error:
         return _fail(error)

@@ -103,7 +103,7 @@ class StudyStatus(_Study):
         from mechinterp.studies import processes
         from mechinterp.studies.cost import estimate, spent
         from mechinterp.studies.results import Results
-        from mechinterp.studies.runner import states
+        from mechinterp.studies.runner import begun, states
 
         study, outcomes = self.study(), Results(self.runs)
         counts = states(study, outcomes, self.runs)
@@ -118,6 +118,8 @@ class StudyStatus(_Study):
         lines = [f"{study.name}: {summary}", str(cost), f"left: {left.on(self.workers or os.cpu_count() or 1)}"]
         if 1 < len(counts) <= MOST_ON_A_PAGE:
             lines.insert(1, counts.to_string())
+        if not begun(study, self.runs):
+            lines.append(f"none of its runs is in {self.runs.resolve()}; --runs names another folder")
         print_result(result, self.json, "\n".join(lines))
         return 0
 

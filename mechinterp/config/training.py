@@ -70,6 +70,8 @@ class CheckpointConfig(Section):
             raise ValueError(
                 f"checkpoints.every = {self.every} gives {steps // self.every:,} checkpoints: use {least} or more"
             )
+        if self.per_decade and self.per_decade * math.log10(max(steps, 10)) > MAX_CHECKPOINTS:
+            raise ValueError(f"checkpoints.per_decade = {self.per_decade} gives over {MAX_CHECKPOINTS:,} checkpoints")
         window, distance = training.stop_plateau, self.every or steps
         if window and 2 * distance > window:
             raise ValueError(

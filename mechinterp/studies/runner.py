@@ -212,9 +212,14 @@ def table_folder(study: Study, out: Path) -> Path:
 def write_tables(study: Study, table: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, Path, Path]:
     """The comparison of a study's variants (`compare`), and the paths to which the table and it were written."""
     runs, variants, compared = out / f"{study.name}.csv", out / f"{study.name}-variants.csv", compare(table)
-    replace_text(runs, table.to_csv(index=False, float_format="%.6g"))
+    replace_text(runs, table.map(_text_cell).to_csv(index=False, float_format="%.6g"))
     replace_text(variants, compared.to_csv(float_format="%.6g"))
     return compared, runs, variants
+
+
+def _text_cell(value: Any) -> Any:
+    """The value of a cell; text that a spreadsheet would take for a formula is quoted."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def measured(study: Study, folder: str | Path = "checkpoints/studies") -> dict[tuple[str, int], pd.DataFrame]:

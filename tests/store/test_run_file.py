@@ -389,3 +389,12 @@ def test_a_writer_whose_file_is_deleted_or_replaced_says_so(tiny_config, tiny_ru
             writer.append(2, parameters, {})
         writer.close(RuntimeError())
     assert mi.open_run(path).steps == tiny_run.steps
+
+
+def test_where_the_system_has_no_locks_files_can_be_read_and_not_written(tiny_run, tiny_config, tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr("mechinterp.files.fcntl", None)
+    assert mi.open_run(tiny_run.path).steps == tiny_run.steps
+    with pytest.raises(MechinterpError, match="written on Linux and macOS only; here, run files can be read"):
+        mi.train(tiny_config, tmp_path / "run.h5", progress=False)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,31 @@
+"""A sample of the faults of benchmarks.faults, which has all of them."""
+
+import shutil
+
+import pytest
+
+from benchmarks.faults.__main__ import Errors, Fuzz, Kills, Power
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the preloaded library is compiled")
+
+
+@needs_compiler
+def test_no_power_loss_takes_an_acknowledged_checkpoint(capsys):
+    assert Power(cuts=30).execute() == 0, capsys.readouterr().out
+
+
+@needs_compiler
+def test_a_kill_or_a_torn_write_anywhere_loses_nothing(capsys):
+    assert Kills(every=23, scenarios=("train", "resume", "overwrite", "keep_last")).execute() == 0, (
+        capsys.readouterr().out
+    )
+
+
+@needs_compiler
+def test_a_write_or_sync_that_fails_is_an_error_in_one_line(capsys):
+    errors = Errors(every=61, scenarios=("train", "resume", "densify", "export"))
+    assert errors.execute() == 0, capsys.readouterr().out
+
+
+def test_changed_files_are_refused_in_one_line_or_read_right(capsys):
+    assert Fuzz(byte_mutants=40, structure_mutants=40, thorough_every=0, seed=1).execute() == 0, capsys.readouterr().out

@@ -16,13 +16,11 @@ import torch
 import tyro
 
 import mechinterp as mi
-from benchmarks.faults import fuzz, scenarios
+from benchmarks.faults import scenarios
 from benchmarks.faults.disk import Disk, read_log
 from benchmarks.faults.processes import Ended, Fault, Processes
 from mechinterp.cli import run_command
 from mechinterp.errors import MechinterpError
-from mechinterp.run import resume
-from mechinterp.torch_state import torch_threads
 
 SCENARIOS = (
     *("train", "grow", "resume", "train_and_prolong"),
@@ -57,8 +55,6 @@ class Outcome:
 class _Harness:
     json: bool = False
     """Print one JSON object."""
-    checkout: Path | None = None
-    """Another checkout, whose package is put to the test."""
 
 
 @dataclass
@@ -70,8 +66,9 @@ class Power(_Harness):
     seed: int = 0
 
     def execute(self) -> int:
+        torch.set_num_threads(1)  # as in the process that was recorded
         outcome, rng = Outcome(), np.random.default_rng(self.seed)
-        with tempfile.TemporaryDirectory() as name, Processes(Path(name), self.checkout) as processes:
+        with tempfile.TemporaryDirectory() as name, Processes(Path(name)) as processes:
             for scenario in ("train_and_prolong", "grow"):
                 path, log = Path(name) / scenario / "run.h5", Path(name) / f"{scenario}.log"
                 path.parent.mkdir()
@@ -108,8 +105,8 @@ def _after_power_loss(
             return (["acknowledged checkpoints lost"] if acknowledged else []), "no file yet"
         bad = _misread(here, acknowledged, expected)
         try:
-            with torch_threads(1), redirect_stderr(StringIO()):
-                run = resume(here, until=max(expected), progress=False)
+            with redirect_stderr(StringIO()):
+                run = scenarios.go_on(here, until=max(expected), progress=False)
             if any(run.digest(step) != digest for step, digest in expected.items() if step in run.steps):
                 bad.append("resumed to other bits")
         except MechinterpError as error:
@@ -122,13 +119,11 @@ def _after_power_loss(
 
 def _misread(path: Path, acknowledged: list[int], expected: dict[int, str]) -> list[str]:
     """What is wrong with a file that a run has left: checkpoints that are lost or wrong."""
-    from mechinterp.store.layout import digest
-
     try:
         run = mi.open_run(path)
         steps = run.steps
         bad = [] if {*acknowledged} <= {*steps} else ["acknowledged checkpoints lost"]
-        if any(digest(run.weights(step)).hex() != expected.get(step) for step in steps):
+        if any(scenarios.digest(run.weights(step)) != expected.get(step) for step in steps):
             bad.append("wrong weights")
         return bad
     except MechinterpError as error:
@@ -165,7 +160,7 @@ class Errors(_Harness):
 def _strike(harness: "Kills | Errors", kinds: list[tuple[Fault, int]]) -> Outcome:
     """Every scenario with every fault at every change."""
     outcome = Outcome()
-    with tempfile.TemporaryDirectory() as name, Processes(Path(name), harness.checkout) as processes:
+    with tempfile.TemporaryDirectory() as name, Processes(Path(name)) as processes:
         folder = Path(name)
         trained = folder / "trained" / "run.h5"
         trained.parent.mkdir()
@@ -231,11 +226,9 @@ def _after_strike(
 
 def _digests(path: Path) -> dict[int, str] | None:
     """The digests of all weights of a run, as read; None if it cannot be read."""
-    from mechinterp.store.layout import digest
-
     try:
         run = mi.open_run(path)
-        return {step: digest(run.weights(step)).hex() for step in run.steps}
+        return {step: scenarios.digest(run.weights(step)) for step in run.steps}
     except MechinterpError:
         return None
 
@@ -253,6 +246,8 @@ class Fuzz:
     """Print one JSON object."""
 
     def execute(self) -> int:
+        from benchmarks.faults import fuzz
+
         outcome = Outcome()
         torch.set_num_threads(1)  # forked processes must not use a thread pool of their parent
         scenarios.warm_up()

@@ -23,9 +23,10 @@ import h5py
 import numpy as np
 
 import mechinterp as mi
+from benchmarks.faults.scenarios import digest
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
-from mechinterp.store.layout import digest, header_length
+from mechinterp.store.layout import header_length
 
 SECONDS, MEGABYTES, CHARACTERS = 8, 300, 500
 _ODD: list[Any] = [
@@ -217,7 +218,7 @@ def _values(opened: Callable[[], mi.Run], expected: dict[int, str]) -> list[str]
     """Weights that are read are those that were written."""
     try:
         run = opened()
-        wrong = [step for step in run.steps if digest(run.weights(step)).hex() != expected.get(step)]
+        wrong = [step for step in run.steps if digest(run.weights(step)) != expected.get(step)]
         run.network(run.steps[-1])
         return ["wrong weights"] if wrong else []
     except MechinterpError as error:

@@ -48,8 +48,8 @@ class Ended:
 class Processes:
     """A server in a process of its own that forks a child for every scenario."""
 
-    def __init__(self, folder: Path, checkout: Path | None = None):
-        """The library is compiled into `folder`; the package is that of another `checkout`, if given."""
+    def __init__(self, folder: Path):
+        """The library is compiled into `folder`."""
         library = folder / "shim.so"
         source = Path(__file__).with_name("shim.c")
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
@@ -58,7 +58,7 @@ class Processes:
             "LD_PRELOAD": str(library),
             "FAULT_SHIM": str(library),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{checkout or here}{os.pathsep}{here}",
+            "PYTHONPATH": str(here),
         }
         self._server = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.faults.processes"],
@@ -66,7 +66,7 @@ class Processes:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
-            cwd=checkout or here,
+            cwd=here,
         )
 
     def run(

@@ -3,13 +3,20 @@
 They use names that version 0.4.0 has, too, so that its files can be put through the same faults.
 """
 
+import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 import mechinterp as mi
-from mechinterp.run import resume as go_on
-from mechinterp.store import RunWriter
+from mechinterp.store.writer import RunWriter
+
+try:
+    from mechinterp.run import resume as go_on
+except ImportError:  # version 0.4.0
+    from mechinterp.training.trainer import resume as go_on  # pyright: ignore[reportAttributeAccessIssue]
 
 Acknowledge = Callable[[int, str], None]
 
@@ -32,6 +39,14 @@ CONFIG = mi.RunConfig().updated(
 STOPPED = CONFIG.updated({"training.steps": 400, "training.stop_accuracy": 0.999})
 """Room for 64 checkpoints is made first, so the file grows on the way."""
 TIMED_OUT = 80
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of a checkpoint of 32-bit floats (hexadecimal), as run files have it."""
+    sha = hashlib.sha256()
+    for name, value in weights.items():
+        sha.update(f"{name}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    return sha.hexdigest()
 
 
 def warm_up() -> None:

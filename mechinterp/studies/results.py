@@ -1,24 +1,30 @@
 """The outcomes of the runs in a folder, or their errors, and an index of all of them.
 
 The worker that executes a run writes ``{id}.json`` (the outcome) or ``{id}.failed.json`` (the error) beside ``{id}.h5``
-(the run) and ``{id}.csv`` (step × measure). These files are the record. ``index.columns`` repeats the record with one
+(the run) and ``{id}.csv`` (step × measure). These files are the record. ``index.parquet`` repeats the record with one
 row per run, so that a study of ten thousand runs is read without opening ten thousand files. Rows of the index that are
 missing or out of date are read from the record again.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+from pyarrow import parquet
+
 from mechinterp.errors import MechinterpError
-from mechinterp.files import plain_json, read_sealed_json, write_sealed_json
+from mechinterp.files import plain_json, read_sealed_json, replace_bytes, write_sealed_json
 from mechinterp.studies.jobs import Job
 
 FORMAT = 2
 """Version of the outcomes' meaning; outcomes of another version are measured anew."""
-INDEX = "index.columns"
+INDEX = "index.parquet"
 _OUTCOME, _FAILED = ".json", ".failed.json"
 
 
@@ -134,7 +140,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     """The rows by id; empty if there is no index or it cannot be read."""
-    columns = read_sealed_json(path) or {"id": []}
+    try:
+        table = parquet.read_table(BytesIO(path.read_bytes()))
+        columns = table.to_pydict()
+        if (table.schema.metadata or {}).get(b"sha256") != _digest(columns):
+            return {}
+    except (OSError, ValueError, KeyError):  # pyarrow's errors are of these kinds
+        return {}
     rows = {id: dict[str, Any]() for id in columns.pop("id")}
     for name, values in columns.items():
         for row, value in zip(rows.values(), values, strict=True):
@@ -144,8 +156,15 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_index(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write the index, as columns. If that fails, it stays as it was: the record has all."""
+    """Write the index. If that fails, or values of a column differ in type, it stays as it was: the record has all."""
     names = sorted({name for row in rows.values() for name in row})
     columns = {"id": sorted(rows)} | {name: [rows[id].get(name) for id in sorted(rows)] for name in names}
-    with contextlib.suppress(MechinterpError):
-        write_sealed_json(path, columns)
+    with contextlib.suppress(MechinterpError, pyarrow.ArrowException):
+        table, content = pyarrow.table(columns), BytesIO()
+        parquet.write_table(table.replace_schema_metadata({"sha256": _digest(table.to_pydict())}), content)
+        replace_bytes(path, content.getvalue())
+
+
+def _digest(columns: Mapping[str, list[Any]]) -> bytes:
+    """SHA-256 of the columns of an index (hexadecimal), which is kept in its metadata."""
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest().encode()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -88,12 +89,14 @@ def test_a_lost_or_damaged_index_is_made_anew(study, tmp_path):
     do(jobs(study, tmp_path)[0], 10.0)
     expected = study_table(study, tmp_path)
     content = (tmp_path / INDEX).read_bytes()
-    digit = content.replace(b"10.0", b"11.0")
-    assert digit != content
-    for damage in (b"", b"PAR1 no", content[:-7], digit, b"[" * 100_000):
+    digit = content.replace(np.float64(10.0).tobytes(), np.float64(11.0).tobytes())
+    name = content.replace(b"icl_accuracy.low", b"icl_accuracy.lox")
+    assert content not in (digit, name)
+    for damage in (b"", b"PAR1 no", content[:-7], digit, name, b"[" * 100_000):
         (tmp_path / INDEX).write_bytes(damage)
         pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
         assert (tmp_path / INDEX).read_bytes() == content
+        assert pd.read_parquet(tmp_path / INDEX)["icl_accuracy.step"].tolist() == [10.0]
     (tmp_path / INDEX).unlink()
     (tmp_path / INDEX).mkdir()  # which cannot be replaced by a file
     pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)

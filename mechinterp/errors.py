@@ -11,7 +11,7 @@ from operator import index
 from typing import Any, TypeVar
 
 Member = TypeVar("Member", bound=Enum)
-MOST = 500
+MOST = 480
 """Characters of the longest message on a run file."""
 
 

@@ -110,7 +110,8 @@ def measure(
     released = [column.name for column in columns]
     clamped = [f"clamped_{name}" for name in released if rows and f"clamped_{name}" in rows[0]]
     table = pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=released + clamped)
-    return table if names else table.join(run.metrics[list(SPIKES)])
+    metrics = run.metrics
+    return table if names else table.join(metrics[[name for name in SPIKES if name in metrics]])
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:

@@ -198,20 +198,20 @@ def _after_strike(
     if ended.error and ("\n" in ended.error or len(ended.error) > 500):
         bad.append(f"message of several lines ({ended.error[:80]})")
     before, after = _digests(trained) or {}, _digests(whole) or {}
-    found = _digests(path) if path.exists() else {}
-    if found is None:
+    present = _digests(path) if path.exists() else {}
+    if present is None:
         return [*bad, "unreadable"], ""
     starts_empty = scenario in ("train", "grow", "train_and_prolong")
     if (
         not starts_empty
         and scenario not in ("overwrite", "keep_last", "densify")
-        and not before.items() <= found.items()
+        and not before.items() <= present.items()
     ):
         bad.append("checkpoints lost")
-    if found and not (found.items() <= after.items() or found.items() <= before.items() or scenario == "densify"):
+    if present and not (present.items() <= after.items() or present.items() <= before.items() or scenario == "densify"):
         bad.append("wrong weights")
     try:
-        again = processes.run("resume" if found else scenario, path)
+        again = processes.run("resume" if present else scenario, path)
     except ValueError as error:
         return [*bad, f"the next start failed ({error})"], ""
     if again.trace or again.error or again.signal:

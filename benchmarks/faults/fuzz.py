@@ -169,10 +169,10 @@ def examine(path: Path, expected: dict[int, str], *, thorough: bool) -> list[str
         os.close(reading)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-        found = use(path, expected, thorough=thorough)
+        faults = use(path, expected, thorough=thorough)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
-        found += [f"{grown:.0f} MB"] if grown > MEGABYTES else []
-        os.write(writing, json.dumps(found).encode()[:60_000])
+        faults += [f"{grown:.0f} MB"] if grown > MEGABYTES else []
+        os.write(writing, json.dumps(faults).encode()[:60_000])
         os._exit(0)
     os.close(writing)
     ready, _, _ = select.select([reading], [], [], SECONDS * (4 if thorough else 1))
@@ -188,7 +188,7 @@ def examine(path: Path, expected: dict[int, str], *, thorough: bool) -> list[str
 
 def use(path: Path, expected: dict[int, str], *, thorough: bool) -> list[str]:
     """What is wrong with how commands and `open_run` take a file."""
-    found: list[str] = []
+    faults: list[str] = []
     commands = [["info"], ["verify"], ["measure", "--n-sequences", "10"]]
     commands += [["circuit", "--n-pairs", "8"], ["report", "--out", str(path.with_suffix(".html"))]] if thorough else []
     for name, *options in commands:
@@ -197,21 +197,21 @@ def use(path: Path, expected: dict[int, str], *, thorough: bool) -> list[str]:
             try:
                 code = main([name, str(path), *options])
             except BaseException:
-                found.append(f"traceback in {name} ({traceback.format_exc().strip().splitlines()[-1][:150]})")
+                faults.append(f"traceback in {name} ({traceback.format_exc().strip().splitlines()[-1][:150]})")
                 continue
         message = err.getvalue().strip() if code == 2 else ""
         if code == 2:
-            found += _faults_of(name, message)
+            faults += _faults_of(name, message)
         if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", out.getvalue()):
-            found.append(f"control characters in the output of {name}")
-    return found + _values(lambda: mi.open_run(path), expected)
+            faults.append(f"control characters in the output of {name}")
+    return faults + _values(lambda: mi.open_run(path), expected)
 
 
 def _faults_of(name: str, message: str) -> list[str]:
     """What is wrong with the message of a user's error."""
-    found = [] if len(message.splitlines()) == 1 else [f"a message of {name} has several lines"]
-    found += [f"a message of {name} is long ({len(message)})"] if len(message) > CHARACTERS else []
-    return found + ([] if message.isprintable() or "\n" in message else [f"control characters in a message of {name}"])
+    faults = [] if len(message.splitlines()) == 1 else [f"a message of {name} has several lines"]
+    faults += [f"a message of {name} is long ({len(message)})"] if len(message) > CHARACTERS else []
+    return faults + ([] if message.isprintable() or "\n" in message else [f"control characters in a message of {name}"])
 
 
 def _values(opened: Callable[[], mi.Run], expected: dict[int, str]) -> list[str]:

@@ -5,6 +5,7 @@ SHA-256: records with their seal, weights, series and optimizer state with the d
 involved. Every read opens the file anew, and goes on in the file that a resumed run has put in its place.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -307,10 +308,9 @@ def _array(file: FileIO, array: Array, row: int, count: int | None = None) -> np
 
 def _require_inside(header: Header, size: int) -> None:
     """RunFileError unless the file is as long as its arrays need."""
-    arrays = {path: array.offset + rows * array.row_bytes for path, (rows, array) in header.arrays().items()}
-    arrays["checkpoints"] = header.checkpoints + header.capacity * header.record_type.itemsize
-    arrays["end"] = header.end + 2 * END_TYPE.itemsize
-    for path, end in arrays.items():
+    offsets = header.offsets()
+    for path, (shape, dtype) in header.datasets().items():
+        end = offsets[path] + math.prod(shape) * dtype.itemsize
         if end > size:
             raise RunFileError(f"/{path} ends at byte {end}, and the file at {size}; it is cut off or damaged")
 

@@ -5,7 +5,7 @@ already, the last of them its record, and one sync: it counts if its record is w
 of the file changes, except that the end record says how the run ended. What needs another header (more room, another
 environment, less room at the end) is a copy that replaces the file.
 
-The writer has the file locked. The file appears under its name with its first checkpoint.
+The writer has the lock of the path. The file appears under its name with its first checkpoint.
 """
 
 import contextlib
@@ -166,9 +166,9 @@ class RunWriter:
             if self._rows and not self._broken:
                 with self._writing("its end"):
                     self._write_end(STATUSES.index(status))
-                    if self._rows < self.header.capacity or self._series_length() < self.header.series_rows:
+                    if self._rows < self.header.capacity or self._series_length(self.header) < self.header.series_rows:
                         with contextlib.suppress(MechinterpError):  # it stays longer than it need be
-                            update = {"capacity": self._rows, "series_rows": self._series_length()}
+                            update = {"capacity": self._rows, "series_rows": self._series_length(self.header)}
                             self._move(self.header.model_copy(update=update), STATUSES.index(status))
                     if status == "complete":
                         self._publish()
@@ -196,9 +196,9 @@ class RunWriter:
     ) -> None:
         self.close(error)
 
-    def _series_length(self) -> int:
-        """Rows of the series that the checkpoints cover."""
-        return min(max(self._last, 0) // self.header.contents.series_every, self.header.series_rows)
+    def _series_length(self, header: Header) -> int:
+        """Rows of the series of a file that the checkpoints cover."""
+        return min(max(self._last, 0) // header.contents.series_every, header.series_rows)
 
     def _arrays(self, what: str, layout: Mapping[str, Array], values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """The values as contiguous arrays in the layout's order; MechinterpError unless names, types and shapes fit."""
@@ -247,9 +247,8 @@ class RunWriter:
     def _copy_rows(self, source: int, old: Header) -> None:
         """Copy the committed rows of all arrays."""
         arrays, states = old.contents, -(-self._rows // old.contents.optimizer_every)
-        length = min(max(self._last, 0) // arrays.series_every, old.series_rows)
         ranges = [(old.checkpoints, self.header.checkpoints, self._rows * old.record_type.itemsize)]
-        for group, rows in (("weights", self._rows), ("optimizer", states), ("series", length)):
+        for group, rows in (("weights", self._rows), ("optimizer", states), ("series", self._series_length(old))):
             new = getattr(self.header.contents, group)
             ranges += [(a.offset, new[name].offset, rows * a.row_bytes) for name, a in getattr(arrays, group).items()]
         for start, target, length in ranges:
@@ -302,7 +301,7 @@ def keep_last(path: Path, lock: FileLock | None = None) -> None:
 
 
 def _made(path: Path, header: Header) -> tuple[Header, Path, int]:
-    """A new file beside `path` with room for everything: its header with offsets, its path, its locked descriptor."""
+    """A new file beside `path` with room for everything: its header with offsets, its path, its descriptor."""
     anywhere = dict.fromkeys(header.offsets(), (1 << 60) - 1)
     start = max(4096, 1 << (len(header.placed(anywhere).to_bytes()) - 1).bit_length())
     pieces, offsets, size = hdf5_pieces(header, start)
@@ -367,9 +366,14 @@ def _resolved(path: str | Path) -> Path:
 
 
 def _side_file_of(path: Path) -> Path | None:
-    """The side file of a run that is to be replaced, if it is proven to be one."""
+    """The side file of a run that is to be replaced, if there is one; RunFileError if it is another run's."""
+    if not os.path.exists(dense_path(path)):
+        return None
+    side, replaced = RunFile(dense_path(path)), None
+    if side.header.side_of is None:
+        return None  # a run that has this name
     with contextlib.suppress(MechinterpError):
-        side = RunFile(dense_path(path))
-        if side.header.side_of == RunFile(path).header.id:
-            return side.path
-    return None
+        replaced = RunFile(path).header.id
+    if side.header.side_of != replaced:
+        raise RunFileError(f"{side.path}: holds steps of another run than {path.name}; delete it")
+    return side.path

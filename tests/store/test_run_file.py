@@ -311,6 +311,7 @@ def test_a_side_file_of_another_run_is_refused_and_kept(tiny_config, tmp_path):
     path.unlink()
     with pytest.raises(RunFileError, match="holds steps of another run"):
         mi.train(tiny_config, path, progress=False)
+    assert not path.exists(), "it is refused before it is trained"
     assert dense_path(path).read_bytes() == before
 
 

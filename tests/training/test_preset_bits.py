@@ -2,7 +2,8 @@
 
 What may change bits apart from this project's code (library builds, the processor) is recorded beside the digests. In
 that environment the digests must be equal. In any other the initial weights must be, which are drawn without matrix
-products, and the trained ones must agree in norm to five digits.
+products, and the weights of step 20 must agree in norm to five digits. Later ones need not: by step 50 rounding has
+decided on which side of a ReLU some hidden unit's input falls, and by step 200 biases differ by one percent.
 """
 
 import json
@@ -27,11 +28,11 @@ def one_thread():
 
 @pytest.mark.parametrize("preset", RECORDED["presets"])
 def test_first_200_steps(preset, tmp_path, one_thread):
-    config = mi.RunConfig.preset(preset).updated({"training.steps": 200, "checkpoints.every": 100})
+    config = mi.RunConfig.preset(preset).updated({"training.steps": 200, "checkpoints.every": 20})
     run = mi.train(config, tmp_path / "run.h5", progress=False)
     expected, here = RECORDED["presets"][preset], environment()
     assert run.digest(0) == expected["digests"]["0"]
-    norms = {name: float(value.double().norm()) for name, value in run.weights(200).items()}
+    norms = {name: float(value.double().norm()) for name, value in run.weights(20).items()}
     assert norms == pytest.approx(expected["norms"], rel=1e-5, abs=1e-7)
     if all(here[name] == value for name, value in RECORDED["environment"].items()):
-        assert {str(step): run.digest(step) for step in run.steps} == expected["digests"]
+        assert {str(step): run.digest(step) for step in (0, 100, 200)} == expected["digests"]

@@ -47,6 +47,7 @@ class Run(Trajectory):
 
     def __init__(self, path: str | Path, *, task: Task | None = None):
         super().__init__(path)
+        self.file.require_network()
         if task is not None:
             _require_same_task(self, task)
         self._task = task

@@ -3,6 +3,8 @@
 The header says where everything is; of the rest of the file, only those bytes are read, and each is compared with a
 SHA-256: records with their seal, weights, series and optimizer state with the digests in the record. HDF5 is not
 involved. Every read opens the file anew, and goes on in the file that a resumed run has put in its place.
+
+Torch and pandas take seconds to import: only the functions that return their types import them.
 """
 
 import math
@@ -12,16 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import torch
 from numpy.lib.recfunctions import repack_fields
-from torch import Tensor
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError
-from mechinterp.models.registry import parameter_shapes
 from mechinterp.store.layout import (
     END_TYPE,
     FIRST_LINE,
@@ -32,6 +31,10 @@ from mechinterp.store.layout import (
     header_length,
     is_whole,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
 
 _CHUNK = 4096
 """Records that are read at once."""
@@ -92,8 +95,10 @@ class RunFile:
                 return row
         return None
 
-    def metrics(self) -> pd.DataFrame:
+    def metrics(self) -> "pd.DataFrame":
         """The metrics of the checkpoints, by step."""
+        import pandas as pd
+
         self.refresh()
         names = list(self.header.contents.metrics)
         columns = {name: self._records["metrics"][name] for name in names}
@@ -103,8 +108,11 @@ class RunFile:
         """The metrics of a committed step."""
         return {str(name): float(value) for name, value in self.metrics().loc[step].items()}
 
-    def weights(self, step: int) -> dict[str, Tensor]:
+    def weights(self, step: int) -> dict[str, "Tensor"]:
         """The parameters at a committed step, by name, in the types in which they are stored."""
+        import torch
+
+        self.require_network()
         row = self._committed_row(step)
         with self._open() as file:
             arrays = self._weights(file, row)
@@ -121,25 +129,46 @@ class RunFile:
         steps = self.steps
         return {step: row.tobytes().hex() for step, row in zip(steps, self._records["digest"], strict=True)}
 
-    def optimizer_state(self, step: int) -> dict[str, Tensor]:
+    def optimizer_state(self, step: int) -> dict[str, "Tensor"]:
         """The state of the optimizer at a committed step, by name; empty if that checkpoint has none."""
+        import torch
+
         row = self._committed_row(step)
         with self._open() as file:
             _, state = self._rest(file, row)
         return {name: torch.from_numpy(array) for name, array in state.items()}
 
-    def series(self) -> pd.DataFrame:
-        """The numbers of single updates, by the step that the update led to, up to the last checkpoint."""
+    def series(self, step: int | None = None) -> "pd.DataFrame":
+        """The numbers of single updates, by the step that the update led to, up to the last checkpoint.
+
+        With `step`, only those between the checkpoint of that step and the one before it.
+        """
+        import pandas as pd
+
         self.refresh()
+        rows = range(len(self._records)) if step is None else [self._committed_row(step)]
         with self._open() as file:
-            rows = [self._rest(file, row)[0] for row in range(len(self._records))]
-        every = self.header.contents.series_every
-        covered = [self._series_rows(row) for row in range(len(self._records))]
-        index = np.concatenate([np.arange(span.start, span.stop) for span in covered] or [np.arange(0)])
-        columns = {
-            name: np.concatenate([part[name] for part in rows] or [np.zeros(0)]) for name in self.header.contents.series
-        }
-        return pd.DataFrame(columns, index=pd.Index((index + 1) * every, name="step"), dtype=float)
+            parts = [self._rest(file, row)[0] for row in rows]
+        covered = [np.array(self._series_rows(row), int) for row in rows]
+        index = pd.Index((np.concatenate(covered) + 1) * self.header.contents.series_every, name="step")
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in self.header.contents.series}
+        return pd.DataFrame(columns, index=index, dtype=float)
+
+    def require_network(self) -> None:
+        """RunFileError unless the parameters are those of the config's network, if there is a config."""
+        if self._config is None or self._network_fits:
+            return
+        from mechinterp.models.registry import parameter_shapes
+
+        expected, present = parameter_shapes(self._config), self.header.contents.weights
+        for name in sorted(expected.keys() ^ present.keys()):
+            what = "is missing" if name in expected else "does not belong to the network of its config"
+            raise RunFileError(f"{self.path}: the parameter {name} {what}; the file is damaged or from another version")
+        for name, shape in expected.items():
+            if (present[name].shape, present[name].dtype) != (tuple(shape), "<f4"):
+                got = f"{present[name].shape} {present[name].dtype}"
+                raise RunFileError(f"{self.path}: the parameter {name} is {got}, expected {tuple(shape)} <f4")
+        self._network_fits = True
 
     def _committed_row(self, step: int) -> int:
         row = self.row(step)
@@ -181,8 +210,8 @@ class RunFile:
                 config = RunConfig.from_dict(header.config, source="its config")
             except ConfigError as error:
                 raise RunFileError(str(error)) from None
-            _require_parameters(header, config)
         self.header, self._line, self._config, self._ended = header, line, config, None
+        self._network_fits = False
         self.environments, self.created = header.environments, header.created
         fields = [name for name in header.record_type.names or () if name != "seal"]
         self._records = repack_fields(np.zeros(0, header.record_type)[fields])
@@ -313,16 +342,3 @@ def _require_inside(header: Header, size: int) -> None:
         end = offsets[path] + math.prod(shape) * dtype.itemsize
         if end > size:
             raise RunFileError(f"/{path} ends at byte {end}, and the file at {size}; it is cut off or damaged")
-
-
-def _require_parameters(header: Header, config: RunConfig) -> None:
-    """RunFileError unless the parameters are those of the config's network."""
-    expected, present = parameter_shapes(config), header.contents.weights
-    for name in sorted(expected.keys() - present):
-        raise RunFileError(f"the parameter {name} is missing; the file is damaged or from another version")
-    for name in sorted(present.keys() - expected):
-        raise RunFileError(f"the parameter {name} does not belong to the network of its config")
-    for name, shape in expected.items():
-        if (present[name].shape, present[name].dtype) != (tuple(shape), "<f4"):
-            got = f"{present[name].shape} {present[name].dtype}"
-            raise RunFileError(f"the parameter {name} is {got}, expected {tuple(shape)} <f4 by its config")

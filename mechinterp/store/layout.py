@@ -8,13 +8,15 @@ creation; a checkpoint is written into rows that are there already. docs/run-fil
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from mechinterp.errors import RunFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAGIC = b"mechinterp-run "
 SCHEMA_VERSION = 2
@@ -234,12 +236,12 @@ def is_whole(run: str, row: int, record: bytes | memoryview) -> bool:
     return record[-_SEAL:] == seal(run, row, record)
 
 
-def array_of(value: Tensor | np.ndarray) -> np.ndarray:
-    """A tensor, or array, as an array."""
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+def array_of(value: "Tensor | np.ndarray") -> np.ndarray:
+    """A tensor of any device, or array, as an array."""
+    return value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
 
 
-def digest(parameters: Mapping[str, Tensor] | Mapping[str, np.ndarray]) -> bytes:
+def digest(parameters: "Mapping[str, Tensor] | Mapping[str, np.ndarray]") -> bytes:
     """SHA-256 of a checkpoint: of the names, shapes and little-endian bytes of its parameters, in order.
 
     Of a parameter that is not of 32-bit floats, its type follows the shape.

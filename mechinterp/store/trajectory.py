@@ -6,12 +6,14 @@ The side file (``fast.dense.h5`` beside ``fast.h5``) has steps that were rebuilt
 import os
 from collections.abc import Iterable
 from pathlib import Path
-
-import pandas as pd
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mechinterp.errors import RunFileError, UnknownNameError, require_integer
 from mechinterp.store.file import RunFile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
 
 
 def dense_path(path: Path) -> Path:
@@ -45,14 +47,16 @@ class Trajectory:
         return self.file.status
 
     @property
-    def metrics(self) -> pd.DataFrame:
+    def metrics(self) -> "pd.DataFrame":
         """The metrics (`training.recording.METRICS`) by step, of the batches since the previous stored step."""
+        import pandas as pd
+
         tables = [self.file.metrics()] + ([self.side_file.metrics()] if self.side_file else [])
         return pd.concat(tables).sort_index()
 
     @property
-    def series(self) -> pd.DataFrame:
-        """Loss and accuracy of the batch of every update (`training.recording.SERIES`), by the step it led to."""
+    def series(self) -> "pd.DataFrame":
+        """Numbers of the batch of every update (`training.recording.SERIES`), by the step it led to."""
         return self.file.series()
 
     def chosen_steps(self, steps: int | Iterable[int] | None) -> list[int]:
@@ -62,7 +66,7 @@ class Trajectory:
         listed = steps if isinstance(steps, Iterable) and not isinstance(steps, str) else [steps]
         return [require_integer("step", step, 0) for step in listed]
 
-    def weights(self, step: int) -> dict[str, Tensor]:
+    def weights(self, step: int) -> dict[str, "Tensor"]:
         """The trained parameters at a stored step, by name (float32)."""
         return self._file_with(step).weights(step)
 

@@ -14,10 +14,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from mechinterp.errors import DivergedError, MechinterpError, RunFileError
 from mechinterp.files import FileLock, discard, is_at, new_beside, require_writable, sync, sync_folder, write_at
@@ -25,6 +24,9 @@ from mechinterp.store.file import RunFile, rest_digest, series_rows
 from mechinterp.store.hdf5 import hdf5_pieces
 from mechinterp.store.layout import END_TYPE, STATUSES, Array, Header, array_of, digest, sealed
 from mechinterp.store.trajectory import dense_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _COPY = 8 << 20
 """Bytes that are copied at once."""
@@ -101,11 +103,11 @@ class RunWriter:
     def append(
         self,
         step: int,
-        parameters: Mapping[str, Tensor],
+        parameters: Mapping[str, "Tensor"],
         metrics: Mapping[str, float],
         *,
         series: Mapping[str, np.ndarray] | None = None,
-        optimizer: Mapping[str, Tensor] | None = None,
+        optimizer: Mapping[str, "Tensor"] | None = None,
     ) -> None:
         """Commit the checkpoint of `step`: when this returns, it is on the disk. A metric that is not given is NaN.
 
@@ -200,7 +202,7 @@ class RunWriter:
         """Rows of the series of a file that the checkpoints cover."""
         return min(max(self._last, 0) // header.contents.series_every, header.series_rows)
 
-    def _arrays(self, what: str, layout: Mapping[str, Array], values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    def _arrays(self, what: str, layout: Mapping[str, Array], values: Mapping[str, "Tensor"]) -> dict[str, np.ndarray]:
         """The values as contiguous arrays in the layout's order; MechinterpError unless names, types and shapes fit."""
         if layout.keys() != values.keys():
             odd = sorted(layout.keys() ^ values.keys())[0]

@@ -102,5 +102,7 @@ def _replay(run: Run, interval: int | None) -> str:
     if not check.exact and (not check.environment_changes or check.relative_deviation > MOST_DEVIATION):
         raise RunFileError(f"{run.path}: replay from step {start} is {check}")
     if check.wrong_metrics is not None:
-        raise RunFileError(f"{run.path}: the metrics of step {check.wrong_metrics} are not those of the replay")
+        raise RunFileError(
+            f"{run.path}: the metrics or the series of step {check.wrong_metrics} are not those of the replay"
+        )
     return f"from step {start:,} is {check}"

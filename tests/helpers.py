@@ -14,6 +14,7 @@ from mechinterp.models.hooked import VectorTransformer
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.store import Header, RunFile
+from mechinterp.store.file import rest_digest
 from mechinterp.store.layout import END_TYPE, digest, sealed
 from mechinterp.tasks.base import Batch
 
@@ -66,19 +67,26 @@ def as_if_killed(path: Path, config: mi.RunConfig | None = None) -> None:
         content.write(bytes(2 * END_TYPE.itemsize))
 
 
-def with_checkpoint(path: Path, step: int, change: Callable[[dict[str, Tensor], dict[str, float]], object]) -> None:
-    """Change the weights and metrics of a checkpoint in place, and make its record fit."""
+def with_checkpoint(
+    path: Path, step: int, change: Callable[[dict[str, Tensor], dict[str, float], dict[str, np.ndarray]], object]
+) -> None:
+    """Change the weights, metrics and series of a checkpoint in place, and make its record fit."""
     file = RunFile(path)
-    header, row = file.header, file.steps.index(step)
+    header, row, table = file.header, file.steps.index(step), file.series(step)
     weights, metrics = file.weights(step), file.metrics_at(step)
-    change(weights, metrics)
+    series = {name: table[name].to_numpy(array.dtype, copy=True) for name, array in header.contents.series.items()}
+    change(weights, metrics, series)
     with path.open("r+b") as content:
+        for name, array in header.contents.series.items():
+            content.seek(array.offset + (table.index[0] // header.contents.series_every - 1) * array.row_bytes)
+            content.write(series[name].tobytes())
         for name, array in header.contents.weights.items():
             content.seek(array.offset + row * array.row_bytes)
             content.write(weights[name].numpy().tobytes())
         content.seek(header.checkpoints + row * header.record_type.itemsize)
         record = np.frombuffer(content.read(header.record_type.itemsize), header.record_type).copy()[0:1].reshape(())
         record["digest"] = np.frombuffer(digest(weights), "u1")
+        record["rest_digest"] = np.frombuffer(rest_digest(series, {}), "u1")
         record["metrics"] = tuple(metrics.values())
         content.seek(header.checkpoints + row * header.record_type.itemsize)
         content.write(sealed(header.id, row, record))

@@ -9,6 +9,7 @@ from mechinterp.config import RunConfig
 from mechinterp.models.hooked import VectorTransformer
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Batch
+from mechinterp.training.engines import StepResult
 
 
 class ReferenceEngine:
@@ -23,8 +24,8 @@ class ReferenceEngine:
         """The trained parameters, updated in place by `step`."""
         self.model = VectorTransformer(Network(config, parameters))
 
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """p ← (1−λ)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update."""
+    def step(self, batch: Batch) -> StepResult:
+        """p ← (1−λ)·p − lr·∂ℒ/∂p; returns loss ℒ, accuracy and ‖∂ℒ/∂p‖ on the batch, before the update."""
         loss, accuracy, gradients = self.gradients(batch)
         training = self._config.training
         with torch.no_grad():
@@ -32,7 +33,8 @@ class ReferenceEngine:
                 if decay := training.decay_factor(name):
                     parameter.mul_(1 - decay)
                 parameter.sub_(gradients[name], alpha=training.learning_rate)
-        return loss, accuracy
+        norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
+        return StepResult(loss, accuracy, norm)
 
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every trained parameter."""

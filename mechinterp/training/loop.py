@@ -1,9 +1,11 @@
 """The training loop: updates of one run, or of several runs at once, by an engine."""
 
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
+import numpy as np
 from torch import Tensor
 
 from mechinterp.config import RunConfig
@@ -11,8 +13,9 @@ from mechinterp.errors import DivergedError
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions
 from mechinterp.tasks.base import Task
-from mechinterp.training.engines import Engine
+from mechinterp.training.engines import Engine, StepResult
 from mechinterp.training.prefetch import batches
+from mechinterp.training.recording import SERIES
 from mechinterp.training.spikes import LossSpikes
 
 
@@ -45,27 +48,37 @@ class TrainingRun:
         start: int,
         stop: int,
         recorded: Mapping[str, float] | None = None,
+        series_every: int = 1,
     ):
-        """`recorded` are the metrics of the checkpoint at `start`."""
+        """`recorded` are the metrics of the checkpoint at `start`; the series has every so-manyth update."""
         self.config, self.parameters, self.step, self.stop = config, parameters, start, stop
         self.recent, self._spikes = RunningMean(), LossSpikes(recorded)
+        self._series, self._series_every = array("f"), series_every
         self.error: DivergedError | None = None
         """Set when its loss, or a weight, is not finite."""
         self._batches = batches(task, range(start, stop), config.training.batch_size)
         self._on_parameters = ParameterInterventions(config)
         self._has_hooks = bool(forward_interventions(config))
 
-    def advanced(self, loss: float, accuracy: float) -> None:
+    def advanced(self, result: StepResult) -> None:
         """Count one update."""
-        if not math.isfinite(loss):
+        if not math.isfinite(result.loss):
             self.error = DivergedError(
-                f"the loss is {loss} at step {self.step}; lower training.learning_rate"
+                f"the loss is {result.loss} at step {self.step}; lower training.learning_rate"
                 f" (now {self.config.training.learning_rate:g}). Earlier checkpoints are kept"
             )
         self.step += 1
         self._on_parameters.apply_scheduled(self.step, self.parameters)
-        self.recent.add(loss, accuracy)
-        self._spikes.add(self.step, loss)
+        self.recent.add(result.loss, result.accuracy)
+        self._spikes.add(self.step, result.loss)
+        if self.step % self._series_every == 0:
+            self._series.extend(result)
+
+    def pop_series(self) -> dict[str, np.ndarray]:
+        """The `SERIES` of the updates since the last call."""
+        columns = np.array(self._series, "<f4").reshape(-1, len(SERIES)).T
+        self._series = array("f")
+        return dict(zip(SERIES, columns, strict=True))
 
     def pop_metrics(self) -> dict[str, float]:
         """What is recorded at a checkpoint, of the steps since the last call."""
@@ -83,8 +96,8 @@ def advance(engine: Engine, runs: Sequence[TrainingRun]) -> None:
         for run in runs:
             frozen.enter_context(run._on_parameters.frozen_during_step(run.step, run.parameters))
         results = engine.step_runs(run_batches, interventions)
-    for run, (loss, accuracy) in zip(runs, results, strict=True):
-        run.advanced(loss, accuracy)
+    for run, result in zip(runs, results, strict=True):
+        run.advanced(result)
 
 
 def steps_of(engine: Engine, run: TrainingRun) -> Iterator[int]:

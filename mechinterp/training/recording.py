@@ -24,8 +24,8 @@ METRICS = ("train_loss", "train_accuracy", *SPIKES, *STATE)
 """Of the training batches since the previous checkpoint: mean loss and accuracy; the number of loss spikes, and step
 and loss of the highest, 0 without one; and two means and the variance of the loss, from which spikes are told
 (`training.spikes`). Not a number at step 0, except the counts."""
-SERIES = ("train_loss", "train_accuracy")
-"""Of the batch of a single update: loss and accuracy, as 32-bit floats."""
+SERIES = ("train_loss", "train_accuracy", "gradient_norm")
+"""Of the batch of a single update, as 32-bit floats: the fields of `engines.base.StepResult`, in order."""
 _SERIES_ROWS = 1 << 22
 """The longest series: of a longer run, it has every so-manyth update."""
 _FIRST_ROOM = 64

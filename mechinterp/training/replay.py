@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, require_integer
-from mechinterp.store import Trajectory
+from mechinterp.store import RunFile, Trajectory
 from mechinterp.store.layout import digest
 from mechinterp.tasks.base import Task
 from mechinterp.torch_state import recorded_threads, torch_threads
@@ -47,7 +48,7 @@ class ReplayCheck:
     relative_deviation: float = 0.0
     """The deviation, as a share of the largest change of a weight between the two checkpoints."""
     wrong_metrics: int | None = None
-    """The first saved step whose metrics are not those of an exact replay of the whole interval before it."""
+    """The first saved step whose metrics or series are not those of an exact replay of the interval before it."""
 
     def __str__(self) -> str:
         where = ", ".join(f"{step:,}" for step in self.checked[:3]) + (", …" if len(self.checked) > 3 else "")
@@ -79,7 +80,8 @@ def replay_steps(
             recorded, stored = file.environment_at(start), file.weights(start)
             changes |= dict.fromkeys(environment_changes(recorded))
             engine = build_engine(trajectory.config, stored, recorded.get("engine"), usable_device(recorded))
-            run = TrainingRun(trajectory.config, task, engine.parameters, start, stop, file.metrics_at(start))
+            every = file.header.contents.series_every
+            run = TrainingRun(trajectory.config, task, engine.parameters, start, stop, file.metrics_at(start), every)
             kept = [step for step in wanted if start <= step < stop]
             with torch_threads(recorded_threads(recorded)):
                 for step in steps_of(engine, run):
@@ -92,7 +94,7 @@ def replay_steps(
                 rebuilt = {name: value.detach().cpu() for name, value in engine.parameters.items()}
                 gap, moved = (_largest_difference(other, file.weights(stop)) for other in (rebuilt, stored))
                 deviation, relative = max(deviation, gap), max(relative, gap / moved if moved else math.inf)
-            elif set(kept) <= {start} and not _equal(run.pop_metrics(), file.metrics_at(stop)):
+            elif set(kept) <= {start} and not _as_recorded(run, file, stop):
                 wrong.append(stop)
         if wanted and wanted[-1] == saved[-1]:
             keep(saved[-1], file.weights(saved[-1]), file.metrics_at(saved[-1]))
@@ -150,10 +152,12 @@ def _largest_difference(weights: Mapping[str, Tensor], others: Mapping[str, Tens
     return max(float((value - others[name]).abs().max()) for name, value in weights.items())
 
 
-def _equal(metrics: Mapping[str, float], others: Mapping[str, float]) -> bool:
-    """Whether metrics are equal; what is not a number equals itself."""
-    return all(
-        value == others[name] or (value != value and others[name] != others[name]) for name, value in metrics.items()
+def _as_recorded(run: TrainingRun, file: RunFile, step: int) -> bool:
+    """Whether metrics and series of a replayed interval are those that the file has at `step`, its end."""
+    recorded, series = file.metrics_at(step), file.series(step)
+    replayed = run.pop_series()
+    return all(np.array_equal(value, recorded[name], equal_nan=True) for name, value in run.pop_metrics().items()) and (
+        all(np.array_equal(replayed[name], column, equal_nan=True) for name, column in series.items())
     )
 
 

@@ -20,8 +20,9 @@ class SGD:
         self._decay = {name: [training.decay_factor(name) for training in trainings] for name in names}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-        """One step, in place."""
+    def update(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> list[float]:
+        """One step, in place; the norm of the gradient of every run."""
+        squares = [value.reshape(len(self._rate), -1).square().sum(dim=1) for value in gradients.values()]
         for name, value in parameters.items():
             decay = _by_run(self._decay[name], value)
             if isinstance(decay, Tensor) or decay:
@@ -31,6 +32,7 @@ class SGD:
                 value.addcmul_(gradients[name], rate, value=-1)
             else:
                 value.sub_(gradients[name], alpha=rate)
+        return torch.stack(squares).sum(dim=0).sqrt().tolist()
 
 
 def _by_run(numbers: list[float], value: Tensor) -> float | Tensor:

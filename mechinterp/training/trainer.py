@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -10,9 +9,8 @@ from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError
 from mechinterp.store import RunWriter
 from mechinterp.tasks.base import Task
-from mechinterp.training.engines import AutogradEngine, Engine
+from mechinterp.training.engines import AutogradEngine, Engine, StepResult
 from mechinterp.training.loop import TrainingRun, advance
-from mechinterp.training.recording import SERIES
 from mechinterp.training.stopping import StopRule
 
 
@@ -34,29 +32,24 @@ class WrittenRun(TrainingRun):
 
         `recorded` are the metrics of the checkpoint from which it goes on.
         """
-        super().__init__(config, task, parameters, steps.start, steps.stop, recorded)
+        every = writer.header.contents.series_every
+        super().__init__(config, task, parameters, steps.start, steps.stop, recorded, every)
         self.writer, self._stop_rule, self._last_status = writer, stop_rule, last_status
         self._scheduled = {*config.checkpoints.schedule(config.training.steps), steps.stop}
-        self._series: list[tuple[float, float]] = []
         self.new_metrics: dict[str, float] = {}
         """Training loss and accuracy at the newest checkpoint, until the progress bar has them."""
         self.done = False
 
-    def advanced(self, loss: float, accuracy: float) -> None:
+    def advanced(self, result: StepResult) -> None:
         """Count one update, and commit a scheduled checkpoint. A run that ends, or diverges, is closed."""
-        super().advanced(loss, accuracy)
-        if self.step % self.writer.header.contents.series_every == 0:
-            self._series.append((loss, accuracy))
+        super().advanced(result)
         try:
             if self.error:
                 raise DivergedError(f"{self.writer.path}: {self.error}")
             if self.step in self._scheduled:
                 self.new_metrics = metrics = self.pop_metrics()
-                series: dict[str, np.ndarray] = dict(
-                    zip(SERIES, np.array(self._series, "<f4").reshape(-1, 2).T, strict=True)
-                )
+                series = self.pop_series()
                 self.writer.append(self.step, self.parameters, metrics, series=series)
-                self._series = []
                 stopped = self._stop_rule and self._stop_rule.reached(self.step, self.parameters, metrics)
                 if stopped or self.step == self.stop:
                     self.close()

@@ -232,7 +232,7 @@ def test_another_environment_is_reported_as_approximate(tiny_run, tmp_path):
     path = shutil.copy(tiny_run.path, tmp_path / "run.h5")
     with_header(path, {"environments": {"0": {**tiny_run.environment, "torch": "1.0"}}})
 
-    def deviate(weights, metrics):
+    def deviate(weights, metrics, series):
         weights["classifier.readout.W"] += 1e-6
 
     with_checkpoint(path, 10, deviate)
@@ -272,11 +272,15 @@ def test_verify_refuses_what_no_environment_explains(tiny_run, tmp_path):
 
     far = rewritten("far.h5", **elsewhere)
     assert verify(far, interval=8).sound
-    with_checkpoint(far, 10, lambda weights, metrics: weights["classifier.readout.W"].add_(0.1))
+    with_checkpoint(far, 10, lambda weights, metrics, series: weights["classifier.readout.W"].add_(0.1))
     assert "replay from step 8 is approximate: weights deviate by up to 0.1" in fault(far)
     metric = rewritten("metric.h5")
-    with_checkpoint(metric, 10, lambda weights, metrics: metrics.update(train_loss=1.0))
-    assert "the metrics of step 10 are not those of the replay" in fault(metric)
+    with_checkpoint(metric, 10, lambda weights, metrics, series: metrics.update(train_loss=1.0))
+    assert "the metrics or the series of step 10 are not those of the replay" in fault(metric)
+    path = shutil.copy(tiny_run.path, tmp_path / "series.h5")
+    with_checkpoint(path, 10, lambda weights, metrics, series: series["gradient_norm"].__imul__(1.01))
+    assert "the metrics or the series of step 10 are not those of the replay" in fault(path)
+    assert verify(path, interval=4).sound
     fewer = rewritten("fewer.h5", tiny_run.config.updated({"checkpoints.every": 1}))
     assert "lacks step 1, which its config saves" in fault(fewer)
     beyond = rewritten("beyond.h5", tiny_run.config.updated({"training.steps": 16}))

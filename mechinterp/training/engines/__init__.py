@@ -17,10 +17,20 @@ from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.training.engines.analytic import AnalyticEngine
 from mechinterp.training.engines.autograd import BATCHED, AutogradEngine
-from mechinterp.training.engines.base import Engine
+from mechinterp.training.engines.base import Engine, StepResult
 from mechinterp.training.engines.fused.engine import FusedEngine
 
-__all__ = ["BATCHED", "ENGINES", "AnalyticEngine", "AutogradEngine", "Device", "Engine", "FusedEngine", "build_engine"]
+__all__ = [
+    "BATCHED",
+    "ENGINES",
+    "AnalyticEngine",
+    "AutogradEngine",
+    "Device",
+    "Engine",
+    "FusedEngine",
+    "StepResult",
+    "build_engine",
+]
 
 Device = Literal["cpu", "cuda"]
 ENGINES: tuple[type[Engine], ...] = (FusedEngine, AnalyticEngine, AutogradEngine)

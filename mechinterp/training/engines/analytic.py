@@ -10,7 +10,7 @@ from mechinterp.interventions.forward import ForwardInterventions, forward_inter
 from mechinterp.models.base import Gradients
 from mechinterp.models.registry import architecture_of, parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.engines.base import Engine, pull_back
+from mechinterp.training.engines.base import Engine, StepResult, pull_back
 from mechinterp.training.sgd import SGD
 
 
@@ -45,11 +45,11 @@ class AnalyticEngine(Engine):
 
     def step_runs(
         self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
-    ) -> list[tuple[float, float]]:
+    ) -> list[StepResult]:
         """One step of the only run."""
         loss, accuracy, _ = self.gradients(batches[0])
-        self._sgd.update(self._flat, self._flat_gradients)
-        return [(loss, accuracy)]
+        (norm,) = self._sgd.update(self._flat, self._flat_gradients)
+        return [StepResult(loss, accuracy, norm)]
 
     @torch.no_grad()
     def gradients(self, batch: Batch) -> tuple[float, float, dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from mechinterp.models.forward import forward
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.engines.base import Engine
+from mechinterp.training.engines.base import Engine, StepResult
 from mechinterp.training.sgd import SGD
 
 BATCHED = "batched"
@@ -53,11 +53,11 @@ class AutogradEngine(Engine):
 
     def step_runs(
         self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
-    ) -> list[tuple[float, float]]:
+    ) -> list[StepResult]:
         """One step of every run."""
         results, gradients = self._gradients(batches, interventions)
-        self._sgd.update(self._stacked, gradients)
-        return results
+        norms = self._sgd.update(self._stacked, gradients)
+        return [StepResult(*result, norm) for result, norm in zip(results, norms, strict=True)]
 
     def gradients(
         self, batch: Batch, interventions: ForwardInterventions | None = None

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from mechinterp.config import RunConfig
 from mechinterp.interventions.forward import ForwardInterventions
 from mechinterp.models.registry import architecture_of
 from mechinterp.tasks.base import Batch
+
+
+class StepResult(NamedTuple):
+    """Numbers of an update, all of before it."""
+
+    loss: float
+    """Mean cross-entropy at the target, nats."""
+    accuracy: float
+    """Share of targets classified correctly."""
+    gradient_norm: float
+    """Euclidean norm of the loss's gradient with respect to all parameters, also those that an intervention freezes;
+    without weight decay."""
 
 
 class Engine(ABC):
@@ -34,16 +47,16 @@ class Engine(ABC):
     @abstractmethod
     def step_runs(
         self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
-    ) -> list[tuple[float, float]]:
-        """Update every run on its batch, in place; the losses and accuracies before the update."""
+    ) -> list[StepResult]:
+        """Update every run on its batch, in place."""
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The parameters of the first run."""
         return self.runs[0]
 
-    def step(self, batch: Batch, interventions: ForwardInterventions | None = None) -> tuple[float, float]:
-        """Update the only run on a batch; the loss and accuracy before the update."""
+    def step(self, batch: Batch, interventions: ForwardInterventions | None = None) -> StepResult:
+        """Update the only run on a batch."""
         return self.step_runs([batch], [interventions])[0]
 
 

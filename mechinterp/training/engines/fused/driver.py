@@ -20,6 +20,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.interventions.forward import ForwardInterventions
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.tasks.base import Batch
+from mechinterp.training.engines.base import StepResult
 from mechinterp.training.engines.fused.memory import (
     CHUNK,
     Clamps,
@@ -60,10 +61,10 @@ class FusedStep:
         self._turn = 0
         self._blas = ThreadpoolController().select(user_api="blas")
 
-    def step(self, batch: Batch, interventions: ForwardInterventions | None = None) -> tuple[float, float]:
-        """p ← (1−λ)·p − lr·∂ℒ/∂p; returns loss ℒ and accuracy on the batch, before the update.
+    def step(self, batch: Batch, interventions: ForwardInterventions | None = None) -> StepResult:
+        """p ← (1−λ)·p − lr·∂ℒ/∂p; returns loss ℒ, accuracy and norm of the gradient on the batch, before the update.
 
-        Both, and the gradient, are those of the forward pass under interventions, which may clamp patterns.
+        All are those of the forward pass under interventions, which may clamp patterns.
         """
         return self._run(batch, Update(True, self._decay, self._training.learning_rate), interventions)
 
@@ -71,10 +72,10 @@ class FusedStep:
         self, batch: Batch, interventions: ForwardInterventions | None = None
     ) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
-        loss, accuracy = self._run(batch, Update(False, 0.0, 0.0), interventions)
+        loss, accuracy, _ = self._run(batch, Update(False, 0.0, 0.0), interventions)
         return loss, accuracy, self._gradients
 
-    def _run(self, batch: Batch, update: Update, interventions: ForwardInterventions | None) -> tuple[float, float]:
+    def _run(self, batch: Batch, update: Update, interventions: ForwardInterventions | None) -> StepResult:
         tokens, clamps = self._tokens(batch), self._clamps(interventions, batch)
         bounds, scratches, common = self._memory_for(tokens)
         self._turn += 1
@@ -95,9 +96,10 @@ class FusedStep:
                 worker.stop()
             self._workers, self._memory = [], None
             raise
-        if any(correct < 0 for _, correct in done):
+        losses, corrects, squares = zip(*done, strict=True)
+        if min(corrects) < 0:
             raise MechinterpError("a label of the batch, or a content or position of its table, is out of range")
-        return sum(loss for loss, _ in done) / len(batch), sum(correct for _, correct in done) / len(batch)
+        return StepResult(sum(losses) / len(batch), sum(corrects) / len(batch), math.sqrt(sum(squares)))
 
     def _worker(self, part: int) -> "Worker":
         if self._workers and self._workers[0].process != os.getpid():
@@ -158,7 +160,7 @@ class FusedStep:
         return self._memory[1]
 
 
-def _step_part(*arguments: Any) -> tuple[float, int]:
+def _step_part(*arguments: Any) -> tuple[float, int, float]:
     """`step_part`; if it fails to start, the parts that wait for it give up."""
     try:
         return step_part(*arguments)

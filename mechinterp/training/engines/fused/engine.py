@@ -11,7 +11,7 @@ from mechinterp.errors import member
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.models.registry import architecture_of, parameter_shapes
 from mechinterp.tasks.base import Batch
-from mechinterp.training.engines.base import Engine, pull_back
+from mechinterp.training.engines.base import Engine, StepResult, pull_back
 from mechinterp.training.engines.fused.driver import FusedStep
 from mechinterp.training.sgd import SGD
 
@@ -54,13 +54,13 @@ class FusedEngine(Engine):
 
     def step_runs(
         self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
-    ) -> list[tuple[float, float]]:
+    ) -> list[StepResult]:
         """One step of the only run."""
         if self._sgd is None:
             return [self._kernels.step(batches[0], interventions[0])]
         loss, accuracy, gradients = self.gradients(batches[0], interventions[0])
-        self._sgd.update(self.parameters, gradients)
-        return [(loss, accuracy)]
+        (norm,) = self._sgd.update(self.parameters, gradients)
+        return [StepResult(loss, accuracy, norm)]
 
     def gradients(
         self, batch: Batch, interventions: ForwardInterventions | None = None

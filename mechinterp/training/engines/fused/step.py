@@ -56,8 +56,9 @@ def _compile(sources: str):
         """A part's share of a step: of what all parts need, of the batch's gradient, and of the update.
 
         Takes the first and last (exclusive) of the part's sequences and the number of the step, from 1. Returns their
-        summed loss and number of correct answers. The number is −1, and no part updates anything, if a label, content
-        or position of the batch is out of range.
+        summed loss and number of correct answers, and the sum of squares of the gradient of the parameters that this
+        part updates. The number is −1, and no part updates anything, if a label, content or position of the batch is
+        out of range.
         """
         _ = sources
         n_parts, B, P = common.shares.shape[0], tokens.labels.shape[0], sizes.d_model - tokens.shared.shape[1]
@@ -65,7 +66,7 @@ def _compile(sources: str):
         loss, correct, dM = 0.0, 0, square(share, 0, sizes.d_model)
         prepare(sizes, P, part, n_parts, common, memory.old)
         if not barrier(common.arrivals, part, n_parts, 2 * turn - 1):
-            return loss, correct
+            return loss, correct, 0.0
         if in_range(sizes, P, tokens, start, stop):
             weights = weights_of(common)
             begin(P, weights.M, tokens.shared, memory, dM)
@@ -82,9 +83,9 @@ def _compile(sources: str):
             correct = -1
         common.correct[part] = correct
         if not barrier(common.arrivals, part, n_parts, 2 * turn) or common.correct.min() < 0:
-            return loss, correct
-        update_part(sizes, P, update, part, n_parts, common, memory.old, memory.room)
-        return loss, correct
+            return loss, correct, 0.0
+        squares = update_part(sizes, P, update, part, n_parts, common, memory.old, memory.room)
+        return loss, correct, squares
 
     return step_part
 
@@ -112,7 +113,7 @@ def update_part(sizes: Sizes, P, update: Update, part, n_parts, common: Common, 
     """The gradient, as the sum of the parts' shares, and what `sgd_update` does with it, for a part of the parameters.
 
     The shares hold the gradient of M = W_Q¹ W_K¹ᵀ where that of W_Q¹ belongs: ∂W_Q¹ = ∂M W_K¹ and ∂W_K¹ = ∂Mᵀ W_Q¹, of
-    which this part takes its rows, from the weights that `prepare` has kept.
+    which this part takes its rows, from the weights that `prepare` has kept. Returns the sum of the gradient's squares.
     """
     d, flat, shares = sizes.d_model, common.flat, common.shares
     D, size = d - P, d * d
@@ -129,9 +130,9 @@ def update_part(sizes: Sizes, P, update: Update, part, n_parts, common: Common, 
         add(dM[:, D + first : D + first + n_turned], of_columns[:, :n_turned])
         add(dM[:, first + n_turned - P : stop - P], of_columns[:, n_turned:])
     np.dot(of_rows, square(old, 1, d), total.reshape(rows, d))
-    sgd_update(update, flat, first * d, total, common.gradient)
+    squares = sgd_update(update, flat, first * d, total, common.gradient)
     np.dot(of_columns.T, square(old, 0, d), total.reshape(rows, d))
-    sgd_update(update, flat, size + first * d, total, common.gradient)
+    squares += sgd_update(update, flat, size + first * d, total, common.gradient)
     others = flat.shape[0] - 2 * size
     first, stop = 2 * size + others * part // n_parts, 2 * size + others * (part + 1) // n_parts
     for at in range(first, stop, _PIECE):
@@ -141,18 +142,24 @@ def update_part(sizes: Sizes, P, update: Update, part, n_parts, common: Common, 
             of_share = shares[share, at:]
             for k in range(total.shape[0]):
                 total[k] += of_share[k]
-        sgd_update(update, flat, at, total, common.gradient)
+        squares += sgd_update(update, flat, at, total, common.gradient)
+    return squares
 
 
 @compiled
 def sgd_update(update: Update, flat, at, total, gradient):
-    """p ← (1−shrinkage)·p − rate·total for the parameters flat[at:] with gradient `total`; or only keeps that."""
+    """p ← (1−shrinkage)·p − rate·total for the parameters flat[at:] with gradient `total`; or only keeps that.
+
+    Returns the sum of squares of `total`.
+    """
+    squares = np.float64(np.dot(total, total))
     if not update.wanted:
         copy(total, total.shape[0], gradient[at:])
-        return
+        return squares
     keep, step = flat.dtype.type(1 - update.shrinkage), flat.dtype.type(update.rate)
     for k in range(total.shape[0]):
         flat[at + k] = keep * flat[at + k] - step * total[k]
+    return squares
 
 
 _sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))

@@ -22,8 +22,9 @@ bench: .venv/installed  ## timings, as ratios of interleaved runs
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.store
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt hashes.txt  ## all packages by their hashes, then torch and this one
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r hashes.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

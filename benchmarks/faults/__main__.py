@@ -1,9 +1,10 @@
-"""The command: python -m benchmarks.faults {power,kills,errors,fuzz}."""
+"""The command: python -m benchmarks.faults {power,kills,errors,pauses,readers,fuzz,fuzz-sides}."""
 
 import errno
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
@@ -234,6 +235,75 @@ def _digests(path: Path) -> dict[int, str] | None:
 
 
 @dataclass
+class Pauses(_Harness):
+    """Pause a writer at every change of a file, let another finish meanwhile, and then go on with the first."""
+
+    every: int = 1
+    """Only every so-manyth change."""
+
+    def execute(self) -> int:
+        outcome = Outcome()
+        with tempfile.TemporaryDirectory() as name, Processes(Path(name)) as first, Processes(Path(name)) as second:
+            trained, pause, runs = Path(name) / "trained" / "run.h5", Path(name) / "paused", list[dict[int, str]]()
+            for steps in (("train", "overwrite", "resume", "densify"), ("train", "resume", "densify"), ("train",)):
+                shutil.rmtree(trained.parent, ignore_errors=True)
+                trained.parent.mkdir()
+                assert all(first.run(scenario, trained).error is None for scenario in steps)
+                runs.append(_digests(trained) or {})
+            for paused, other in _RIVALS:
+                at, reached = 0, True
+                while reached:
+                    at += self.every
+                    here = Path(name) / "case" / "run.h5"
+                    here.parent.mkdir()
+                    scenarios.prepare(paused, here, trained)
+                    first.start(paused, here, Fault.PAUSE, at, log=pause)
+                    while not (pause.exists() or first.has_result()):
+                        time.sleep(0.001)
+                    if reached := pause.exists():
+                        others = second.run(other, here)
+                        pause.unlink()
+                        ended = first.result()
+                        bad = _after_pause(here, [(paused, ended), (other, others)], runs)
+                        good = " / ".join(f"{one.error or 'done'}"[-30:] for one in (ended, others))
+                        outcome.add(f"pause of {paused}, {other} meanwhile", f"change {at}", bad=bad, good=good)
+                    else:
+                        first.result()
+                    shutil.rmtree(here.parent)
+        return outcome.show(self.json)
+
+
+_RIVALS = (
+    *(("train", "train"), ("train", "overwrite"), ("resume", "resume"), ("resume", "overwrite")),
+    *(("overwrite", "resume"), ("overwrite", "overwrite"), ("keep_last", "resume"), ("resume", "keep_last")),
+    *(("densify", "densify"), ("densify", "overwrite"), ("overwrite", "densify")),
+)
+
+
+def _after_pause(path: Path, ended: list[tuple[str, Ended]], runs: list[dict[int, str]]) -> list[str]:
+    """What is wrong with the file that two writers have left, each of which has succeeded or said why not.
+
+    `runs` are the digests of the other run prolonged, of the run before prolonged, and of that run as it was.
+    """
+    another, same, before = runs
+    bad = [f"traceback ({one.trace.strip().splitlines()[-1][:120]})" for _, one in ended if one.trace]
+    bad += [f"crash (signal {one.signal})" for _, one in ended if one.signal]
+    done = {name for name, one in ended if not (one.error or one.trace or one.signal)}
+    present = _digests(path)
+    if present is None:
+        return [*bad, "unreadable"]
+    if not (present.items() <= same.items() or present.items() <= another.items()):
+        bad.append("wrong weights, or a mixture of two runs")
+    if not done & {"overwrite", "keep_last"} and not before.items() <= present.items():
+        bad.append("checkpoints lost")
+    marks = {"train": {40}, "overwrite": {40}, "resume": {80}, "keep_last": set[int](), "densify": {3, 4, 5, 7, 8, 9}}
+    if not any(marks[name] <= present.keys() for name in done):
+        bad.append("neither has done its work")
+    left = sorted(entry.name for entry in path.parent.iterdir() if entry.name.startswith(".run"))
+    return bad + ([f"left behind: {', '.join(left)}"] if left else [])
+
+
+@dataclass
 class Fuzz:
     """Change bytes and structure of a run file, and put it through what a user does with it (`fuzz`)."""
 
@@ -276,6 +346,7 @@ COMMANDS = Union[  # noqa: UP007  (made at run time)
     Annotated[Power, tyro.conf.subcommand("power")],
     Annotated[Kills, tyro.conf.subcommand("kills")],
     Annotated[Errors, tyro.conf.subcommand("errors")],
+    Annotated[Pauses, tyro.conf.subcommand("pauses")],
     Annotated[Fuzz, tyro.conf.subcommand("fuzz")],
 ]
 

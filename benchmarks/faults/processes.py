@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import subprocess
 import sys
 import traceback
@@ -29,6 +30,8 @@ class Fault(IntEnum):
     """That change and all after it fail."""
     FAIL_SYNC = 6
     """Syncs fail from there on."""
+    PAUSE = 7
+    """It makes the file `log`, and waits until that is deleted."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,25 @@ class Processes:
         self, scenario: str, path: Path, fault: Fault = Fault.NONE, at: int = 0, errno: int = 0, log: Path | None = None
     ) -> Ended:
         """Carry out a scenario (`scenarios`) on a file."""
+        self.start(scenario, path, fault, at, errno, log)
+        return self.result()
+
+    def start(
+        self, scenario: str, path: Path, fault: Fault = Fault.NONE, at: int = 0, errno: int = 0, log: Path | None = None
+    ) -> None:
+        """Begin a scenario, whose `result` is to be asked for."""
         request = {"scenario": scenario, "path": str(path), "fault": int(fault), "at": at, "errno": errno}
         assert self._server.stdin is not None
-        assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(request | {"log": str(log or "")}) + "\n")
         self._server.stdin.flush()
+
+    def has_result(self) -> bool:
+        """Whether the scenario has ended."""
+        return bool(select.select([self._server.stdout], [], [], 0)[0])
+
+    def result(self) -> Ended:
+        """How the scenario ended, which is waited for."""
+        assert self._server.stdout is not None
         return Ended(**json.loads(self._server.stdout.readline()))
 
     def close(self) -> None:

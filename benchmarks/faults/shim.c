@@ -14,14 +14,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { OFF, LOG, KILL, TEAR, FAIL_ONCE, FAIL_ON, FAIL_SYNC };
+enum { OFF, LOG, KILL, TEAR, FAIL_ONCE, FAIL_ON, FAIL_SYNC, PAUSE };
 
 static int mode = OFF, error = 0, log_fd = -1;
 static long at = 0, count = 0;
-static char root[4096];
+static char root[4096], pause_file[4096];
 
 void fault_arm(const char *folder, int what, long n, int e, const char *log) {
     strncpy(root, folder, sizeof root - 1);
+    strncpy(pause_file, log, sizeof pause_file - 1);
     at = n; error = e; count = 0; mode = what;
     if (what == LOG) log_fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0666);
 }
@@ -59,6 +60,10 @@ static int strike(int is_sync) {
     if (mode == LOG || mode == OFF) return 0;
     count++;
     if (mode == KILL && count == at) raise(SIGKILL);
+    if (mode == PAUSE && count == at) {
+        syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, pause_file, O_WRONLY | O_CREAT, 0666));
+        while (access(pause_file, F_OK) == 0) usleep(1000);
+    }
     int fails = (mode == FAIL_ONCE && count == at) || (mode == FAIL_ON && count >= at) || (mode == FAIL_SYNC && is_sync && count >= at);
     if (fails) errno = error;
     return fails;

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mechinterp.errors import RunFileError, UnknownNameError, require_integer
+from mechinterp.errors import UnknownNameError, require_integer
 from mechinterp.store.file import RunFile
 
 if TYPE_CHECKING:
@@ -79,11 +79,9 @@ class Trajectory:
         return dict(sorted((self.file.digests() | (self.side_file.digests() if self.side_file else {})).items()))
 
     def open_side_file(self) -> None:
-        """Open the side file if there is one; RunFileError if it belongs to another run."""
+        """Open the side file if there is one of this run: a file of that name may also be another run's, or a run."""
         side = RunFile(self.dense_path) if os.path.exists(self.dense_path) else None
-        self.side_file = side if side and side.header.side_of is not None else None  # else a run of that name
-        if self.side_file and self.side_file.header.side_of != self.file.header.id:
-            raise RunFileError(f"{self.dense_path}: holds steps of another run than {self.path.name}; delete it")
+        self.side_file = side if side and side.header.side_of == self.file.header.id else None
 
     def _file_with(self, step: int) -> RunFile:
         """The file that stores a step."""

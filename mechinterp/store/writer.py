@@ -56,7 +56,7 @@ class RunWriter:
         self._lock = lock or lock_run_file(self.path)
         try:
             require_writable(self.path, overwrite)  # nobody else can make it now
-            self._replaced_side = _side_file_of(self.path)
+            self._replaced = _id_of(self.path)
             self.header, self._temporary, self._file = _made(self.path, header)
         except BaseException:
             self._lock.release()
@@ -79,7 +79,7 @@ class RunWriter:
         """
         writer = cls.__new__(cls)
         writer.path, writer._live, writer._broken = file.path.resolve(), True, False
-        writer._lock, writer._replaced_side, writer._temporary = lock, None, None
+        writer._lock, writer._replaced, writer._temporary = lock, None, None
         steps, header = file.steps, file.header
         writer.header, writer._rows, writer._last = header, len(steps), steps[-1] if steps else -1
         try:
@@ -272,8 +272,9 @@ class RunWriter:
         os.replace(self._temporary, self.path)
         sync_folder(self.path.parent)
         self._temporary = None
-        if self._replaced_side:
-            discard(self._replaced_side)
+        side = dense_path(self.path)
+        if self._replaced and os.path.exists(side) and _id_of(side, side=True) == self._replaced:
+            discard(side)
 
     @contextlib.contextmanager
     def _writing(self, what: str):
@@ -367,15 +368,10 @@ def _resolved(path: str | Path) -> Path:
         raise RunFileError(f"{str(path)!r}: cannot be a file ({error}); choose another name") from None
 
 
-def _side_file_of(path: Path) -> Path | None:
-    """The side file of a run that is to be replaced, if there is one; RunFileError if it is another run's."""
-    if not os.path.exists(dense_path(path)):
+def _id_of(path: Path, *, side: bool = False) -> str | None:
+    """The id of the run at a path, or of the run whose rebuilt steps a side file has; None if there is no such file."""
+    try:
+        header = RunFile(path).header
+    except MechinterpError:
         return None
-    side, replaced = RunFile(dense_path(path)), None
-    if side.header.side_of is None:
-        return None  # a run that has this name
-    with contextlib.suppress(MechinterpError):
-        replaced = RunFile(path).header.id
-    if side.header.side_of != replaced:
-        raise RunFileError(f"{side.path}: holds steps of another run than {path.name}; delete it")
-    return side.path
+    return header.side_of if side else header.id

@@ -108,7 +108,9 @@ def densify(trajectory: Trajectory, task: Task, steps: range, *, progress: bool 
     Only exact steps are stored: if a digest differs, MechinterpError tells the deviation and nothing is written.
     """
     if trajectory.side_file is None and os.path.exists(trajectory.dense_path):
-        raise MechinterpError(f"{trajectory.dense_path}: is a run of its own; rename it to make room for rebuilt steps")
+        raise MechinterpError(
+            f"{trajectory.dense_path}: is a run of its own, or has steps of another run; move it away or delete it"
+        )
     side, saved = trajectory.side_file, set(trajectory.file.steps)
     already = side.steps if side else []
     missing = [step for step in steps if step not in set(already) and step not in saved]

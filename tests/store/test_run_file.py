@@ -304,15 +304,33 @@ def test_a_run_of_the_name_of_a_side_file_is_kept(tiny_config, tmp_path):
     assert other.read_bytes() == before
 
 
-def test_a_side_file_of_another_run_is_refused_and_kept(tiny_config, tmp_path):
+def test_a_side_file_of_another_run_is_not_read_and_kept(tiny_config, tmp_path):
     path = tmp_path / "fast.h5"
     mi.train(tiny_config, path, progress=False).densify(start=2, stop=6, every=1)
     before = dense_path(path).read_bytes()
     path.unlink()
-    with pytest.raises(RunFileError, match="holds steps of another run"):
-        mi.train(tiny_config, path, progress=False)
-    assert not path.exists(), "it is refused before it is trained"
+    run = mi.train(tiny_config.updated({"seed": 1}), path, progress=False)
+    assert run.steps == list(range(0, 21, 2))
+    with pytest.raises(MechinterpError, match="has steps of another run"):
+        run.densify(start=2, stop=6, every=1)
     assert dense_path(path).read_bytes() == before
+
+
+def test_the_side_file_of_an_overwritten_run_goes_with_it_even_if_it_came_meanwhile(tiny_config, tmp_path, monkeypatch):
+    path = tmp_path / "fast.h5"
+    run = mi.train(tiny_config, path, progress=False)
+    original = RunWriter._publish
+
+    def publish(self):
+        if self.path == path and self._temporary is not None:
+            monkeypatch.undo()
+            run.densify(start=2, stop=6, every=1)
+            assert dense_path(path).exists()
+        original(self)
+
+    monkeypatch.setattr(RunWriter, "_publish", publish)
+    assert mi.train(tiny_config.updated({"seed": 1}), path, overwrite=True, progress=False).side_file is None
+    assert not dense_path(path).exists()
 
 
 def test_links_stay_and_planted_ones_are_not_followed(tiny_config, tmp_path):

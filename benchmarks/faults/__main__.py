@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Union
@@ -304,6 +305,26 @@ def _after_pause(path: Path, ended: list[tuple[str, Ended]], runs: list[dict[int
 
 
 @dataclass
+class Readers(_Harness):
+    """Let processes read a file while it is trained, resumed, exchanged, cut off, damaged and deleted."""
+
+    changes: int = 300
+    """Number of changes; an exchange, a cut, damage and a deletion are made ten or twenty times each."""
+    readers: int = 5
+    seed: int = 0
+
+    def execute(self) -> int:
+        from benchmarks.faults.readers import watched
+
+        outcome = Outcome()
+        scenarios.warm_up()
+        with tempfile.TemporaryDirectory() as name:
+            outcome.counts = watched(Path(name) / "run", self.changes, self.readers, self.seed)
+        outcome.faults = {what: [str(n)] for what, n in outcome.counts.items() if what.startswith("BAD")}
+        return outcome.show(self.json)
+
+
+@dataclass
 class Fuzz:
     """Change bytes and structure of a run file, and put it through what a user does with it (`fuzz`)."""
 
@@ -328,17 +349,45 @@ class Fuzz:
             content = good.read_bytes()
             thorough = bool(self.thorough_every)
             fuzz.use(good, expected, thorough=thorough)  # imports and compiles everything
-            assert (faults := fuzz.examine(good, expected, thorough=thorough)) == [], faults
+            use = partial(fuzz.use, good, expected, thorough=thorough)
+            assert (faults := fuzz.examine(use, 4 * fuzz.SECONDS)) == [], faults
             for kind, count in (("bytes", self.byte_mutants), ("structure", self.structure_mutants)):
                 for number in range(count):
                     rng = np.random.default_rng([self.seed, number, kind == "bytes"])
                     path.write_bytes(fuzz.byte_mutant(content, rng) if kind == "bytes" else content)
                     what = fuzz.structure_mutant(path, rng) if kind == "structure" else ""
                     thorough = bool(self.thorough_every) and number % self.thorough_every == 0
-                    bad = fuzz.examine(path, expected, thorough=thorough)
+                    use = partial(fuzz.use, path, expected, thorough=thorough)
+                    bad = fuzz.examine(use, fuzz.SECONDS * (4 if thorough else 1))
                     outcome.add(
                         f"fuzz, {kind}", f"mutant {number} {what}", bad=bad, good="refused in a line, or read right"
                     )
+        return outcome.show(self.json)
+
+
+@dataclass
+class FuzzSides:
+    """Change bytes of the files beside runs: outcomes, tables, index and caches."""
+
+    mutants: int = 2_000
+    seed: int = 0
+    json: bool = False
+    """Print one JSON object."""
+
+    def execute(self) -> int:
+        from benchmarks.faults import fuzz
+        from benchmarks.faults.sides import Sides
+
+        outcome = Outcome()
+        torch.set_num_threads(1)  # forked processes must not use a thread pool of their parent
+        with tempfile.TemporaryDirectory() as name:
+            sides = Sides(Path(name))
+            assert (faults := fuzz.examine(sides.use)) == [], faults
+            for number in range(self.mutants):
+                what = sides.change(np.random.default_rng([self.seed, number]))
+                bad = fuzz.examine(sides.use)
+                kind = f"cache{Path(what).suffix}" if what.startswith("cache") else what.partition(".")[2]
+                outcome.add(f"fuzz, {kind}", f"mutant {number} of {what}", bad=bad, good="made again, or refused")
         return outcome.show(self.json)
 
 
@@ -347,7 +396,9 @@ COMMANDS = Union[  # noqa: UP007  (made at run time)
     Annotated[Kills, tyro.conf.subcommand("kills")],
     Annotated[Errors, tyro.conf.subcommand("errors")],
     Annotated[Pauses, tyro.conf.subcommand("pauses")],
+    Annotated[Readers, tyro.conf.subcommand("readers")],
     Annotated[Fuzz, tyro.conf.subcommand("fuzz")],
+    Annotated[FuzzSides, tyro.conf.subcommand("fuzz-sides")],
 ]
 
 if __name__ == "__main__":

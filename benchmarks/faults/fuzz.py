@@ -161,21 +161,21 @@ def _change_hdf5(path: Path, rng: np.random.Generator) -> str:
     return f"HDF5 {what} at {name}"
 
 
-def examine(path: Path, expected: dict[int, str], *, thorough: bool) -> list[str]:
-    """What is wrong with how a mutant is taken, in a process of its own."""
+def examine(use: Callable[[], list[str]], seconds: float = SECONDS) -> list[str]:
+    """What `use` says is wrong with how a mutant is taken, in a process of its own; and if it takes long, or much."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-        faults = use(path, expected, thorough=thorough)
+        faults = use()
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
         faults += [f"{grown:.0f} MB"] if grown > MEGABYTES else []
         os.write(writing, json.dumps(faults).encode()[:60_000])
         os._exit(0)
     os.close(writing)
-    ready, _, _ = select.select([reading], [], [], SECONDS * (4 if thorough else 1))
+    ready, _, _ = select.select([reading], [], [], seconds)
     if not ready:
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reading) as answer:
@@ -201,13 +201,13 @@ def use(path: Path, expected: dict[int, str], *, thorough: bool) -> list[str]:
                 continue
         message = err.getvalue().strip() if code == 2 else ""
         if code == 2:
-            faults += _faults_of(name, message)
+            faults += faults_of(name, message)
         if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", out.getvalue()):
             faults.append(f"control characters in the output of {name}")
     return faults + _values(lambda: mi.open_run(path), expected)
 
 
-def _faults_of(name: str, message: str) -> list[str]:
+def faults_of(name: str, message: str) -> list[str]:
     """What is wrong with the message of a user's error."""
     faults = [] if len(message.splitlines()) == 1 else [f"a message of {name} has several lines"]
     faults += [f"a message of {name} is long ({len(message)})"] if len(message) > CHARACTERS else []
@@ -222,6 +222,6 @@ def _values(opened: Callable[[], mi.Run], expected: dict[int, str]) -> list[str]
         run.network(run.steps[-1])
         return ["wrong weights"] if wrong else []
     except MechinterpError as error:
-        return _faults_of("open_run", str(error))
+        return faults_of("open_run", str(error))
     except Exception as error:
         return [f"traceback in Python ({type(error).__name__}: {str(error)[:100]})"]

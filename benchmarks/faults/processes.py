@@ -90,6 +90,7 @@ class Processes:
 
     def has_result(self) -> bool:
         """Whether the scenario has ended."""
+        assert self._server.stdout is not None
         return bool(select.select([self._server.stdout], [], [], 0)[0])
 
     def result(self) -> Ended:

@@ -19,8 +19,12 @@ class MechinterpError(Exception):
     """An error that the user can correct; the message says how, in one line without control characters."""
 
     def __init__(self, message: object = ""):
-        text = " ".join(str(message).split())
-        super().__init__("".join(character if character.isprintable() else "\ufffd" for character in text))
+        super().__init__(printable(" ".join(str(message).split())))
+
+
+def printable(text: str) -> str:
+    """The text, with a mark in place of every character that a terminal would not show, but obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 class ConfigError(MechinterpError):
@@ -32,7 +36,8 @@ class RunFileError(MechinterpError):
 
     def __init__(self, message: object = ""):
         text = str(message)
-        super().__init__(text if len(text) <= MOST else f"{text[: MOST - 2]} …")  # some of it may be the file's
+        half = MOST // 2 - 2  # the file is named at the beginning, and what to do at the end
+        super().__init__(text if len(text) <= MOST else f"{text[:half]} … {text[-half:]}")
 
 
 class BusyError(RunFileError):

@@ -1,5 +1,6 @@
 """Files and folders that users name; their errors are MechinterpErrors of one line."""
 
+import errno
 import hashlib
 import json
 import math
@@ -23,22 +24,37 @@ _SEALED = '{"sha256": "', '", "content": '
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(Path(path)).decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file; OSError for anything else, for instance a named pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
+
+
 def make_folder(path: Path) -> Path:
     """The folder, made if it does not exist."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_durable(path)
     except FileExistsError:
         raise MechinterpError(f"{path}: is a file; give a folder") from None
     except OSError as error:
         raise MechinterpError(f"{path}: cannot be made ({error.strerror}); give another folder") from None
     return path
+
+
+def make_durable(folder: Path) -> None:
+    """Make a folder, with those above it, if it does not exist, whose names are on the disk when this returns."""
+    missing = [above for above in (folder, *folder.parents) if not above.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync_folder(made.parent)
 
 
 def require_place(path: Path) -> Path:
@@ -82,11 +98,14 @@ def replace_text(path: Path, text: str) -> None:
     replace_bytes(path, text.encode(errors="surrogateescape"))
 
 
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file as `replace_text`; MechinterpError if it cannot be written, which leaves the old one."""
+def replace_bytes(path: Path, content: bytes, *, patience: float = 3.0) -> None:
+    """Write a file as `replace_text`; MechinterpError if it cannot be written, which leaves the old one.
+
+    Another process that writes it is waited for, so many seconds.
+    """
     path = path.resolve()  # a link stays a link
     try:
-        with FileLock(path, patience=10.0):
+        with FileLock(path, patience=patience):
             temporary, descriptor = new_beside(path)
             try:
                 write_at(descriptor, content, 0)
@@ -113,7 +132,7 @@ def write_sealed_json(path: Path, content: Any) -> str:
 def read_sealed_json(path: Path) -> Any:
     """The content that `write_sealed_json` wrote; None if the file is missing, cut off or changed."""
     try:
-        text = path.read_bytes().decode()
+        text = read_regular(path).decode()
         start, middle = _SEALED
         seal, content = text[len(start) : len(start) + 64], text[len(start) + 64 + len(middle) : -2]
         if text.startswith(start) and seal == hashlib.sha256(content.encode()).hexdigest():
@@ -202,7 +221,10 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
 def sync(descriptor: int) -> None:
     """Return when the content of a file is on the disk."""
     if full := getattr(fcntl, "F_FULLFSYNC", None):  # macOS, whose fsync leaves it in the disk's cache
-        fcntl.fcntl(descriptor, full)
+        try:
+            fcntl.fcntl(descriptor, full)
+        except OSError:  # a file system without it
+            os.fsync(descriptor)
     else:
         os.fdatasync(descriptor)
 
@@ -212,6 +234,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that keeps names by itself
+            raise
     finally:
         os.close(descriptor)
 

@@ -163,7 +163,7 @@ def _strike(harness: "Kills | Errors", kinds: list[tuple[Fault, int]]) -> Outcom
     """Every scenario with every fault at every change."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as name, Processes(Path(name)) as processes:
-        folder = Path(name)
+        folder, log = Path(name), Path(name) / "acknowledged"
         trained = folder / "trained" / "run.h5"
         trained.parent.mkdir()
         assert processes.run("train", trained).signal == 0
@@ -171,26 +171,36 @@ def _strike(harness: "Kills | Errors", kinds: list[tuple[Fault, int]]) -> Outcom
             whole = folder / f"whole-{scenario}" / "run.h5"
             whole.parent.mkdir()
             scenarios.prepare(scenario, whole, trained)
-            n_changes = processes.run(scenario, whole, Fault.KILL, 1 << 40).changes
+            log.write_text("")
+            n_changes = processes.run(scenario, whole, Fault.KILL, 1 << 40, log=log).changes
             assert n_changes > 0, scenario
+            appends = scenario in ("train", "grow", "resume", "train_and_prolong", "overwrite")
+            assert bool(log.read_text()) == appends, "what is acknowledged is not recorded"
             for fault, number in kinds:
                 for at in range(1, n_changes + 1, harness.every):
                     here = folder / "case" / "run.h5"
                     here.parent.mkdir()
                     scenarios.prepare(scenario, here, trained)
-                    log = folder / "acknowledged"
-                    ended = processes.run(scenario, here, fault, at, number)
-                    log.unlink(missing_ok=True)
+                    log.write_text("")
+                    ended = processes.run(scenario, here, fault, at, number, log=log)
+                    acknowledged = {int(line.split()[0]) for line in log.read_text().splitlines()}
                     case = f"{fault.name} {errno.errorcode.get(number, '')} at change {at}"
                     what = f"{fault.name.lower()} {errno.errorcode.get(number, '')}".strip()
-                    bad, good = _after_strike(processes, scenario, here, ended, fault, trained, whole)
+                    bad, good = _after_strike(processes, scenario, here, ended, fault, trained, whole, acknowledged)
                     outcome.add(f"{scenario}, {what}", case, bad=bad, good=good)
                     shutil.rmtree(here.parent)
     return outcome
 
 
 def _after_strike(
-    processes: Processes, scenario: str, path: Path, ended: Ended, fault: Fault, trained: Path, whole: Path
+    processes: Processes,
+    scenario: str,
+    path: Path,
+    ended: Ended,
+    fault: Fault,
+    trained: Path,
+    whole: Path,
+    acknowledged: set[int],
 ) -> tuple[list[str], str]:
     """What is wrong with the files that a struck process has left, if anything, and what they are otherwise."""
     kills = fault in (Fault.KILL, Fault.TEAR)
@@ -204,14 +214,20 @@ def _after_strike(
     if present is None:
         return [*bad, "unreadable"], ""
     starts_empty = scenario in ("train", "grow", "train_and_prolong")
-    if (
-        not starts_empty
-        and scenario not in ("overwrite", "keep_last", "densify")
-        and not before.items() <= present.items()
-    ):
+    if scenario == "keep_last":
+        whole_ones = present in (before, after) and mi.open_run(path).status == "complete"
+    elif scenario == "overwrite":
+        whole_ones = bool(present)
+    else:
+        whole_ones = starts_empty or before.items() <= present.items()
+    if not (whole_ones and acknowledged <= present.keys()):
         bad.append("checkpoints lost")
-    if present and not (present.items() <= after.items() or present.items() <= before.items() or scenario == "densify"):
+    if present and not (present.items() <= after.items() or present.items() <= before.items()):
         bad.append("wrong weights")
+    for file in path.parent.rglob("[!.]*"):
+        there = whole.parent / file.relative_to(path.parent)
+        if file.is_file() and file.suffix != ".h5" and file.read_bytes() != there.read_bytes():
+            bad.append(f"another {file.suffix} file")
     try:
         again = processes.run("resume" if present else scenario, path)
     except ValueError as error:

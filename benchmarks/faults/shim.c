@@ -24,7 +24,7 @@ void fault_arm(const char *folder, int what, long n, int e, const char *log) {
     strncpy(root, folder, sizeof root - 1);
     strncpy(pause_file, log, sizeof pause_file - 1);
     at = n; error = e; count = 0; mode = what;
-    if (what == LOG) log_fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0666);
+    if (what != PAUSE && log[0]) log_fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0666);
 }
 
 long fault_count(void) { return count; }
@@ -53,7 +53,10 @@ static void record(char op, uint64_t ino, uint64_t offset, uint64_t length, cons
     }
 }
 
-void fault_ack(const char *text) { record('A', 0, 0, strlen(text), text); }
+void fault_ack(const char *text) {
+    if (mode == LOG) record('A', 0, 0, strlen(text), text);
+    else if (log_fd >= 0) { syscall(SYS_write, log_fd, text, strlen(text)); syscall(SYS_write, log_fd, "\n", 1); }
+}
 
 /* 1 if the call is to fail; a kill does not return. */
 static int strike(int is_sync) {

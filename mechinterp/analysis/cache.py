@@ -19,7 +19,7 @@ import pandas as pd
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError
-from mechinterp.files import read_sealed_json, write_sealed_json
+from mechinterp.files import make_durable, read_sealed_json, write_sealed_json
 
 
 class TableCache:
@@ -51,7 +51,7 @@ class TableCache:
         if not (self._keep and self._changed):
             return
         with suppress(OSError, MechinterpError):  # the folder of the run may be read-only
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_durable(self._path.parent)
             tables = {digest: table.to_dict("list") for digest, table in self.tables.items()}
             write_sealed_json(self._path, {"about": self._about, "tables": tables})
 

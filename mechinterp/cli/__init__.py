@@ -101,7 +101,8 @@ def _leave_output() -> None:
 
 
 def _fail(error: MechinterpError) -> int:
-    print(f"mechinterp: {' '.join(str(error).split())}", file=sys.stderr)
+    with suppress(OSError):  # standard error is full: the exit code says it
+        print(f"mechinterp: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return 2
 
 

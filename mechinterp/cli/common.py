@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mechinterp.config import RunConfig
+from mechinterp.errors import printable
 from mechinterp.files import plain_json
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ Settings = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcomman
 
 def print_result(values: dict[str, Any], as_json: bool, text: str) -> None:
     """Print a command's result: `values` as one JSON object, or `text`."""
-    print(json.dumps(plain_json(values)) if as_json else text)
+    print(json.dumps(plain_json(values)) if as_json else "\n".join(map(printable, text.split("\n"))))
 
 
 def spikes_result(spikes: "Spikes | None") -> dict[str, Any]:

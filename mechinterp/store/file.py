@@ -7,8 +7,10 @@ involved. Every read opens the file anew, and goes on in the file that a resumed
 Torch and pandas take seconds to import: only the functions that return their types import them.
 """
 
+import hashlib
 import math
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from mechinterp.store.layout import (
     Array,
     Header,
     digest,
+    digested_name,
     header_length,
     is_whole,
 )
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 4096
 """Records that are read at once."""
+_PIECE = 8 << 20
+"""Bytes of weights that are read at once to compare their digest."""
 _AHEAD = 64
 """Records after the last whole one that are looked at: if one of them is whole, the file is damaged."""
 _ATTEMPTS = 3
@@ -87,13 +92,8 @@ class RunFile:
 
     def row(self, step: int) -> int | None:
         """The row of a step in the arrays; None if it is not committed."""
-        for look in range(2):
-            if look:
-                self.refresh()
-            row = int(np.searchsorted(self._records["step"], step))
-            if row < len(self._records) and self._records["step"][row] == step:
-                return row
-        return None
+        with self._open() as file:
+            return self._find(file, step)
 
     def metrics(self) -> "pd.DataFrame":
         """The metrics of the checkpoints, by step."""
@@ -106,23 +106,28 @@ class RunFile:
 
     def metrics_at(self, step: int) -> dict[str, float]:
         """The metrics of a committed step."""
-        return {str(name): float(value) for name, value in self.metrics().loc[step].items()}
+        with self._open() as file:
+            row = self._row(file, step)
+        values = self._records["metrics"][row] if self.header.contents.metrics else ()
+        return {name: float(value) for name, value in zip(self.header.contents.metrics, values, strict=True)}
 
     def weights(self, step: int) -> dict[str, "Tensor"]:
         """The parameters at a committed step, by name, in the types in which they are stored."""
         import torch
 
-        self.require_network()
-        row = self._committed_row(step)
         with self._open() as file:
+            self.require_network()
+            row = self._row(file, step)
             arrays = self._weights(file, row)
-        if digest(arrays) != self._records["digest"][row].tobytes():
-            raise RunFileError(f"{self.path}: the weights of step {step} do not match their digest; it is damaged")
+            if digest(arrays) != self._records["digest"][row].tobytes():
+                raise RunFileError(f"the weights of step {step} do not match their digest; it is damaged")
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def digest(self, step: int) -> str:
         """The stored SHA-256 of the weights at a committed step (hexadecimal)."""
-        return self._records["digest"][self._committed_row(step)].tobytes().hex()
+        with self._open() as file:
+            row = self._row(file, step)
+        return self._records["digest"][row].tobytes().hex()
 
     def digests(self) -> dict[int, str]:
         """The stored SHA-256 of the weights at every committed step (hexadecimal)."""
@@ -133,9 +138,8 @@ class RunFile:
         """The state of the optimizer at a committed step, by name; empty if that checkpoint has none."""
         import torch
 
-        row = self._committed_row(step)
         with self._open() as file:
-            _, state = self._rest(file, row)
+            _, state = self._rest(file, self._row(file, step))
         return {name: torch.from_numpy(array) for name, array in state.items()}
 
     def series(self, step: int | None = None) -> "pd.DataFrame":
@@ -145,11 +149,11 @@ class RunFile:
         """
         import pandas as pd
 
-        self.refresh()
-        rows = range(len(self._records)) if step is None else [self._committed_row(step)]
         with self._open() as file:
+            self._read_records(file)
+            rows = range(len(self._records)) if step is None else [self._row(file, step)]
             parts = [self._rest(file, row)[0] for row in rows]
-        covered = [np.array(self._series_rows(row), int) for row in rows]
+            covered = [np.array(self._series_rows(row), int) for row in rows]
         index = pd.Index((np.concatenate(covered) + 1) * self.header.contents.series_every, name="step")
         columns = {name: np.concatenate([part[name] for part in parts]) for name in self.header.contents.series}
         return pd.DataFrame(columns, index=index, dtype=float)
@@ -170,17 +174,25 @@ class RunFile:
                 raise RunFileError(f"{self.path}: the parameter {name} is {got}, expected {tuple(shape)} <f4")
         self._network_fits = True
 
-    def _committed_row(self, step: int) -> int:
-        row = self.row(step)
-        if row is None:
-            raise RunFileError(f"{self.path}: step {step} is not there")
+    def _row(self, file: FileIO, step: int) -> int:
+        """The row of a committed step in the file that is open: another one may have taken its place."""
+        if (row := self._find(file, step)) is None:
+            raise RunFileError(f"step {step} is not there")
         return row
+
+    def _find(self, file: FileIO, step: int) -> int | None:
+        for read in (lambda file: None, self._read_records):
+            read(file)
+            row = int(np.searchsorted(self._records["step"], step))
+            if row < len(self._records) and self._records["step"][row] == step:
+                return row
+        return None
 
     @contextmanager
     def _open(self) -> Iterator[FileIO]:
         """The opened file; if another one is there than before, its header is read, which must be of the same run."""
         try:
-            file = self.path.open("rb", buffering=0)
+            file = open(self.path, "rb", buffering=0, opener=_opened)  # noqa: SIM115
         except (OSError, ValueError) as error:
             what = "is a folder" if os.path.isdir(self.path) else "does not exist"
             if not isinstance(error, FileNotFoundError | IsADirectoryError):
@@ -188,6 +200,8 @@ class RunFile:
             raise RunFileError(f"{self.path}: {what}; give the path of a run file") from None
         with file:
             try:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise RunFileError("is no file; give the path of a run file")
                 line = file.read(FIRST_LINE) or b""
                 if line != self._line:
                     self._take_header(file, line)
@@ -211,10 +225,10 @@ class RunFile:
             except ConfigError as error:
                 raise RunFileError(str(error)) from None
         self.header, self._line, self._config, self._ended = header, line, config, None
+        self._type = header.record_type
         self._network_fits = False
         self.environments, self.created = header.environments, header.created
-        fields = [name for name in header.record_type.names or () if name != "seal"]
-        self._records = repack_fields(np.zeros(0, header.record_type)[fields])
+        self._records = _without_seal(np.zeros(0, self._type))
         self._read_records(file)
 
     def _read_records(self, file: FileIO) -> None:
@@ -231,32 +245,32 @@ class RunFile:
             if attempt == _ATTEMPTS and not gap[0]:
                 raise RunFileError(f"the record of checkpoint {len(self._records)} is damaged, and others follow it")
             time.sleep(0 if taken or gap[0] else 0.01)  # it is being written
-        if end and end[1] != len(self._records):
+        if end and end[1] > len(self._records):
             raise RunFileError(f"has {len(self._records)} of {end[1]} checkpoints; the file is damaged")
+        if end:  # one more may have been written, but never acknowledged
+            self._records = self._records[: end[1]]
         if not end and len(self._records) > first and not self._fits(file, len(self._records) - 1):
             self._records = self._records[:-1]  # the system went down before all of it was on the disk
         if not len(self._records):  # it got its name with the first
             raise RunFileError("has no whole checkpoint; the file is damaged")
         self._ended = end
 
-    def _record_bytes(self, file: FileIO, first: int, count: int) -> bytes:
-        size = self.header.record_type.itemsize
+    def _record_bytes(self, file: FileIO, first: int, count: int) -> bytearray:
+        size = self._type.itemsize
         return _read(file, self.header.checkpoints + first * size, min(count, self.header.capacity - first) * size)
 
-    def _whole(self, content: bytes, first: int) -> list[bool]:
+    def _whole(self, content: bytearray, first: int) -> list[bool]:
         """Which records of the content, whose first is that of row `first`, are whole."""
-        size, view = self.header.record_type.itemsize, memoryview(content)
+        size, view = self._type.itemsize, memoryview(content)
         return [
             is_whole(self.header.id, first + at // size, view[at : at + size]) for at in range(0, len(content), size)
         ]
 
-    def _take(self, content: bytes) -> int:
+    def _take(self, content: bytearray) -> int:
         """Append the whole records at the start of the content; their number. RunFileError if steps do not ascend."""
         count = [*self._whole(content, len(self._records)), False].index(False)
-        records = np.frombuffer(content, self.header.record_type, count)
-        new = repack_fields(records[list(self._records.dtype.names or ())])
-        last = self._records["step"][-1:] if len(self._records) else new["previous"][:1]
-        before = np.concatenate([last, new["step"]])[:count]
+        new = _without_seal(np.frombuffer(content, self._type, count))
+        before = np.concatenate([self._records["step"][-1:] if len(self._records) else [-1], new["step"]])[:count]
         if (new["previous"] != before).any() or (new["step"] <= before).any():
             raise RunFileError("its steps do not ascend, or some are missing; the file is damaged")
         self._records = np.concatenate([self._records, new])
@@ -282,7 +296,13 @@ class RunFile:
             self._rest(file, row)
         except RunFileError:
             return False
-        return digest(self._weights(file, row)) == self._records["digest"][row].tobytes()
+        sha = hashlib.sha256()  # in pieces: the file is not known to be a sensible one yet
+        for name, array in self.header.contents.weights.items():
+            sha.update(digested_name(name, array.shape, array.dtype))
+            for at in range(0, array.row_bytes, _PIECE):
+                start = array.offset + row * array.row_bytes + at
+                sha.update(_read(file, start, min(_PIECE, array.row_bytes - at)))
+        return sha.digest() == self._records["digest"][row].tobytes()
 
     def _weights(self, file: FileIO, row: int) -> dict[str, np.ndarray]:
         return {name: _array(file, array, row) for name, array in self.header.contents.weights.items()}
@@ -318,21 +338,33 @@ def rest_digest(series: dict[str, np.ndarray], optimizer: dict[str, np.ndarray])
     return digest(named | {f"optimizer/{name}": value for name, value in optimizer.items()})
 
 
-def _read(file: FileIO, offset: int, length: int) -> bytes:
+def _read(file: FileIO, offset: int, length: int) -> bytearray:
     """Bytes of the file; RunFileError if it ends before."""
-    file.seek(offset)
-    content = file.read(length) or b""
-    if len(content) < length:
-        raise RunFileError(f"ends at byte {offset + len(content)}, expected {offset + length}; it is cut off")
+    content, done = bytearray(length), 0
+    if length:
+        file.seek(offset)
+    while n := file.readinto(memoryview(content)[done:]):  # the system reads 2 GiB at most
+        done += n
+    if done < length:
+        raise RunFileError(f"ends at byte {offset + done}, expected {offset + length}; it is cut off")
     return content
 
 
 def _array(file: FileIO, array: Array, row: int, count: int | None = None) -> np.ndarray:
     """One row of an array, or so many from there on."""
-    values = np.empty(array.shape if count is None else (count, *array.shape), array.dtype)
-    content = _read(file, array.offset + row * array.row_bytes, values.nbytes)
-    values.reshape(-1).view("u1")[:] = np.frombuffer(content, "u1")
-    return values
+    shape = array.shape if count is None else (count, *array.shape)
+    content = _read(file, array.offset + row * array.row_bytes, array.row_bytes * (1 if count is None else count))
+    return np.frombuffer(content, array.dtype).reshape(shape)
+
+
+def _opened(path: str, flags: int) -> int:
+    """The descriptor of a file; a named pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _without_seal(records: np.ndarray) -> np.ndarray:
+    """The records but for their seals, in memory of their own."""
+    return repack_fields(records[[name for name in records.dtype.names or () if name != "seal"]])
 
 
 def _require_inside(header: Header, size: int) -> None:

@@ -29,9 +29,6 @@ class _Pieces(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def write(self, data: Any) -> int:
         self.pieces.append((self._at, bytes(data)))
         self._at += len(self.pieces[-1][1])
@@ -76,17 +73,23 @@ def hdf5_pieces(header: Header, start: int) -> tuple[list[tuple[int, bytes]], di
 
 def require_same_hdf5(path: Path, header: Header) -> None:
     """RunFileError unless the HDF5 of a file has the arrays and attributes of its header, where the header says."""
-    offsets, present = header.offsets(), dict[str, h5py.Dataset]()
+    offsets, expected, present = header.offsets(), header.datasets(), dict[str, h5py.Dataset]()
     try:
         with h5py.File(path) as file:
-            file.visititems(lambda name, item: present.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+
+            def visit(name: str, item: Any) -> bool | None:
+                if isinstance(item, h5py.Dataset):
+                    present[name] = item
+                return len(present) > len(expected) or None  # then it is not the same
+
+            file.visititems(visit)
             attributes = {name: bytes(np.bytes_(value)).decode() for name, value in file.attrs.items()}
             arrays = {name: ((item.shape, item.dtype), item.id.get_offset()) for name, item in present.items()}
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise RunFileError(f"{path}: its HDF5 is damaged ({str(error).splitlines()[0][:200]})") from None
     if attributes != header.attributes():
         raise RunFileError(f"{path}: the attributes of its HDF5 are not those of its header; it was changed")
-    if arrays != {name: (array, offsets[name]) for name, array in header.datasets().items()}:
+    if arrays != {name: (array, offsets[name]) for name, array in expected.items()}:
         raise RunFileError(f"{path}: the arrays of its HDF5 are not those of its header; it was changed")
 
 

@@ -7,6 +7,7 @@ creation; a checkpoint is written into rows that are there already. docs/run-fil
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,10 @@ FIRST_LINE = len(MAGIC) + len("2 ") + 20 + 1 + 64 + 1
 """Bytes of the header's first line."""
 MAX_HEADER = 4 << 20
 """Bytes of the longest header."""
+MAX_METRICS = 500
+"""Metrics that a checkpoint may have: more do not fit into a description of HDF5."""
+MAX_SERIES = 128 << 20
+"""Bytes of all series together, since a single checkpoint may commit all their rows."""
 _SEAL = 32
 
 
@@ -37,10 +42,23 @@ def _printable(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    if "/" in text or text in (".", ".."):
+        raise ValueError("is no name of an HDF5 dataset")
+    return text
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len({*names}) < len(names):
+        raise ValueError("has a name twice")
+    return names
+
+
 Offset = Annotated[int, Field(ge=0, lt=1 << 60)]
 Count = Annotated[int, Field(ge=0, lt=1 << 40)]
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
-Name = Annotated[Text, Field(pattern=r"^[^/]+$", min_length=1)]
+Name = Annotated[Text, Field(min_length=1), AfterValidator(_name)]
+Metric = Annotated[Name, Field(max_length=80)]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Step = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,17})$")]
 
@@ -61,10 +79,7 @@ class Array(_Part):
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        size = np.dtype(self.dtype).itemsize
-        for length in self.shape:
-            size *= length
-        return size
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 class Contents(_Part):
@@ -72,7 +87,7 @@ class Contents(_Part):
 
     weights: dict[Name, Array]
     """The parameters of a checkpoint."""
-    metrics: tuple[Name, ...] = ()
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=MAX_METRICS), AfterValidator(_distinct)] = ()
     """Numbers of a checkpoint."""
     series: dict[Name, Array] = {}
     """Numbers of an update, a row for each."""
@@ -154,7 +169,7 @@ class Header(_Part):
         return line + body
 
     @classmethod
-    def from_bytes(cls, line: bytes, body: bytes) -> "Header":
+    def from_bytes(cls, line: bytes, body: bytes | bytearray) -> "Header":
         """The header of a first line and the JSON after it; RunFileError for one that is damaged or malformed."""
         if hashlib.sha256(body).hexdigest().encode() != line.split()[3]:
             raise RunFileError("its header does not match its checksum; the file is damaged")
@@ -167,7 +182,16 @@ class Header(_Part):
             raise RunFileError(f"its header is malformed{why}; the file is damaged") from None
         if "0" not in header.environments:
             raise RunFileError("its header has no environment of step 0; the file is damaged")
+        header.require_moderate()
         return header
+
+    def require_moderate(self) -> None:
+        """RunFileError if rows, or the series, are longer than a reader takes."""
+        if any(array.row_bytes >= 1 << 60 for _, array in self.arrays().values()):
+            raise RunFileError("declares rows that no file can hold; the file is damaged")
+        size = self.series_rows * sum(array.row_bytes for array in self.contents.series.values())
+        if size > MAX_SERIES:
+            raise RunFileError(f"series of {size:,} bytes; at most {MAX_SERIES:,} go into a run file (series_every)")
 
     @property
     def record_type(self) -> np.dtype:
@@ -218,7 +242,7 @@ END_TYPE = _in_sectors({"status": ("<i8", 0), "checkpoints": ("<i8", 8)}, 16)
 """The type of the end record: number of the status, number of checkpoints, and the seal."""
 
 
-def seal(run: str, row: int, record: bytes | memoryview) -> bytes:
+def seal(run: str, row: int, record: bytes | bytearray | memoryview) -> bytes:
     """SHA-256 of a run's id, a record's row (−1: the end record), and the record but for its last 32 bytes."""
     sha = hashlib.sha256(bytes.fromhex(run) + row.to_bytes(8, "little", signed=True))
     sha.update(record[:-_SEAL])
@@ -231,7 +255,7 @@ def sealed(run: str, row: int, record: np.ndarray) -> bytes:
     return content[:-_SEAL] + seal(run, row, content)
 
 
-def is_whole(run: str, row: int, record: bytes | memoryview) -> bool:
+def is_whole(run: str, row: int, record: bytes | bytearray | memoryview) -> bool:
     """Whether the seal of a record fits."""
     return record[-_SEAL:] == seal(run, row, record)
 
@@ -250,6 +274,11 @@ def digest(parameters: "Mapping[str, Tensor] | Mapping[str, np.ndarray]") -> byt
     for name, value in parameters.items():
         array = array_of(value)
         kind = array.dtype.newbyteorder("<").str
-        sha.update(f"{name}{array.shape}{'' if kind == '<f4' else kind}".encode())
+        sha.update(digested_name(name, array.shape, kind))
         sha.update(np.ascontiguousarray(array, kind).data)
     return sha.digest()
+
+
+def digested_name(name: str, shape: tuple[int, ...], dtype: str) -> bytes:
+    """What stands before the bytes of a parameter in a digest."""
+    return f"{name}{shape}{'' if dtype == '<f4' else dtype}".encode()

@@ -34,7 +34,7 @@ class Trajectory:
     @property
     def dense_path(self) -> Path:
         """The path of the side file of rebuilt steps, whether or not it exists."""
-        return dense_path(self.path)
+        return dense_path(self.path.resolve())
 
     @property
     def steps(self) -> list[int]:
@@ -90,8 +90,6 @@ class Trajectory:
             if file.row(step) is not None:
                 return file
         steps = self.steps
-        if not steps:
-            raise UnknownNameError(f"{self.path}: no step is saved yet")
         near = min(steps, key=lambda saved: abs(saved - step))
         raise UnknownNameError(
             f"{self.path}: step {step} is not saved; the nearest is {near}"

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechinterp.errors import DivergedError, MechinterpError, RunFileError
-from mechinterp.files import FileLock, discard, is_at, new_beside, require_writable, sync, sync_folder, write_at
+from mechinterp.files import (
+    FileLock,
+    discard,
+    is_at,
+    make_durable,
+    new_beside,
+    require_writable,
+    sync,
+    sync_folder,
+    write_at,
+)
 from mechinterp.store.file import RunFile, rest_digest, series_rows
 from mechinterp.store.hdf5 import hdf5_pieces
 from mechinterp.store.layout import END_TYPE, STATUSES, Array, Header, array_of, digest, sealed
@@ -81,7 +91,7 @@ class RunWriter:
         writer.path, writer._live, writer._broken = file.path.resolve(), True, False
         writer._lock, writer._replaced, writer._temporary = lock, None, None
         steps, header = file.steps, file.header
-        writer.header, writer._rows, writer._last = header, len(steps), steps[-1] if steps else -1
+        writer.header, writer._rows, writer._last = header, len(steps), steps[-1]
         try:
             writer._file = os.open(writer.path, os.O_RDWR)
         except OSError as error:
@@ -129,7 +139,8 @@ class RunWriter:
         weights = self._arrays("parameter", contents.weights, parameters)
         state, behind = divmod(self._rows, contents.optimizer_every)
         moments = {} if behind else self._arrays("optimizer state", contents.optimizer, optimizer or {})
-        if self._rows == self.header.capacity or step // contents.series_every > self.header.series_rows > 0:
+        too_few = bool(contents.series) and step // contents.series_every > self.header.series_rows
+        if self._rows == self.header.capacity or too_few:
             rows = max(2 * self.header.series_rows, step // contents.series_every) if contents.series else 0
             self._move(self.header.model_copy(update={"capacity": 2 * self.header.capacity, "series_rows": rows}))
             contents = self.header.contents
@@ -255,7 +266,10 @@ class RunWriter:
             ranges += [(a.offset, new[name].offset, rows * a.row_bytes) for name, a in getattr(arrays, group).items()]
         for start, target, length in ranges:
             for at in range(0, length, _COPY):
-                write_at(self._file, os.pread(source, min(_COPY, length - at), start + at), target + at)
+                content = os.pread(source, min(_COPY, length - at), start + at)
+                if len(content) < min(_COPY, length - at):
+                    raise RunFileError(f"{self.path}: is shorter than it was written; it is damaged")
+                write_at(self._file, content, target + at)
 
     def _require_there(self, descriptor: int) -> None:
         """RunFileError if a file is no longer the one at the path."""
@@ -299,12 +313,13 @@ def keep_last(path: Path, lock: FileLock | None = None) -> None:
         weights, metrics, state = file.weights(last), file.metrics_at(last), file.optimizer_state(last)
         contents = contents.model_copy(update={"series": {}} if state else {"series": {}, "optimizer": {}})
         update = {"kept": "last", "capacity": 1, "series_rows": 0, "contents": contents}
-        with RunWriter(path, file.header.model_copy(update=update), overwrite=True, lock=lock) as writer:
+        with RunWriter(path, file.header.model_copy(update=update), overwrite=True, lock=lock, live=False) as writer:
             writer.append(last, weights, metrics, optimizer=state)
 
 
 def _made(path: Path, header: Header) -> tuple[Header, Path, int]:
     """A new file beside `path` with room for everything: its header with offsets, its path, its descriptor."""
+    header.require_moderate()
     anywhere = dict.fromkeys(header.offsets(), (1 << 60) - 1)
     start = max(4096, 1 << (len(header.placed(anywhere).to_bytes()) - 1).bit_length())
     pieces, offsets, size = hdf5_pieces(header, start)
@@ -355,7 +370,7 @@ def lock_run_file(path: Path) -> FileLock:
     """The right to write a run file; BusyError if another process has it."""
     path = _resolved(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_durable(path.parent)
         return FileLock(path)
     except OSError as error:
         raise RunFileError(f"{path}: cannot be written ({error.strerror}); choose another place") from None

@@ -134,7 +134,7 @@ def _done(study: Study, outcomes: Results, folder: str | Path) -> Iterable[tuple
 def _seconds_per_step(row: Mapping[str, Any]) -> float:
     """Seconds a step, over the timed steps of a run (those before an interruption are not); 0 if there are none."""
     steps = row.get("cost.steps", 0)
-    return row["cost.training_seconds"] / steps if steps else 0.0
+    return row.get("cost.training_seconds", 0.0) / steps if steps else 0.0
 
 
 def _measured_speeds(study: Study, outcomes: Results, folder: str | Path) -> dict[str, Speed]:
@@ -146,7 +146,9 @@ def _measured_speeds(study: Study, outcomes: Results, folder: str | Path) -> dic
     return {
         variant: Speed(
             median(_seconds_per_step(row) for row in completed),
-            median(row.get("cost.measuring_seconds", 0.0) / row.get("cost.checkpoints", 1) for row in completed),
+            median(
+                row.get("cost.measuring_seconds", 0.0) / max(row.get("cost.checkpoints", 1), 1) for row in completed
+            ),
             float(median(row.get("cost.checkpoint_bytes", 0) for row in completed)),
         )
         for variant, completed in rows.items()

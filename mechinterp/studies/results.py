@@ -13,19 +13,65 @@ import os
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pyarrow
 from pyarrow import parquet
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mechinterp.errors import MechinterpError
-from mechinterp.files import plain_json, read_sealed_json, replace_bytes, write_sealed_json
+from mechinterp.files import plain_json, read_regular, read_sealed_json, replace_bytes, write_sealed_json
 from mechinterp.studies.jobs import Job
 
 FORMAT = 2
 """Version of the outcomes' meaning; outcomes of another version are measured anew."""
 INDEX = "index.parquet"
 _OUTCOME, _FAILED = ".json", ".failed.json"
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # its error is a ValueError
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Number = Annotated[float, Field(gt=-1e15, lt=1e15)]
+Amount = Annotated[float, Field(ge=0, lt=1e15)]
+
+
+class _Part(BaseModel):
+    """A part of a record, whose further values are of the types that JSON and the index share."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, bool | Number | Text | list[Number] | None]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class _Transition(_Part):
+    transition: bool
+    step: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    width: Number | None = None
+    before: Number | None = None
+    after: Number | None = None
+
+
+class _Outcome(_Part):
+    """What the record of a run must be."""
+
+    kept: Literal["all", "last"]
+    steps: Annotated[int, Field(ge=0, lt=1 << 53)]
+    transitions: dict[Text, _Transition]
+    final: dict[Text, Number | None]
+    cost: dict[Text, Amount]
+    first_spike: Number | None = None
+
+
+class _Failure(_Part):
+    """What the record of a failure must be."""
+
+    error: Text
+    output: Text
 
 
 def file_of(job: Job, ending: str) -> Path:
@@ -35,7 +81,7 @@ def file_of(job: Job, ending: str) -> Path:
 
 def write_outcome(job: Job, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Record the outcome of a run, as JSON values, which are returned; a recorded failure is deleted."""
-    record = plain_json({"format": FORMAT, **outcome})
+    record = plain_json({"format": FORMAT, "id": job["id"], **outcome})
     write_sealed_json(file_of(job, _OUTCOME), record)
     forget_failure(job)
     return record
@@ -44,7 +90,8 @@ def write_outcome(job: Job, outcome: Mapping[str, Any]) -> dict[str, Any]:
 def write_failure(job: Job, error: str, output: str) -> None:
     """Record the error of a run. If the record cannot be written (a full disk), the run counts as not done."""
     with contextlib.suppress(MechinterpError):
-        write_sealed_json(file_of(job, _FAILED), {"error": error, "output": output[-10_000:]})
+        record = {"id": job["id"], "error": error, "output": output[-10_000:]}
+        write_sealed_json(file_of(job, _FAILED), record)
 
 
 def forget_failure(job: Job) -> None:
@@ -123,29 +170,32 @@ class Results:
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """An outcome as one row without nulls; nested values become ``{measure}.{field}`` (transitions),
     ``final.{measure}`` and ``cost.{field}``."""
-    row = {name: value for name, value in record.items() if name not in ("transitions", "final", "output", "cost")}
+    row = {
+        name: value for name, value in record.items() if name not in ("id", "transitions", "final", "output", "cost")
+    }
     tables = {**record.get("transitions", {}), "final": record.get("final", {}), "cost": record.get("cost", {})}
     row |= {f"{table}.{name}": value for table, values in tables.items() for name, value in values.items()}
     return {name: value for name, value in row.items() if value is not None}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    record = read_sealed_json(path)
-    if not isinstance(record, dict):
+    """The record of the run that a path names; None if there is none, it is damaged, or is that of another run."""
+    record, (id, _, ending) = read_sealed_json(path), path.name.partition(".")
+    try:
+        (_Failure if f".{ending}" == _FAILED else _Outcome).model_validate(record)
+    except (ValidationError, RecursionError):
         return None
-    parts = [record.get("transitions", {}), record.get("final", {}), record.get("cost", {})]
-    tables = [*parts, *(parts[0].values() if isinstance(parts[0], dict) else ())]
-    return record if all(isinstance(table, dict) for table in tables) else None
+    return record if record.get("id") == id else None
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     """The rows by id; empty if there is no index or it cannot be read."""
     try:
-        table = parquet.read_table(BytesIO(path.read_bytes()))
+        table = parquet.read_table(BytesIO(read_regular(path)), use_threads=False)
         columns = table.to_pydict()
         if (table.schema.metadata or {}).get(b"sha256") != _digest(columns):
             return {}
-    except (OSError, ValueError, KeyError):  # pyarrow's errors are of these kinds
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are of the first three
         return {}
     rows = {id: dict[str, Any]() for id in columns.pop("id")}
     for name, values in columns.items():
@@ -159,10 +209,10 @@ def _write_index(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Write the index. If that fails, or values of a column differ in type, it stays as it was: the record has all."""
     names = sorted({name for row in rows.values() for name in row})
     columns = {"id": sorted(rows)} | {name: [rows[id].get(name) for id in sorted(rows)] for name in names}
-    with contextlib.suppress(MechinterpError, pyarrow.ArrowException):
+    with contextlib.suppress(MechinterpError, pyarrow.ArrowException, ValueError, TypeError):
         table, content = pyarrow.table(columns), BytesIO()
         parquet.write_table(table.replace_schema_metadata({"sha256": _digest(table.to_pydict())}), content)
-        replace_bytes(path, content.getvalue())
+        replace_bytes(path, content.getvalue(), patience=0.0)  # another process writes the same
 
 
 def _digest(columns: Mapping[str, list[Any]]) -> bytes:

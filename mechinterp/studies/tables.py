@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechinterp.files import replace_text
+from mechinterp.files import read_regular, replace_text
 
 
 def write_table(path: Path, table: pd.DataFrame) -> str:
@@ -19,7 +19,7 @@ def write_table(path: Path, table: pd.DataFrame) -> str:
 def read_table(path: Path, digest: str | None) -> pd.DataFrame | None:
     """A run's measures; None if the file is missing, or is not the one with this digest."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError:
         return None
     is_same = hashlib.sha256(content).hexdigest() == digest

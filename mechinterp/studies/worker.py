@@ -28,7 +28,7 @@ import torch
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
 from mechinterp.errors import BusyError, MechinterpError, RunFileError
-from mechinterp.files import FileLock
+from mechinterp.files import FileLock, discard
 from mechinterp.interventions.forward import forward_interventions
 from mechinterp.interventions.parameters import pin_graft_digests
 from mechinterp.measures import columns_for, measure
@@ -61,24 +61,30 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
     with _lock(path) as lock:  # other studies' workers, which may keep other checkpoints, wait
         if outcome := done(job):
             return outcome
-        run, earlier = open_run(path), recorded(job) or {}  # of a study that asked for other measures, or kept less
-        table, n_measured, table_digest = _table(run, file_of(job, ".csv"), earlier.get("table"))
-        if run.steps[0] > 0 and (table is None or job["keep"] == "all"):
-            path.unlink()  # the checkpoints that the job needs were deleted: train anew
-        else:
-            assert table is not None
-            kept = "all" if run.steps[0] == 0 and earlier.get("kept") == "all" else job["keep"]
-            cost = dict(earlier.get("cost", {}))
-            if n_trained + before[0]:
-                cost |= {"steps": n_trained + before[0], "training_seconds": round(before[1] + trained - started, 3)}
-            if n_measured:
-                cost |= {"checkpoints": n_measured, "measuring_seconds": round(time.monotonic() - trained, 3)}
-                cost |= {"checkpoint_bytes": path.stat().st_size // n_measured}
-            outcome = {"version": version("mechinterp"), "kept": kept, "table": table_digest, "cost": cost}
-            outcome = write_outcome(job, outcome | _results(run, table, job, earlier.get("transitions", {})))
-            if kept == "last":  # after the table and the outcome are safe
-                keep_last(path, lock)
-            return outcome
+        if path.exists():  # else another worker has just deleted it, as below
+            run, earlier = open_run(path), recorded(job) or {}  # of a study that asked for other measures, or kept less
+            table, n_measured, table_digest = _table(run, file_of(job, ".csv"), earlier.get("table"))
+            if run.steps[0] > 0 and (table is None or job["keep"] == "all"):
+                path.unlink()  # the checkpoints that the job needs were deleted: train anew
+                if run.side_file:
+                    discard(run.dense_path)
+            else:
+                assert table is not None
+                kept = "all" if run.steps[0] == 0 and earlier.get("kept") == "all" else job["keep"]
+                cost = dict(earlier.get("cost", {}))
+                if n_trained + before[0]:
+                    cost |= {
+                        "steps": n_trained + before[0],
+                        "training_seconds": round(before[1] + trained - started, 3),
+                    }
+                if n_measured:
+                    cost |= {"checkpoints": n_measured, "measuring_seconds": round(time.monotonic() - trained, 3)}
+                    cost |= {"checkpoint_bytes": path.stat().st_size // n_measured}
+                outcome = {"version": version("mechinterp"), "kept": kept, "table": table_digest, "cost": cost}
+                outcome = write_outcome(job, outcome | _results(run, table, job, earlier.get("transitions", {})))
+                if kept == "last":  # after the table and the outcome are safe
+                    keep_last(path, lock)
+                return outcome
     return do(job)
 
 

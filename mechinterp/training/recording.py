@@ -87,10 +87,10 @@ def continued_run_file(
     )
 
 
-def new_side_file(path: Path, run: RunFile, n_checkpoints: int) -> RunWriter:
+def new_side_file(path: Path, run: RunFile, n_checkpoints: int, lock: FileLock) -> RunWriter:
     """The writer of the file of a run's rebuilt steps, which appears when it is complete."""
     update = {"side_of": run.header.id, "capacity": n_checkpoints, "series_rows": 0, "contents": _contents(run.config)}
-    return RunWriter(path, run.header.model_copy(update=update), overwrite=True, live=False)
+    return RunWriter(path, run.header.model_copy(update=update), overwrite=True, lock=lock, live=False)
 
 
 def _contents(config: RunConfig) -> Contents:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, require_integer
-from mechinterp.store import RunFile, Trajectory
+from mechinterp.store import RunFile, Trajectory, lock_run_file
 from mechinterp.store.layout import digest
 from mechinterp.tasks.base import Task
 from mechinterp.torch_state import recorded_threads, torch_threads
@@ -107,32 +107,32 @@ def densify(trajectory: Trajectory, task: Task, steps: range, *, progress: bool 
 
     Only exact steps are stored: if a digest differs, MechinterpError tells the deviation and nothing is written.
     """
-    if trajectory.side_file is None and os.path.exists(trajectory.dense_path):
-        raise MechinterpError(
-            f"{trajectory.dense_path}: is a run of its own, or has steps of another run; move it away or delete it"
-        )
-    side, saved = trajectory.side_file, set(trajectory.file.steps)
-    already = side.steps if side else []
-    missing = [step for step in steps if step not in set(already) and step not in saved]
-    if not missing:
-        return ReplayCheck(True, 0.0, (), ())
-    metrics = side.metrics() if side else None
-    with new_side_file(trajectory.dense_path, trajectory.file, len(already) + len(missing)) as writer:
+    with lock_run_file(trajectory.dense_path) as lock:
+        trajectory.open_side_file()  # another process may have written it meanwhile
+        if trajectory.side_file is None and os.path.exists(trajectory.dense_path):
+            raise MechinterpError(
+                f"{trajectory.dense_path}: is a run of its own, or has steps of another run; move it away or delete it"
+            )
+        side, saved = trajectory.side_file, {*trajectory.file.steps}
+        already = side.steps if side else []
+        missing = [step for step in steps if step not in {*already} | saved]
+        if not missing:
+            return ReplayCheck(True, 0.0, (), ())
+        with new_side_file(trajectory.dense_path, trajectory.file, len(already) + len(missing), lock) as writer:
 
-        def copy_before(limit: int | float) -> None:
-            while already and already[0] < limit:
-                assert metrics is not None
-                step = already.pop(0)
-                writer.append(step, trajectory.weights(step), metrics.loc[step].to_dict())
+            def copy_before(limit: int | float) -> None:
+                while side and already and already[0] < limit:
+                    step = already.pop(0)
+                    writer.append(step, side.weights(step), side.metrics_at(step))
 
-        def keep(step: int, weights: dict[str, Tensor], since: Mapping[str, float]) -> None:
-            copy_before(step)
-            writer.append(step, weights, since)
+            def keep(step: int, weights: dict[str, Tensor], since: Mapping[str, float]) -> None:
+                copy_before(step)
+                writer.append(step, weights, since)
 
-        check = replay_steps(trajectory, task, missing, keep, progress=progress)
-        if not check.exact:
-            raise MechinterpError(f"{trajectory.path}: the replay is {check}; only exact steps are stored")
-        copy_before(float("inf"))
+            check = replay_steps(trajectory, task, missing, keep, progress=progress)
+            if not check.exact:
+                raise MechinterpError(f"{trajectory.path}: the replay is {check}; only exact steps are stored")
+            copy_before(float("inf"))
     return check
 
 

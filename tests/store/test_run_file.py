@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mechinterp.models.registry import initial_parameters
 from mechinterp.run import resume
 from mechinterp.store import Array, Contents, Header, RunFile, RunWriter, dense_path, keep_last
 from mechinterp.store.hdf5 import require_same_hdf5
-from mechinterp.store.layout import digest
+from mechinterp.store.layout import END_TYPE, STATUSES, digest, sealed
 from mechinterp.training.recording import new_run_file
 from mechinterp.verification import verify
 from tests.helpers import as_if_killed, with_header
@@ -193,6 +194,19 @@ def test_lost_records_are_noticed(copy, tiny_run):
         refused(copy, match)
 
 
+def test_a_record_after_the_end_does_not_count(copy, tiny_run):
+    """Its writer was stopped before it acknowledged the checkpoint, or lost it and went on to end the run."""
+    header, content = tiny_run.file.header, bytearray(copy.read_bytes())
+    record = np.zeros((), END_TYPE)
+    record["status"], record["checkpoints"] = STATUSES.index("interrupted"), 10
+    content[header.end : header.end + 2 * END_TYPE.itemsize] = 2 * sealed(header.id, -1, record)
+    copy.write_bytes(content)
+    run = mi.open_run(copy)
+    assert (run.steps, run.status) == (tiny_run.steps[:10], "interrupted")
+    resumed = resume(copy, progress=False)
+    assert [resumed.digest(step) for step in resumed.steps] == [tiny_run.digest(step) for step in tiny_run.steps]
+
+
 def test_a_checkpoint_whose_weights_did_not_reach_the_disk_does_not_count(copy, tiny_run):
     as_if_killed(copy)
     content, array = bytearray(copy.read_bytes()), tiny_run.file.header.contents.weights["blocks.0.attn.W_Q"]
@@ -272,6 +286,17 @@ def test_any_weights_metrics_series_and_optimizer_state(tmp_path):
     require_same_hdf5(path, file.header)
 
 
+def test_a_series_without_room_is_kept_whole(tmp_path):
+    header = header_of(series={"loss": Array(shape=())}).model_copy(update={"series_rows": 0})
+    good = {"w": torch.zeros(2, 3), "scale": torch.tensor(1.0, dtype=torch.float64)}
+    with RunWriter(tmp_path / "own.h5", header) as writer:
+        for step in (0, 3, 6, 60, 61):
+            writer.append(step, good, {}, series={"loss": np.arange(step, dtype="f4")})
+    series = RunFile(tmp_path / "own.h5").series()["loss"]
+    assert series.index.tolist() == list(range(1, 62))
+    assert series.tolist() == [0, 1, 2, 3, 4, 5, *range(6, 60), 60]
+
+
 @pytest.mark.parametrize(
     ("step", "weights", "metrics", "match"),
     [
@@ -331,6 +356,79 @@ def test_the_side_file_of_an_overwritten_run_goes_with_it_even_if_it_came_meanwh
     monkeypatch.setattr(RunWriter, "_publish", publish)
     assert mi.train(tiny_config.updated({"seed": 1}), path, overwrite=True, progress=False).side_file is None
     assert not dense_path(path).exists()
+
+
+def test_a_reader_follows_a_side_file_and_keep_last(tiny_config, tmp_path):
+    """Other rows have the same steps then."""
+    path = tmp_path / "fast.h5"
+    run = mi.train(tiny_config, path, progress=False)
+    run.densify(start=13, stop=13, every=1)
+    one, other = mi.open_run(path), mi.open_run(path)
+    expected = {step: one.digest(step) for step in (13, 20)}
+    assert digest(one.weights(13)).hex() == expected[13]
+    assert other.densify(start=3, stop=3, every=1).exact
+    for step in (13, 20):
+        assert digest(one.weights(step)).hex() == one.digest(step) == expected[step]
+    assert one.densify(start=5, stop=5, every=1).exact, "it has seen what was rebuilt meanwhile"
+    assert mi.open_run(path).steps == [0, 2, 3, 4, 5, *range(6, 14, 2), 13, 14, 16, 18, 20]
+    keep_last(path)
+    assert digest(one.weights(20)).hex() == one.digest(20) == expected[20]
+    assert len(one.series) == 0
+
+
+def test_a_step_is_there_as_soon_as_it_is_committed(tiny_config, tmp_path):
+    path, parameters = tmp_path / "live.h5", initial_parameters(tiny_config)
+    with new_run_file(path, tiny_config) as writer:
+        writer.append(0, parameters, {})
+        for step, read in ((2, RunFile.digest), (4, RunFile.metrics_at), (6, RunFile.weights), (8, RunFile.series)):
+            file = RunFile(path)
+            writer.append(step, parameters, {})
+            read(file, step)
+            with pytest.raises(RunFileError, match="step 7 is not there"):
+                read(file, 7)
+
+
+def test_keep_last_that_is_stopped_leaves_all(copy, tiny_run, monkeypatch):
+    def stop(self, status):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunWriter, "_write_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        keep_last(copy)
+    run = mi.open_run(copy)
+    assert (run.steps, run.status) == (tiny_run.steps, "complete")
+
+
+def test_rebuilt_steps_lie_beside_the_file_and_not_beside_its_link(tiny_config, tmp_path):
+    (tmp_path / "links").mkdir()
+    link, path = tmp_path / "links" / "link.h5", tmp_path / "fast.h5"
+    mi.train(tiny_config, path, progress=False)
+    link.symlink_to(path)
+    mi.open_run(link).densify(start=3, stop=3, every=1)
+    assert 3 in mi.open_run(path).steps
+    assert mi.train(tiny_config, link, overwrite=True, progress=False).side_file is None
+    assert not dense_path(path).exists()
+
+
+def test_headers_that_would_take_all_memory_or_time_are_refused(copy, tiny_run):
+    contents = tiny_run.file.header.contents
+    for changes, match in (
+        ({"contents": contents.model_copy(update={"metrics": ("a", "a")})}, "has a name twice"),
+        ({"contents": contents.model_copy(update={"metrics": tuple(map(str, range(9_000)))})}, "at most 500 items"),
+        ({"contents": contents.model_copy(update={"weights": {"..": Array(shape=(1,))}})}, "no name of an HDF5"),
+        ({"series_rows": 1 << 30}, "series of 12,884,901,888 bytes"),
+    ):
+        before = with_header(copy, changes)
+        refused(copy, match)
+        with copy.open("r+b") as file:
+            file.write(before.to_bytes())
+    assert mi.open_run(copy).steps == tiny_run.steps
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    with pytest.raises(RunFileError, match="is no file"):
+        mi.open_run(tmp_path / "pipe.h5")
 
 
 def test_links_stay_and_planted_ones_are_not_followed(tiny_config, tmp_path):

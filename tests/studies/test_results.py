@@ -92,7 +92,9 @@ def test_a_lost_or_damaged_index_is_made_anew(study, tmp_path):
     digit = content.replace(np.float64(10.0).tobytes(), np.float64(11.0).tobytes())
     name = content.replace(b"icl_accuracy.low", b"icl_accuracy.lox")
     assert content not in (digit, name)
-    for damage in (b"", b"PAR1 no", content[:-7], digit, name, b"[" * 100_000):
+    pd.DataFrame({"id": ["a"], "when": [pd.Timestamp(0)], "raw": [b"x"]}).to_parquet(tmp_path / "other")
+    foreign = (tmp_path / "other").read_bytes()
+    for damage in (b"", b"PAR1 no", content[:-7], digit, name, b"[" * 100_000, foreign):
         (tmp_path / INDEX).write_bytes(damage)
         pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
         assert (tmp_path / INDEX).read_bytes() == content
@@ -114,6 +116,33 @@ def test_a_record_of_odd_types_costs_the_index_and_nothing_else(study, tmp_path)
     assert study_table(study, tmp_path)["status"].tolist()[:2] == ["done", "not done"], (
         "a damaged record counts for nothing"
     )
+
+
+def test_records_of_other_runs_and_of_odd_values_count_for_nothing(study, tmp_path):
+    """Their seals fit: whoever can write a file can make one."""
+    first, second, *_ = jobs(study, tmp_path)
+    do(first, 10.0)
+    expected = study_table(study, tmp_path)
+    good = read_sealed_json(file_of(first, ".json")) | {"id": second["id"]}
+    for ending in (".h5", ".csv"):
+        file_of(second, ending).touch()
+    icl = good["transitions"]["icl_accuracy"]
+    for odd in (
+        {"id": first["id"]},
+        {"transitions": {"icl_accuracy": icl | {"step": "abc"}}},
+        {"transitions": {"icl_accuracy": icl | {"step": 10**30}}},
+        {"final": {"icl_accuracy": [1]}},
+        {"cost": {"steps": "x"}},
+        {"more": "\ud800"},
+        {"steps": True},
+    ):
+        write_sealed_json(file_of(second, ".json"), good | odd)
+        found = Results(tmp_path)
+        assert found.of(second) is None, odd
+        pd.testing.assert_frame_equal(study_table(study, tmp_path), expected)
+        assert spent(study, found, tmp_path).runs == 1
+    write_sealed_json(file_of(second, ".json"), good | {"cost": {"checkpoints": 0, "steps": 1}})
+    assert estimate(study, Results(tmp_path), tmp_path, clocked=False).steps > 0
 
 
 def test_what_is_gone_or_means_something_else_is_not_done(study, tmp_path):

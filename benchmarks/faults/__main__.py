@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Union
@@ -364,7 +365,8 @@ class Fuzz:
             expected = {step: run.digest(step) for step in run.steps}
             content = good.read_bytes()
             thorough = bool(self.thorough_every)
-            fuzz.use(good, expected, thorough=thorough)  # imports and compiles everything
+            fuzz.use(good, expected, thorough=False)  # imports and compiles everything
+            import_module("mechinterp.report")  # but is not executed: autograd's threads do not survive a fork
             use = partial(fuzz.use, good, expected, thorough=thorough)
             assert (faults := fuzz.examine(use, 4 * fuzz.SECONDS)) == [], faults
             for kind, count in (("bytes", self.byte_mutants), ("structure", self.structure_mutants)):

@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from mechinterp.store.hdf5 import require_same_hdf5
 MOST_DEVIATION = 0.01
 """A replay in another environment may deviate by this share of the largest change of a weight in the interval: last
 bits differ by 10⁻⁷, and grow; other data, settings or weights change everything."""
+MOST_STEPS = 20_000
+"""The longest interval that is replayed without being named: a file may claim any."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Verification:
 def verify(path: str | Path, *, interval: int | None = None) -> Verification:
     """The verification of a run file and its side file: strict format, all checksums and digests, a replayed interval.
 
-    `interval` is the saved step from which to replay to the next one; by default it is chosen at random. A replay in
-    another environment is allowed to deviate a little (`MOST_DEVIATION`), and is then reported as approximate.
+    `interval` is the saved step from which to replay to the next one; by default one of at most `MOST_STEPS` is
+    chosen at random. A replay in another environment is allowed to deviate a little (`MOST_DEVIATION`), and is then
+    reported as approximate.
     """
     if not Path(path).is_file():
         Run(path)  # raises, with the reason
@@ -95,7 +99,10 @@ def _replay(run: Run, interval: int | None) -> str:
         return f"was left out: the task {run.config.task.name!r} is not in the file"
     if len(saved) < 2:
         return "was left out: there is only one checkpoint"
-    start = secrets.choice(saved[:-1]) if interval is None else interval
+    short = [start for start, stop in pairwise(saved) if stop - start <= MOST_STEPS]
+    if interval is None and not short:
+        return f"was left out: no interval has {MOST_STEPS:,} steps or fewer; name one (--interval {saved[-2]})"
+    start = secrets.choice(short) if interval is None else interval
     if start not in saved[:-1]:
         raise unknown_name("interval", start, saved[:-1])
     check = replay(run, [start], lambda step, weights, metrics: None)

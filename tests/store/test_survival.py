@@ -248,7 +248,7 @@ def test_another_environment_is_reported_as_approximate(tiny_run, tmp_path):
         run.model(9)
 
 
-def test_verify_refuses_what_no_environment_explains(tiny_run, tmp_path):
+def test_verify_refuses_what_no_environment_explains(tiny_run, tmp_path, monkeypatch):
     """Other weights, other metrics, checkpoints that were removed, and steps beyond the config; all seals fit."""
 
     def fault(run_file):
@@ -277,6 +277,9 @@ def test_verify_refuses_what_no_environment_explains(tiny_run, tmp_path):
     metric = rewritten("metric.h5")
     with_checkpoint(metric, 10, lambda weights, metrics, series: metrics.update(train_loss=1.0))
     assert "the metrics or the series of step 10 are not those of the replay" in fault(metric)
+    monkeypatch.setattr("mechinterp.verification.MOST_STEPS", 1)
+    left_out = verify(tiny_run.path)
+    assert (left_out.sound, left_out.replay[:12]) == (True, "was left out")
     path = shutil.copy(tiny_run.path, tmp_path / "series.h5")
     with_checkpoint(path, 10, lambda weights, metrics, series: series["gradient_norm"].__imul__(1.01))
     assert "the metrics or the series of step 10 are not those of the replay" in fault(path)

@@ -61,7 +61,7 @@ class Processes:
             "LD_PRELOAD": str(library),
             "FAULT_SHIM": str(library),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(here),
+            "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")]),
         }
         self._server = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.faults.processes"],

@@ -195,7 +195,7 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
         columns = table.to_pydict()
         if (table.schema.metadata or {}).get(b"sha256") != _digest(columns):
             return {}
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are of the first three
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return {}
     rows = {id: dict[str, Any]() for id in columns.pop("id")}
     for name, values in columns.items():

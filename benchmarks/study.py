@@ -86,7 +86,7 @@ class Studies:
                 file_of(job, ending).touch()
         result: dict[str, float] = {}  # the first command makes the index
         for name in ("status", "status", "collect", "resume"):
-            command = ["study", name, str(folder / "large.toml"), "--runs", str(runs)]
+            command = ["study", *([name] if name != "resume" else []), str(folder / "large.toml"), "--runs", str(runs)]
             command += [] if name == "status" else ["--out", str(folder / "out")]
             seconds, megabytes = _timed(command)
             kind = "status_without_index" if not result else name
@@ -114,8 +114,8 @@ def _made_up(seed: int, measures: list[str]) -> dict[str, object]:
 
 def _timed(arguments: list[str]) -> tuple[float, float]:
     """Seconds of a command, and the most memory (MB) that it has held."""
-    watch = "import sys; from pathlib import Path; from mechinterp.cli import main; main(sys.argv[1:]);"
-    watch += "print('peak', Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+    watch = "import sys; from pathlib import Path; from mechinterp.cli import main; code = main(sys.argv[1:]);"
+    watch += "print('peak', Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]); sys.exit(code)"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", watch, *arguments], capture_output=True, text=True, check=True)
     return time.perf_counter() - start, int(done.stdout.split()[-1]) / 1e3

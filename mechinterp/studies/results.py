@@ -8,7 +8,6 @@ missing or out of date are read from the record again.
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from io import BytesIO
@@ -192,9 +191,9 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     """The rows by id; empty if there is no index or it cannot be read."""
     try:
         table = parquet.read_table(BytesIO(read_regular(path)), use_threads=False)
-        columns = table.to_pydict()
-        if (table.schema.metadata or {}).get(b"sha256") != _digest(columns):
+        if (table.schema.metadata or {}).get(b"sha256") != _digest(table):
             return {}
+        columns = table.to_pydict()
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return {}
     rows = {id: dict[str, Any]() for id in columns.pop("id")}
@@ -211,10 +210,15 @@ def _write_index(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     columns = {"id": sorted(rows)} | {name: [rows[id].get(name) for id in sorted(rows)] for name in names}
     with contextlib.suppress(MechinterpError, pyarrow.ArrowException, ValueError, TypeError):
         table, content = pyarrow.table(columns), BytesIO()
-        parquet.write_table(table.replace_schema_metadata({"sha256": _digest(table.to_pydict())}), content)
+        parquet.write_table(table, content)
+        as_read = parquet.read_table(content, use_threads=False)
+        parquet.write_table(table.replace_schema_metadata({"sha256": _digest(as_read)}), content := BytesIO())
         replace_bytes(path, content.getvalue(), patience=0.0)  # another process writes the same
 
 
-def _digest(columns: Mapping[str, list[Any]]) -> bytes:
-    """SHA-256 of the columns of an index (hexadecimal), which is kept in its metadata."""
-    return hashlib.sha256(json.dumps(columns).encode()).hexdigest().encode()
+def _digest(table: pyarrow.Table) -> bytes:
+    """SHA-256 of the columns of an index, as they are read (hexadecimal); it is kept in the index's metadata."""
+    stream, plain = BytesIO(), table.replace_schema_metadata(None).combine_chunks()
+    with pyarrow.ipc.new_stream(stream, plain.schema) as writer:
+        writer.write_table(plain)
+    return hashlib.sha256(stream.getbuffer()).hexdigest().encode()

@@ -43,10 +43,11 @@ import mechinterp.run
 from mechinterp.cli import _COMMANDS, main
 from mechinterp.cli.analyses import analysis_commands
 from mechinterp.config import PRESETS
-from mechinterp.files import read_toml
+from mechinterp.files import read_sealed_json, read_toml, write_sealed_json
 from mechinterp.measures import MEASURES
 from mechinterp.studies.cluster import PROVIDERS
 from mechinterp.studies.jobs import Job
+from mechinterp.studies.results import file_of
 from mechinterp.studies.worker import check, do
 from tests.conftest import TINY
 
@@ -178,6 +179,7 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
             do({**job, "folder": str(tiny), "id": "tiny", "config": tiny_config.model_dump(mode="json")})
             for made in tiny.glob("tiny.*"):
                 shutil.copy(made, Path(job["folder"]) / f"{job['id']}{made.suffix}")
+            write_sealed_json(file_of(job, ".json"), {**read_sealed_json(tiny / "tiny.json"), "id": job["id"]})
 
     monkeypatch.setattr(mechinterp.run, "train", train)
 

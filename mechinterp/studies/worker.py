@@ -27,7 +27,7 @@ import torch
 
 from mechinterp.config import RunConfig
 from mechinterp.emergence import locate_or_say_why
-from mechinterp.errors import BusyError, MechinterpError, RunFileError
+from mechinterp.errors import BusyError, DivergedError, MechinterpError
 from mechinterp.files import FileLock, discard
 from mechinterp.interventions.forward import forward_interventions
 from mechinterp.interventions.parameters import pin_graft_digests
@@ -185,23 +185,20 @@ def _column(table: pd.DataFrame, name: str, config: RunConfig) -> pd.Series:
 def _trained(config: RunConfig, path: Path, device: Device) -> tuple[Run, int]:
     """The complete run, trained or resumed where needed, and the number of steps that this took.
 
-    Waits while another process writes the run.
+    Waits while another process writes the run. An error counts only if no other process has begun, replaced or deleted
+    the file meanwhile; otherwise the file is looked at again.
     """
     while True:
+        before = _stamp(path)
         try:
-            if not path.exists():
-                try:
-                    run = train(config, path, device=device, progress=False)
-                    return run, run.steps[-1]
-                except RunFileError:
-                    if not path.exists():
-                        raise
-                    continue  # another study has begun the run meanwhile
+            if before is None:
+                run = train(config, path, device=device, progress=False)
+                return run, run.steps[-1]
             run = open_run(path)
             if run.config != pin_graft_digests(config):
                 raise MechinterpError(f"{path}: holds another run than its name says; delete it")
             if run.status == "diverged":
-                raise MechinterpError(f"{path}: the run diverged; lower training.learning_rate")
+                raise DivergedError(f"{path}: the run diverged; lower training.learning_rate")
             if run.status == "complete":
                 return run, 0
             last = run.steps[-1]
@@ -209,6 +206,20 @@ def _trained(config: RunConfig, path: Path, device: Device) -> tuple[Run, int]:
             return run, run.steps[-1] - last
         except BusyError:
             time.sleep(0.5)
+        except DivergedError:
+            raise
+        except MechinterpError:
+            if _stamp(path) == before:
+                raise
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that was written later; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _go_to(folder: str) -> None:

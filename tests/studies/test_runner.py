@@ -175,6 +175,17 @@ def test_studies_that_keep_all_and_the_last_checkpoint_at_once_keep_all(study, t
         assert len(mi.open_run(tmp_path / f"{job['id']}.h5").steps) == 11
 
 
+def test_a_run_that_another_study_begins_while_it_is_set_up_is_taken_over(study, tmp_path, monkeypatch):
+    (_, job), *_ = jobs_of(study, tmp_path)
+
+    def begun_by_another(config, path, **options):
+        mi.train(config, path, **options)
+        return mi.train(config, path, **options)  # "exists already"
+
+    monkeypatch.setattr(worker, "train", begun_by_another)
+    assert worker.do(job)["kept"] == "all"
+
+
 def test_two_studies_at_once_share_their_runs(study, tmp_path):
     with ThreadPoolExecutor() as both:
         one, other = list(both.map(lambda _: run_study(study, tmp_path, workers=1, progress=False), range(2)))

@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint docs bench clean
+.PHONY: run test test-all lint docs bench clean
 
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
 	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast-0.h5 --overwrite
 
-test: .venv/installed  ## two files at a time, each on one thread
+test: .venv/installed  ## two files at a time, each on one thread; without the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: .venv/installed  ## with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/installed  ## style and types

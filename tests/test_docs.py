@@ -199,7 +199,14 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
         del MEASURES[name]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] * (page.name == "reproduce.md"))
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_the_code_of_a_page_runs(page, substituted, fast_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("analyses").symlink_to(ROOT / "analyses")

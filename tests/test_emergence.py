@@ -192,7 +192,7 @@ def test_the_interval_of_a_median_is_that_of_order_statistics():
     assert 0.94 <= np.mean(covered) <= 0.985
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.7])
+@pytest.mark.parametrize("correlation", [0.0, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_pure_noise_and_a_slow_line_are_no_transition(correlation):
     rng = np.random.default_rng(3)
     for _ in range(30):

@@ -528,6 +528,7 @@ def test_a_run_ends_before_the_spike_that_spoils_it_and_else_at_its_end():
     assert found[IWL].to_dict() == {"spoilt": 0.2, "early": 0.4, "none": 0.4}
 
 
+@pytest.mark.slow
 def test_the_authors_conventions_are_judged_in_the_same_world(made_up, tmp_path):
     made_up(as_claimed)
     assert run_command(RaceAuthors, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0

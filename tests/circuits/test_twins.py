@@ -142,6 +142,7 @@ def test_a_network_that_raises_all_labels_and_excludes_is_no_induction_head():
         raising_decoy(excluding_config())
 
 
+@pytest.mark.slow
 def test_a_minimal_model_that_has_learnt_to_exclude_is_no_induction_head(tmp_path):
     """L = N = 8, β₂ = 0, α = −2 at the start: its accuracy of 0.69 comes from labels that it rules out."""
     fix = {"kind": "fix", "parameters": ["blocks.1.attn.beta2"], "value": 0.0}

@@ -64,6 +64,7 @@ def test_a_study_that_is_interrupted_goes_on_where_it_was(long_study, expected, 
     assert (tmp_path / "out" / "long.html").exists()
 
 
+@pytest.mark.slow
 def test_parsl_gives_the_same_bits_though_a_worker_and_a_node_are_killed(long_study, expected, tmp_path):
     """First the process that does a run, with what gave it the run; then Parsl's manager, with all of its node."""
     folder = tmp_path / "runs"
@@ -95,6 +96,7 @@ def test_parsl_gives_the_same_bits_though_a_worker_and_a_node_are_killed(long_st
     assert digests(long_study, folder) == expected
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_at_random_five_times_gives_the_same_table(long_study, tmp_path):
     file, out = tmp_path / "long.toml", tmp_path / "out"
     write_toml(long_study, file)

@@ -90,10 +90,12 @@ class RunFile:
         with self._open() as file:
             self._read_records(file)
 
-    def row(self, step: int) -> int | None:
-        """The row of a step in the arrays; None if it is not committed."""
-        with self._open() as file:
-            return self._find(file, step)
+    def has(self, step: int) -> bool:
+        """Whether a step is committed, or was when the file was last read."""
+        if self._known(step) is not None:
+            return True
+        self.refresh()
+        return self._known(step) is not None
 
     def metrics(self) -> "pd.DataFrame":
         """The metrics of the checkpoints, by step."""
@@ -176,17 +178,17 @@ class RunFile:
 
     def _row(self, file: FileIO, step: int) -> int:
         """The row of a committed step in the file that is open: another one may have taken its place."""
-        if (row := self._find(file, step)) is None:
+        if (row := self._known(step)) is None:
+            self._read_records(file)
+            row = self._known(step)
+        if row is None:
             raise RunFileError(f"step {step} is not there")
         return row
 
-    def _find(self, file: FileIO, step: int) -> int | None:
-        for read in (lambda file: None, self._read_records):
-            read(file)
-            row = int(np.searchsorted(self._records["step"], step))
-            if row < len(self._records) and self._records["step"][row] == step:
-                return row
-        return None
+    def _known(self, step: int) -> int | None:
+        """The row of a step among the records that have been read."""
+        row = int(np.searchsorted(self._records["step"], step))
+        return row if row < len(self._records) and self._records["step"][row] == step else None
 
     @contextmanager
     def _open(self) -> Iterator[FileIO]:
@@ -343,7 +345,7 @@ def _read(file: FileIO, offset: int, length: int) -> bytearray:
     content, done = bytearray(length), 0
     if length:
         file.seek(offset)
-    while n := file.readinto(memoryview(content)[done:]):  # the system reads 2 GiB at most
+    while done < length and (n := file.readinto(memoryview(content)[done:])):  # the system reads 2 GiB at most
         done += n
     if done < length:
         raise RunFileError(f"ends at byte {offset + done}, expected {offset + length}; it is cut off")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -76,7 +77,7 @@ class Array(_Part):
     dtype: Literal["<f2", "<f4", "<f8", "<i4", "<i8", "|u1"] = "<f4"
     offset: Offset = 0
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of a row."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
@@ -273,12 +274,18 @@ def digest(parameters: "Mapping[str, Tensor] | Mapping[str, np.ndarray]") -> byt
     sha = hashlib.sha256()
     for name, value in parameters.items():
         array = array_of(value)
-        kind = array.dtype.newbyteorder("<").str
+        kind = _little_endian(array.dtype)
         sha.update(digested_name(name, array.shape, kind))
         sha.update(np.ascontiguousarray(array, kind).data)
     return sha.digest()
 
 
+@cache
+def _little_endian(dtype: np.dtype) -> str:
+    return dtype.newbyteorder("<").str
+
+
+@cache
 def digested_name(name: str, shape: tuple[int, ...], dtype: str) -> bytes:
     """What stands before the bytes of a parameter in a digest."""
     return f"{name}{shape}{'' if dtype == '<f4' else dtype}".encode()

@@ -87,7 +87,7 @@ class Trajectory:
         """The file that stores a step."""
         step = require_integer("step", step, 0)
         for file in filter(None, (self.file, self.side_file)):
-            if file.row(step) is not None:
+            if file.has(step):
                 return file
         steps = self.steps
         near = min(steps, key=lambda saved: abs(saved - step))

@@ -24,6 +24,8 @@ class MechinterpError(Exception):
 
 def printable(text: str) -> str:
     """The text, with a mark in place of every character that a terminal would not show, but obey."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import mechinterp as mi
-from mechinterp.models.hooked import VectorTransformer
+from mechinterp.models.hooked import HookedNetwork
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.store import Header, RunFile
@@ -37,9 +37,9 @@ def random_network(
     return Network(config, random_parameters(config, seed, dtype, scale))
 
 
-def hooked(network: Network) -> VectorTransformer:
+def hooked(network: Network) -> HookedNetwork:
     """The hooked model of a network, which runs in TransformerLens."""
-    return VectorTransformer(network)
+    return HookedNetwork(network)
 
 
 def token_labels(batch: Batch) -> Tensor:

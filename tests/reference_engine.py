@@ -6,7 +6,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from mechinterp.config import RunConfig
-from mechinterp.models.hooked import VectorTransformer
+from mechinterp.models.hooked import HookedNetwork
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Batch
 from mechinterp.training.engines import StepResult
@@ -22,7 +22,7 @@ class ReferenceEngine:
         self._config = config
         self.parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
         """The trained parameters, updated in place by `step`."""
-        self.model = VectorTransformer(Network(config, parameters))
+        self.model = HookedNetwork(Network(config, parameters))
 
     def step(self, batch: Batch) -> StepResult:
         """p ← (1−λ)·p − lr·∂ℒ/∂p; returns loss ℒ, accuracy and ‖∂ℒ/∂p‖ on the batch, before the update."""

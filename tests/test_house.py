@@ -112,7 +112,7 @@ def functions_that_call(module: str, name: str) -> set[str]:
 def test_one_function_computes_attention():
     """Beside gradients by hand and the compiled kernels, which do not take the forward pass."""
     calling = {module: functions_that_call(module, "softmax") for module in MODULES}
-    assert calling.pop("mechinterp.models.forward") == {"mechinterp.models.forward.attention_pattern"}
+    assert calling.pop("mechinterp.models.layer") == {"mechinterp.models.layer.attention_pattern"}
     kernels = "mechinterp.training.engines.fused.gradient"
     assert calling.pop(kernels) == {f"{kernels}.{name}" for name in ("layer2_forward", "classifier_forward")}
     for module in HAND_GRADIENTS:

@@ -25,7 +25,7 @@ from mechinterp.config import ItemLabelConfig, TaskConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.measures import MEASURES
 from mechinterp.models.forward import forward, run_with_cache
-from mechinterp.models.hooked import VectorTransformer
+from mechinterp.models.hooked import HookedNetwork
 from mechinterp.models.planted import memorising_decoy
 from mechinterp.run import train_batched
 from mechinterp.tasks import ItemLabelTask
@@ -152,7 +152,7 @@ def test_a_measure_is_left_out_where_the_classifier_is_too_shallow(tiny_run, reg
     assert "third_layer" not in mi.measure(tiny_run, n_sequences=20, steps=0)
 
 
-class Silent(VectorTransformer):
+class Silent(HookedNetwork):
     """A model whose forward method its weights do not show."""
 
     def forward(self, input, *arguments, **options):

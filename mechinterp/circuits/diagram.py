@@ -42,7 +42,8 @@ from mechinterp.circuits.patching import Site, patched
 from mechinterp.circuits.paths import Receiver
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.errors import MechinterpError, NamedEnum, member
-from mechinterp.models.forward import Activations, attention_pattern, run_with_cache
+from mechinterp.models.forward import Activations, run_with_cache
+from mechinterp.models.layer import attention_pattern
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation
 from mechinterp.tasks.base import Task

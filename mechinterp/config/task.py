@@ -19,6 +19,11 @@ class TaskConfig(Family):
         n_labels: ClassVar[int]  # L, the number of labels, and of the network's outputs
 
     @property
+    def d_vocab(self) -> int:
+        """Number of different tokens; 0 if sequences are of vectors."""
+        return 0
+
+    @property
     def content_width(self) -> int:
         """D, the width of a token's content, which scales the initial attention weights."""
         return self.d_model
@@ -173,15 +178,76 @@ class PairedItemsConfig(TaskConfig):
         return self
 
 
+class TokensConfig(TaskConfig):
+    """A task whose sequences are tokens, and whose labels are the tokens that may follow."""
+
+    d_model: ClassVar[int] = 0
+
+    n_tokens: int = Field(default=64, ge=2, le=65_536)
+    """V, the number of different tokens."""
+
+    @property
+    def d_vocab(self) -> int:
+        return self.n_tokens
+
+    @property
+    def n_labels(self) -> int:
+        """V: any token may be next."""
+        return self.n_tokens
+
+
+class InductionTokensConfig(TokensConfig):
+    """Random strings of different tokens, repeated to the end of the sequence (Olsson et al. 2022)."""
+
+    kind: Literal["induction_tokens"] = "induction_tokens"
+    n_pos: int = Field(default=48, ge=3, le=8_192)
+    """T, the number of tokens in a sequence."""
+    min_period: int = Field(default=8, ge=4, le=8_192)
+    """The shortest string."""
+    max_period: int = Field(default=24, ge=4, le=8_192)
+    """The longest string; the period of a sequence is drawn uniformly."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "InductionTokensConfig":
+        faults = []
+        if self.min_period > self.max_period:
+            faults.append(f"min_period ({self.min_period}) exceeds max_period ({self.max_period}): swap them")
+        if self.max_period > self.n_tokens:
+            faults.append(
+                f"strings of max_period = {self.max_period} different tokens need as many n_tokens, here"
+                f" {self.n_tokens}: raise n_tokens or lower max_period"
+            )
+        if self.max_period >= self.n_pos:
+            faults.append(
+                f"the last of n_pos = {self.n_pos} tokens does not repeat a string of max_period = {self.max_period}:"
+                f" raise n_pos to at least {self.max_period + 1}"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
 class CustomTaskConfig(TaskConfig):
     """The shape of a task that the user defines and passes to `train` and `open_run`."""
 
     kind: Literal["custom"] = "custom"
     name: str = Field(max_length=200)
     """The class of the user's task."""
-    d_model: int = Field(ge=1, le=8_192)
-    """Width of a token."""
+    d_model: int = Field(default=0, ge=0, le=8_192)
+    """Width of a vector; 0 of tokens."""
+    n_tokens: int = Field(default=0, ge=0, le=1_000_000)
+    """Number of different tokens; 0 of vectors."""
     n_pos: int = Field(ge=1, le=8_192)
     """Number of tokens in a sequence."""
     n_labels: int = Field(ge=1, le=10_000)
     """Number of the network's outputs."""
+
+    @property
+    def d_vocab(self) -> int:
+        return self.n_tokens
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "CustomTaskConfig":
+        if bool(self.d_model) == bool(self.n_tokens):
+            raise ValueError("a task has vectors (d_model) or tokens (n_tokens), and one of them must be given")
+        return self

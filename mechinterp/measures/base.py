@@ -16,7 +16,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechinterp.config.model import MOST_LAYERS
+from mechinterp.config.model import MOST_LAYERS, TransformerConfig
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
 from mechinterp.models.network import Network, hook_names
 from mechinterp.tasks.base import Batch
@@ -60,9 +60,11 @@ class Requirement(NamedEnum):
         "whose labels are separate tokens; on this one, whose tokens show an item with its label, take tca1"
     )
 
+    tokens = "whose sequences are of tokens, not of vectors"
+
     def holds(self, batch: Batch) -> bool:
         """Whether the sequences of a batch have the property."""
-        return batch.has_separate_label_tokens
+        return batch.has_separate_label_tokens if self is Requirement.separate_label_tokens else batch.inputs.ndim == 2
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,16 @@ class Measure:
         return next((requirement for requirement in self.requires if not requirement.holds(batch)), None)
 
 
-_HOOKS = hook_names(n_layers=MOST_LAYERS, depth=MOST_LAYERS)
-"""The hooks of the largest network; a measure is left out for a network that lacks one."""
+_HOOKS = {
+    hook
+    for parts in (
+        {"classifier_depth": MOST_LAYERS, "d_mlp": 1, "normalization_type": "LN"},
+        {"output": "unembedding", "positional_embedding_type": "rotary"},
+        {"positional_embedding_type": "standard"},
+    )
+    for hook in hook_names(TransformerConfig.model_validate({"n_layers": MOST_LAYERS, **parts}))
+}
+"""The hooks of networks with all parts; a measure is left out for a network that lacks one."""
 MEASURES: dict[str, Measure] = {}
 """Every measure, by name."""
 

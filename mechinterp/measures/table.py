@@ -146,7 +146,7 @@ def observe(network: Network, batch: Batch, hooks: Iterable[str], run: Run | Non
 
 def _possible(task: Task, model: ModelConfig) -> Iterable[Column]:
     """Every column whose roles and requirements the task has, and whose hooks the model has."""
-    sample, hooks = task.sample(task.evaluations[0], 1), hook_names(model.n_layers, model.classifier_depth)
+    sample, hooks = task.sample(task.evaluations[0], 1), hook_names(model)
     for measure in MEASURES.values():
         lacking = any(role not in sample.roles for role in measure.roles) or measure.unmet(sample)
         if lacking or any(hook not in hooks for hook in measure.hooks):

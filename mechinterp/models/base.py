@@ -100,7 +100,11 @@ class Architecture(ABC):
 
     def parameter_shapes(self, config: RunConfig) -> Shapes:
         """Shape of every trained parameter, in the order of the network."""
-        shapes, fan_in = self.attention_shapes(config), self.classifier_input(config)
+        return self.attention_shapes(config) | self.output_shapes(config)
+
+    def output_shapes(self, config: RunConfig) -> Shapes:
+        """Shapes of the classifier's parameters."""
+        shapes, fan_in = Shapes(), self.classifier_input(config)
         for i in range(config.model.classifier_depth):
             shapes[f"classifier.layers.{i}.W"] = (fan_in, config.model.classifier_width)
             shapes[f"classifier.layers.{i}.b"] = (self.n_biases(config),)
@@ -122,7 +126,7 @@ class Architecture(ABC):
         drawn = {name: index for index, name in enumerate(sorted(shapes, key=lambda name: name.endswith(_DRAWN_LAST)))}
         for name, shape in shapes.items():
             rng = generator(config.seed, Stream.INIT, drawn[name])
-            if name.startswith("blocks."):
+            if not name.startswith("classifier."):
                 values = self.initial_attention(config, name, shape, rng)
             else:
                 fan_in, of_bias = shapes[name.removesuffix(".b").removesuffix(".W") + ".W"][0], name.endswith(".b")

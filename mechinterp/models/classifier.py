@@ -10,10 +10,12 @@ from mechinterp.errors import MechinterpError
 from mechinterp.tasks.base import Batch
 
 
-def require_labels(batch: Batch, n_labels: int) -> Int[Tensor, "batch"]:
-    """The batch's labels; MechinterpError unless all are from 0 to n_labels − 1."""
-    if not bool(((batch.labels >= 0) & (batch.labels < n_labels)).all()):
-        raise MechinterpError(f"the batch's labels must be numbers from 0 to {n_labels - 1}")
+def require_labels(batch: Batch, n_labels: int, step: int | None = None) -> Int[Tensor, "batch"]:
+    """The batch's labels; MechinterpError unless they, and other answers, are from 0 to n_labels − 1."""
+    answers = batch.labels if batch.answers is None else batch.answers
+    if not bool(((batch.labels >= 0) & (batch.labels < n_labels)).all()) or bool((answers >= n_labels).any()):
+        where = "" if step is None else f" of step {step}"
+        raise MechinterpError(f"the batch's labels{where} must be numbers from 0 to {n_labels - 1}")
     return batch.labels
 
 

@@ -15,9 +15,23 @@ Hooks have TransformerLens' names (B sequences, T positions, H heads, d = d_mode
 ``classifier.hook_logits``                  [B, L]
 ==========================================  ==========================================================
 
-Activations that are hooked or kept are computed as in the table. Otherwise products are associated so that value and
-key matrices act on few vectors, and after the last layer only the target is computed. Results are those of the
-HookedTransformer (`models.hooked`), up to rounding.
+Networks with further parts (`models.layer`) also have, where they have the part, with q, k, v and z [B, T, H, d_head]:
+
+==========================================  ==========================================================
+``hook_pos_embed``                          [B, T, d], the vectors of positions
+``blocks.{l}.ln{1,2}.hook_scale``           [B, T, 1], σ of what attention and the MLP read
+``blocks.{l}.ln{1,2}.hook_normalized``      [B, T, d], normalised, before the trained scale and shift
+``blocks.{l}.attn.hook_rot_{q,k}``          [B, T, H, d_head], rotated queries and keys
+``blocks.{l}.hook_resid_mid``               [B, T, d], the residual stream between attention and the MLP
+``blocks.{l}.mlp.hook_{pre,post}``          [B, T, d_mlp]
+``blocks.{l}.hook_mlp_out``                 [B, T, d]
+``ln_final.hook_{scale,normalized}``        [B, T, 1] and [B, T, d]; of a classifier [B, 1] and [B, d]
+``unembed.hook_out``                        [B, T, L], the logits, in place of the classifier's hooks
+==========================================  ==========================================================
+
+Of networks without such parts, activations that are hooked or kept are computed as in the table. Otherwise products
+are associated so that value and key matrices act on few vectors, and after the last layer only the target is computed.
+Results are those of the HookedTransformer (`models.hooked`), up to rounding.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -28,8 +42,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mechinterp.errors import unknown_name
+from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.models.classifier import readout
+from mechinterp.models.layer import (
+    Layer,
+    attention_pattern,
+    normalized,
+    scale_of,
+    scaled_and_shifted,
+    sinusoidal,
+    unchanged_by,
+)
 from mechinterp.models.network import Network, require_inputs
 
 Hooks = Mapping[str, Callable[[Tensor], Tensor | None]]
@@ -45,8 +68,9 @@ class Activations:
 
     @property
     def logits(self) -> Float[Tensor, "batch n_labels"]:
-        """The network's answer."""
-        return self.values["classifier.hook_logits"]
+        """The network's answer at the target."""
+        unembedded = self.values.get("unembed.hook_out")
+        return self.values["classifier.hook_logits"] if unembedded is None else unembedded[:, -1]
 
     @property
     def n_layers(self) -> int:
@@ -73,8 +97,10 @@ class Activations:
         """
         if self[hook].shape != value.shape:
             raise ValueError(f"{hook} has shape {tuple(self[hook].shape)}, the replacement {tuple(value.shape)}")
+        if not self.network.model.is_classic:
+            return self._general_from(hook, value)
         if hook.startswith("classifier."):
-            return _classify(self.network, {hook: value}, _Tap())
+            return _classify(self.network, {hook: value}, Tap())
         if hook == "hook_embed":
             hook = "blocks.0.hook_resid_pre"
         layer, name = int(hook.split(".")[1]), hook.split("hook_")[1]
@@ -83,15 +109,44 @@ class Activations:
             known |= {other: self[f"blocks.{layer}.attn.hook_{other}"] for other in "qkv"}
         elif name in ("attn_scores", "pattern"):
             known["v"] = self[f"blocks.{layer}.attn.hook_v"]
-        residual, tap = _after_layer(self.network, layer, known | {name: value, **(also or {})}, _Tap()), _Tap()
+        residual, tap = _after_layer(self.network, layer, known | {name: value, **(also or {})}, Tap()), Tap()
         for later in range(layer + 1, self.n_layers):
             residual = _after_layer(self.network, later, {"resid_pre": residual}, tap)
         return _classify(self.network, {"classifier.hook_in": residual[:, -1]}, tap)
 
+    def _general_from(self, hook: str, value: Tensor) -> Float[Tensor, "batch n_labels"]:
+        """`forward_from` of a network with further parts."""
+        network, tap, known = self.network, Tap(), dict(self.values) | {hook: value}
+        if hook.startswith(("unembed.", "classifier.")):
+            return value[:, -1] if hook == "unembed.hook_out" else _classify(network, {hook: value}, tap)
+        if hook.startswith("ln_final."):
+            of_norm = {name: known[name] for name in known if name.startswith("ln_final.")}
+            if hook == "ln_final.hook_scale":
+                of_norm.pop("ln_final.hook_normalized")
+            last = self[f"blocks.{self.n_layers - 1}.hook_resid_post"]
+            return _answer(network, last, tap, of_norm).logits
+        start, positions = 0, known.get("hook_pos_embed")
+        if hook.startswith("blocks."):
+            start, of_layer = int(hook.split(".")[1]), {}
+            prefix = f"blocks.{start}."
+            for name in known:
+                if name.startswith(prefix):
+                    of_layer[name.removeprefix(prefix)] = known[name]
+            of_layer = unchanged_by(hook.removeprefix(prefix), of_layer) | {hook.removeprefix(prefix): value}
+            residual = _general_layer(network, start, of_layer, tap, positions)
+            start += 1
+        else:
+            residual = _placed(network, known["hook_embed"], positions)
+        for layer in range(start, self.n_layers):
+            residual = _general_layer(
+                network, layer, {"hook_resid_pre": residual}, tap, positions, layer + 1 == self.n_layers
+            )
+        return _answer(network, residual, tap).logits
+
 
 def forward(
     network: Network,
-    inputs: Float[Tensor, "batch pos d_token"],
+    inputs: Tensor,
     hooks: Hooks | None = None,
     *,
     target_only: bool = False,
@@ -102,7 +157,7 @@ def forward(
 
 def run_with_cache(
     network: Network,
-    inputs: Float[Tensor, "batch pos d_token"],
+    inputs: Tensor,
     names: Collection[str] | None = None,
     hooks: Hooks | None = None,
     *,
@@ -110,15 +165,29 @@ def run_with_cache(
 ) -> Activations:
     """Activations at the hooks in `names` (None: at all) and the logits, with `hooks` in place.
 
-    With `target_only`, the last layer's queries (of its q, scores, pattern and z) are the target's alone, as training
-    needs no others. An unknown hook raises UnknownNameError.
+    Inputs are vectors [batch, pos, d_token], or tokens [batch, pos] of a network with an embedding. With
+    `target_only`, the last layer's queries (of its q, scores, pattern and z) are the target's alone, as training needs
+    no others. An unknown hook raises UnknownNameError.
     """
-    tap = _Tap(hooks or {}, names)
+    tap = Tap(hooks or {}, names)
     for name in (*tap.hooks, *(names or ())):
         if name not in network.hook_names:
             raise unknown_name("hook", name, network.hook_names)
-    require_inputs(inputs, {network.config.task.d_model, network.d_model})
+    task = network.config.task
+    require_inputs(inputs, {task.d_model} | ({network.d_model} if network.model.is_classic else set()), task.d_vocab)
+    return run_unchecked(network, inputs, tap, target_only)
+
+
+def run_unchecked(network: Network, inputs: Tensor, tap: "Tap", target_only: bool) -> Activations:
+    """`run_with_cache` on inputs and with hooks that are known to fit; also under `torch.func.vmap`."""
     residual = tap("hook_embed", network.embed(inputs))
+    if not network.model.is_classic:
+        positions = _positions(network, residual, tap)
+        residual = _placed(network, residual, positions)
+        for layer in range(network.n_layers):
+            last = target_only and layer + 1 == network.n_layers
+            residual = _general_layer(network, layer, {}, tap, positions, last, residual)
+        return _answer(network, residual, tap)
     for layer in range(network.n_layers):
         residual = tap(f"blocks.{layer}.hook_resid_pre", residual)
         residual = _after_layer(network, layer, {"resid_pre": residual}, tap, target_only)
@@ -126,11 +195,81 @@ def run_with_cache(
     return Activations(network, tap.kept | {"classifier.hook_logits": logits})
 
 
-class _Tap:
+def _positions(network: Network, embedded: Tensor, tap: "Tap") -> Float[Tensor, "batch pos d_model"] | None:
+    """The vectors of positions, of a network that has such."""
+    kind, n_pos = network.model.positional_embedding_type, embedded.shape[1]
+    if kind not in ("standard", "sinusoidal", "shortformer"):
+        return None
+    if n_pos > network.config.task.n_pos:
+        raise MechinterpError(
+            f"inputs have {n_pos} positions; this network has vectors for {network.config.task.n_pos} (task.n_pos)"
+        )
+    vectors = sinusoidal(n_pos, network.d_model, embedded) if kind == "sinusoidal" else None
+    vectors = network.parameters["pos_embed.W_pos"][:n_pos] if vectors is None else vectors
+    return tap("hook_pos_embed", vectors.expand_as(embedded))
+
+
+def _placed(network: Network, embedded: Tensor, positions: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream before the first layer."""
+    shortformer = network.model.positional_embedding_type == "shortformer"
+    return embedded if positions is None or shortformer else embedded + positions
+
+
+def _general_layer(
+    network: Network,
+    layer: int,
+    known: Mapping[str, Tensor],
+    tap: "Tap",
+    positions: Tensor | None,
+    target_only: bool = False,
+    residual: Tensor | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream after a layer with further parts, from activations of it, or from the one before it."""
+    prefix = f"blocks.{layer}."
+    if residual is not None:
+        known = {"hook_resid_pre": tap(f"{prefix}hook_resid_pre", residual)}
+    activations = Layer(
+        network.model,
+        network.of_layer(layer),
+        known,
+        lambda name, value: tap(prefix + name, value),
+        target_only=target_only,
+        patterns=not tap.fused_attention or tap.wants(f"{prefix}attn.hook_attn_scores", f"{prefix}attn.hook_pattern"),
+        positions=positions if network.model.positional_embedding_type == "shortformer" else None,
+    )
+    return activations["hook_resid_post"]
+
+
+def _answer(
+    network: Network,
+    residual: Float[Tensor, "batch pos d_model"],
+    tap: "Tap",
+    known: Mapping[str, Tensor] | None = None,
+) -> Activations:
+    """What was kept, and the logits, from the last residual stream."""
+    model, known = network.model, known or {}
+    x = residual[:, -1] if model.output == "classifier" else residual
+    if model.normalization_type and model.final_norm:
+        scale, after = known.get("ln_final.hook_scale"), known.get("ln_final.hook_normalized")
+        if after is None:
+            scale = tap("ln_final.hook_scale", scale_of(model, x)) if scale is None else scale
+            after = tap("ln_final.hook_normalized", normalized(model, x, scale))
+        x = scaled_and_shifted(network.parameters, "ln_final", after)
+    if model.output == "classifier":
+        logits = _classify(network, {"classifier.hook_in": tap("classifier.hook_in", x)}, tap)
+        return Activations(network, tap.kept | {"classifier.hook_logits": logits})
+    logits, b_U = x @ network.parameters["unembed.W_U"], network.parameters.get("unembed.b_U")
+    logits = tap("unembed.hook_out", logits if b_U is None else logits + b_U)
+    return Activations(network, tap.kept | {"unembed.hook_out": logits})
+
+
+class Tap:
     """Applies hooks to activations, and keeps those whose names are given (None: all)."""
 
-    def __init__(self, hooks: Hooks | None = None, names: Collection[str] | None = ()):
-        self.hooks, self._names = hooks or {}, names
+    def __init__(self, hooks: Hooks | None = None, names: Collection[str] | None = (), *, fused_attention: bool = True):
+        """Without `fused_attention`, patterns are computed though nobody asks for them: torch's fused attention has no
+        rule for `torch.func.vmap`."""
+        self.hooks, self._names, self.fused_attention = hooks or {}, names, fused_attention
         self.kept: dict[str, Tensor] = {}
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
@@ -148,7 +287,7 @@ class _Tap:
 
 
 def _after_layer(
-    network: Network, layer: int, known: Mapping[str, Tensor], tap: _Tap, target_only: bool = False
+    network: Network, layer: int, known: Mapping[str, Tensor], tap: Tap, target_only: bool = False
 ) -> Float[Tensor, "batch pos d_model"]:
     """The residual stream after a layer, from the given activations of it; of the last layer, at the target."""
     block, attn = f"blocks.{layer}", f"blocks.{layer}.attn"
@@ -179,7 +318,7 @@ def _after_layer(
 
 
 def _attend(
-    network: Network, layer: int, known: Mapping[str, Tensor], tap: _Tap, attn: str, queries: slice
+    network: Network, layer: int, known: Mapping[str, Tensor], tap: Tap, attn: str, queries: slice
 ) -> Float[Tensor, "batch head query key"]:
     """The attention pattern of these queries over the keys up to the query."""
     if "attn_scores" in known:
@@ -193,13 +332,8 @@ def _attend(
     return tap(f"{attn}.hook_pattern", attention_pattern(scores))
 
 
-def attention_pattern(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
-    """The pattern of attention scores: a softmax over the keys."""
-    return scores.softmax(dim=-1)
-
-
 def _scores(
-    network: Network, layer: int, known: Mapping[str, Tensor], tap: _Tap, attn: str, queries: slice
+    network: Network, layer: int, known: Mapping[str, Tensor], tap: Tap, attn: str, queries: slice
 ) -> Float[Tensor, "batch head query key"]:
     """q_i·k_j, unmasked; as x_i (W_Q W_Kᵀ) x_j where neither q nor k is hooked or kept and queries are many."""
     residual = known["resid_pre"]
@@ -223,7 +357,7 @@ def _read(
     network: Network,
     layer: int,
     known: Mapping[str, Tensor],
-    tap: _Tap,
+    tap: Tap,
     attn: str,
     pattern: Float[Tensor, "batch head query key"],
     rows: slice,
@@ -245,7 +379,7 @@ def _sum_of_heads(z: Float[Tensor, "batch pos head written"]) -> Float[Tensor, "
     return z[:, :, 0] if z.shape[2] == 1 else z.sum(dim=2)
 
 
-def _classify(network: Network, known: Mapping[str, Tensor], tap: _Tap) -> Float[Tensor, "batch n_labels"]:
+def _classify(network: Network, known: Mapping[str, Tensor], tap: Tap) -> Float[Tensor, "batch n_labels"]:
     """The classifier's logits from one of its activations."""
     ((hook, x),) = known.items()
     if hook == "classifier.hook_logits":
@@ -263,4 +397,4 @@ def _classify(network: Network, known: Mapping[str, Tensor], tap: _Tap) -> Float
 
 def classify(network: Network, x: Float[Tensor, "batch d_token"]) -> Float[Tensor, "batch n_labels"]:
     """The classifier's logits for targets without attention."""
-    return _classify(network, {"classifier.hook_in": network.embed(x)}, _Tap())
+    return _classify(network, {"classifier.hook_in": network.embed(x)}, Tap())

@@ -21,11 +21,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformer_lens import HookedTransformer as HookedTransformer
     from transformer_lens import HookedTransformerConfig as HookedTransformerConfig
+    from transformer_lens.components.attention import Attention
     from transformer_lens.hook_points import HookedRootModule as HookedRootModule
     from transformer_lens.hook_points import HookPoint as HookPoint
 
-from mechinterp.config import RunConfig
+from mechinterp.config import RunConfig, TransformerConfig
 from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.models.layer import EPSILON, distance_buckets, sinusoidal
 from mechinterp.models.network import Network, require_inputs
 from mechinterp.models.registry import parameter_shapes
 
@@ -33,7 +35,7 @@ NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
 _SELDOM = (
     "TransformerLens fires hook_result, hook_attn_in and hook_q_input (k, v) on request only (model.set_use_attn_result"
-    " and so on), there is no MLP, and a run stopped at a layer ends there"
+    " and so on), and a run stopped at a layer ends there"
 )
 
 
@@ -180,16 +182,49 @@ class Classifier(nn.Module):
         return self.hook_logits(self.readout(x))
 
 
-class VectorTransformer(CheckedHooks, HookedTransformer):
-    """A HookedTransformer from vectors [batch, pos, d_model] to logits [batch, n_labels] at the last token.
+class InputMap(nn.Module):
+    """x W_E + b_E: the residual stream from vectors, by a trained map."""
+
+    def __init__(self, d_token: int, d_model: int, dtype: torch.dtype):
+        super().__init__()
+        self.W_E = nn.Parameter(torch.zeros(d_token, d_model, dtype=dtype))
+        self.b_E = nn.Parameter(torch.zeros(d_model, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "batch pos d_token"]) -> Float[Tensor, "batch pos d_model"]:
+        return x @ self.W_E + self.b_E
+
+
+class BucketedAttention(Attention):
+    """Attention with a trained number for every bucket of distances, which is added to scores."""
+
+    def __init__(self, cfg: HookedTransformerConfig, layer: int, model: TransformerConfig):
+        super().__init__(cfg, "global", layer)
+        self._model = model
+        self.rel_pos_bias = nn.Parameter(
+            torch.zeros(model.relative_attention_num_buckets, model.n_heads, dtype=cfg.dtype)
+        )
+
+    def forward(self, query_input: Tensor, *inputs: Any, **named: Any) -> Tensor:  # type: ignore[override]
+        buckets = distance_buckets(self._model, query_input.shape[1]).to(query_input.device)
+        bias = self.rel_pos_bias[buckets].permute(2, 0, 1)[None]
+        return super().forward(query_input, *inputs, position_bias=bias, **named)
+
+
+class HookedNetwork(CheckedHooks, HookedTransformer):
+    """A HookedTransformer that computes a network: from vectors [batch, pos, d_token] or tokens [batch, pos] to logits
+    [batch, n_labels] at the last position, or, of a network with an unembedding, [batch, pos, n_labels].
 
     `run_with_cache`, `run_with_hooks` and `hooks` behave as in TransformerLens, except that a hook name that does
     not exist raises, and so does a hook that does not fire in `run_with_hooks` or `run_with_cache`.
     """
 
     def __init__(self, network: Network):
-        """A copy of the network's parameters; W_O is the identity and frozen. Narrower inputs are padded with zeros."""
-        config, d_model, n_labels = network.config, network.d_model, network.config.task.n_labels
+        """A copy of the network's parameters; what is not a parameter is frozen (W_O then is the identity).
+
+        Narrower inputs of a network without a trained input are padded with zeros.
+        """
+        config, model, d_model = network.config, network.model, network.d_model
+        n_labels, positions = config.task.n_labels, model.positional_embedding_type
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # HookedTransformer leaves with TransformerLens 4
             super().__init__(
@@ -197,25 +232,43 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
                     n_layers=network.n_layers,
                     n_heads=network.n_heads,
                     d_model=d_model,
-                    d_head=d_model,
+                    d_head=network.matrix(0, "Q").shape[-1],
+                    d_mlp=model.d_mlp,
+                    act_fn=model.act_fn,
                     n_ctx=config.task.n_pos,
-                    d_vocab=n_labels,
-                    attn_only=True,
-                    normalization_type=None,
-                    use_attn_scale=False,
+                    d_vocab=config.task.d_vocab or n_labels,
+                    d_vocab_out=n_labels,
+                    attn_only=model.attn_only,
+                    normalization_type=model.normalization_type,
+                    eps=EPSILON,
+                    positional_embedding_type="standard" if positions in (None, "sinusoidal") else positions,
+                    rotary_dim=model.rotary_dim,
+                    rotary_base=model.rotary_base,
+                    use_attn_scale=model.use_attn_scale,
                     init_weights=False,
                     device="cpu",
                     dtype=network.dtype,
                 )
             )
-        for part in ("embed", "pos_embed", "hook_pos_embed", "unembed"):
-            delattr(self, part)
-        model = config.model
-        self.classifier = Classifier(
-            d_model, model.classifier_width, network.depth, n_labels, network.dtype, model.readout_bias
-        )
-        if getattr(model, "trained_layer_norm", False):
+        unused = ["embed"] * (model.input != "tokens") + ["unembed"] * (model.output == "classifier")
+        if positions not in ("standard", "sinusoidal", "shortformer"):
+            unused += ["pos_embed", "hook_pos_embed"]
+        if not model.final_norm:
+            unused.append("ln_final")
+        for part in unused:
+            if hasattr(self, part):
+                delattr(self, part)
+        if model.input == "projected":
+            self.embed = InputMap(config.task.d_model, d_model, network.dtype)
+        if model.output == "classifier":
+            self.classifier = Classifier(
+                d_model, model.classifier_width, network.depth, n_labels, network.dtype, model.readout_bias
+            )
+        if model.trained_layer_norm:
             self.blocks[0].ln = ScaleAndShift(d_model, network.dtype)
+        if positions == "relative_positional_bias":
+            for layer, block in enumerate(self.blocks):
+                block.attn = BucketedAttention(self.cfg, layer, model)
         self.config: RunConfig = config
         """The config of the canonical network."""
         self.trained = tuple(parameter_shapes(config))
@@ -225,39 +278,71 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
                 parameter.requires_grad_(name in self.trained)
                 parameter.zero_()
                 if name.endswith("attn.W_O"):
-                    parameter.copy_(torch.eye(d_model, dtype=network.dtype).expand_as(parameter))
+                    parameter.copy_(torch.eye(*parameter.shape[-2:], dtype=network.dtype).expand_as(parameter))
+            if positions == "sinusoidal":
+                self.pos_embed.W_pos.copy_(sinusoidal(config.task.n_pos, d_model, self.pos_embed.W_pos))
         set_parameters(self, network.parameters)
         self.setup()  # names the classifier's hook points
 
     def forward(  # type: ignore[override]
         self,
-        input: Float[Tensor, "batch pos d_model"],
+        input: Tensor,
         return_type: str | None = "logits",
         stop_at_layer: int | None = None,
         start_at_layer: int = 0,
     ) -> Tensor | None:
-        """Logits at the last token; with `stop_at_layer` the residual stream before that layer, as TransformerLens.
+        """Logits; with `stop_at_layer` the residual stream before that layer, as TransformerLens.
 
         With `start_at_layer` the input is the residual stream before that layer.
         """
         if return_type not in ("logits", None):
             raise MechinterpError(f"return_type {return_type!r}: this model returns 'logits' or None")
-        n_layers = self.cfg.n_layers
+        n_layers, model = self.cfg.n_layers, self.config.model
+        assert isinstance(model, TransformerConfig)
         for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
             if layer is not None and not -n_layers <= layer <= n_layers:
                 raise MechinterpError(f"{name} is {layer}; this model has {n_layers} layers")
         layers = range(n_layers)[start_at_layer:stop_at_layer]
-        require_inputs(input, {self.cfg.d_model} | ({self.config.task.d_model} if start_at_layer == 0 else set()))
-        residual = input.to(self.classifier.readout.W.dtype)
+        task, positions = self.config.task, None
+        if model.positional_embedding_type == "shortformer" or start_at_layer == 0:
+            positions = self._positions(input)
         if start_at_layer == 0:
-            residual = functional.pad(residual, (0, self.cfg.d_model - input.shape[-1]))
-            norm = getattr(self.blocks[0], "ln", None)
-            residual = self.hook_embed(norm(residual) if norm else residual)
+            widths = {task.d_model} | ({self.cfg.d_model} if model.is_classic else set())
+            require_inputs(input, widths, task.d_vocab)
+            residual = self._embedded(input)
+            if positions is not None and model.positional_embedding_type != "shortformer":
+                residual, positions = residual + positions, None
+        else:
+            require_inputs(input, {self.cfg.d_model})
+            residual = input.to(self.W_Q.dtype)
         for layer in layers:
-            residual = self.blocks[layer](residual)
+            residual = self.blocks[layer](residual, shortformer_pos_embed=positions)
         if stop_at_layer is not None:
             return residual
-        return self.classifier(residual[:, -1]) if return_type else None
+        if return_type is None:
+            return None
+        answered = residual[:, -1] if model.output == "classifier" else residual
+        if model.normalization_type and model.final_norm:
+            answered = self.ln_final(answered)
+        return self.classifier(answered) if model.output == "classifier" else self.unembed(answered)
+
+    def _embedded(self, input: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        if self.config.model.input == "tokens":  # type: ignore[attr-defined]
+            return self.hook_embed(self.embed(input))
+        vectors = input.to(self.W_Q.dtype)
+        if hasattr(self, "embed"):
+            return self.hook_embed(self.embed(vectors))
+        residual = functional.pad(vectors, (0, self.cfg.d_model - input.shape[-1]))
+        norm = getattr(self.blocks[0], "ln", None)
+        return self.hook_embed(norm(residual) if norm else residual)
+
+    def _positions(self, input: Tensor) -> Tensor | None:
+        """The vectors of positions, of a network that has such."""
+        return (
+            self.hook_pos_embed(self.pos_embed(input[..., 0] if input.ndim == 3 else input))
+            if hasattr(self, "pos_embed")
+            else None
+        )
 
     def network(self) -> Network:
         """The network of the trained parameters; other changes of the model are not in it."""
@@ -265,7 +350,7 @@ class VectorTransformer(CheckedHooks, HookedTransformer):
         return Network(self.config, {name: parameters[name].detach() for name in self.trained})
 
 
-def set_parameters(model: VectorTransformer, parameters: Mapping[str, Tensor]) -> None:
+def set_parameters(model: HookedNetwork, parameters: Mapping[str, Tensor]) -> None:
     """Copy all trained parameters into a hooked model; a missing or extra name, or another shape, is an error."""
     if odd := sorted(set(parameters) ^ set(model.trained)):
         raise MechinterpError(f"parameters do not fit the model: missing or unexpected {', '.join(odd)}")

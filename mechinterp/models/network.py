@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mechinterp.config import RunConfig
+from mechinterp.config import ModelConfig, RunConfig, TransformerConfig
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.models.base import Support
+from mechinterp.models.layer import layer_hooks
 from mechinterp.models.registry import architecture_of, parameter_shapes
 from mechinterp.torch_state import torch_defaults
 
@@ -28,6 +29,9 @@ class Network:
         canonical = architecture_of(config).canonical(config, parameters)
         self.config: RunConfig = canonical.config
         """The config of the canonical network."""
+        assert isinstance(self.config.model, TransformerConfig)
+        self.model: TransformerConfig = self.config.model
+        """Its section of the model."""
         self.parameters: dict[str, Tensor] = canonical.parameters
         """The canonical parameters, by TransformerLens' names."""
         self._support: Support = canonical.support
@@ -58,17 +62,17 @@ class Network:
     @property
     def depth(self) -> int:
         """ReLU layers of the classifier."""
-        return self.config.model.classifier_depth
+        return self.model.classifier_depth
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the parameters."""
-        return self.parameters["classifier.readout.W"].dtype
+        return self.parameters["blocks.0.attn.W_Q"].dtype
 
     @cached_property
     def hook_names(self) -> tuple[str, ...]:
         """Names of the activations that `forward` can replace or keep, in the order of computation."""
-        return hook_names(self.n_layers, self.depth)
+        return hook_names(self.model)
 
     def matrix(self, layer: int, name: str) -> Float[Tensor, "head d_model d_head"]:
         """W_Q, W_K or W_V of a layer, by its last letter."""
@@ -77,7 +81,7 @@ class Network:
         return self.parameters[f"blocks.{layer}.attn.W_{name}"]
 
     def matrix_of_head(self, layer: int, name: str, head: int) -> Float[Tensor, "d_model d_head"]:
-        """W_Q, W_K or W_V of a head; its W_O is the identity."""
+        """W_Q, W_K or W_V of a head."""
         if head not in range(self.n_heads):
             raise unknown_name("head", head, range(self.n_heads))
         return self.matrix(layer, name)[head]
@@ -98,8 +102,19 @@ class Network:
             self._qk[layer] = versions, (rows, columns, W_Q @ W_K.transpose(-2, -1))
         return self._qk[layer][1]
 
-    def embed(self, inputs: Float[Tensor, "*any d_token"]) -> Float[Tensor, "*any d_model"]:
-        """The residual stream before the first layer: tokens padded with zeros, and scaled and shifted by LayerNorm."""
+    def of_layer(self, layer: int) -> dict[str, Tensor]:
+        """The parameters of a layer, without the layer's prefix."""
+        prefix = f"blocks.{layer}."
+        return {name.removeprefix(prefix): value for name, value in self.parameters.items() if name.startswith(prefix)}
+
+    def embed(self, inputs: Tensor) -> Float[Tensor, "*any d_model"]:
+        """The embedding of tokens, or of vectors [any, d_token]: mapped, or padded with zeros and, with a trained
+        LayerNorm, scaled and shifted."""
+        if self.model.input == "tokens":
+            return self.parameters["embed.W_E"][inputs]
+        if self.model.input == "projected":
+            embedded, b = inputs.to(self.dtype) @ self.parameters["embed.W_E"], self.parameters.get("embed.b_E")
+            return embedded if b is None else embedded + b
         padded = inputs if inputs.shape[-1] == self.d_model else pad(inputs, (0, self.d_model - inputs.shape[-1]))
         residual = padded.to(self.dtype)
         if "blocks.0.ln.w" not in self.parameters:
@@ -112,30 +127,38 @@ class Network:
         return None if any(matrix.is_inference() for matrix in matrices) else [matrix._version for matrix in matrices]
 
     def ov(self, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
-        """W_V W_O of a head; W_O is the identity."""
-        return self.matrix_of_head(layer, "V", head)
+        """W_V W_O of a head."""
+        W_V, W_O = self.matrix_of_head(layer, "V", head), self.parameters.get(f"blocks.{layer}.attn.W_O")
+        return W_V if W_O is None else W_V @ W_O[head]
 
 
-def hook_names(n_layers: int, depth: int) -> tuple[str, ...]:
-    """Names of the activations of a network, from its attention layers and the classifier's ReLU layers."""
+def hook_names(model: ModelConfig) -> tuple[str, ...]:
+    """Names of the activations of a model's canonical network, in the order of computation."""
+    general = model if isinstance(model, TransformerConfig) and not model.is_classic else None
     names = ["hook_embed"]
-    for layer in range(n_layers):
-        names.append(f"blocks.{layer}.hook_resid_pre")
-        names += [f"blocks.{layer}.attn.hook_{name}" for name in ("q", "k", "v", "attn_scores", "pattern", "z")]
-        names += [f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_resid_post"]
-    hidden = [f"classifier.layers.{i}.hook_{name}" for i in range(depth) for name in ("pre", "post")]
+    if general and general.positional_embedding_type in ("standard", "sinusoidal", "shortformer"):
+        names.append("hook_pos_embed")
+    of_layer = layer_hooks(general or TransformerConfig())
+    names += [f"blocks.{layer}.{hook}" for layer in range(model.n_layers) for hook in of_layer]
+    if general and general.normalization_type and general.final_norm:
+        names += ["ln_final.hook_scale", "ln_final.hook_normalized"]
+    if general and general.output != "classifier":
+        return (*names, "unembed.hook_out")
+    hidden = [f"classifier.layers.{i}.hook_{name}" for i in range(model.classifier_depth) for name in ("pre", "post")]
     return (*names, "classifier.hook_in", *hidden, "classifier.hook_logits")
 
 
-def require_inputs(inputs: Tensor, widths: Collection[int]) -> None:
-    """MechinterpError unless the inputs are vectors [batch, pos, width] of one of the widths."""
+def require_inputs(inputs: Tensor, widths: Collection[int], d_vocab: int = 0) -> None:
+    """MechinterpError unless the inputs are vectors [batch, pos, width] of one of the widths, or with a vocabulary
+    tokens [batch, pos]."""
     if not isinstance(inputs, Tensor):
         raise MechinterpError(f"inputs are a {type(inputs).__name__}; expected a torch.Tensor (torch.from_numpy)")
-    if inputs.ndim != 3 or not inputs.is_floating_point() or inputs.shape[-1] not in widths:
-        expected = " or ".join(map(str, sorted(widths)))
-        raise MechinterpError(
-            f"inputs are {tuple(inputs.shape)} {inputs.dtype}; expected vectors [batch, pos, {expected}]"
-        )
+    got = f"inputs are {tuple(inputs.shape)} {inputs.dtype}"
+    if d_vocab:
+        if inputs.ndim != 2 or inputs.is_floating_point() or not bool(((inputs >= 0) & (inputs < d_vocab)).all()):
+            raise MechinterpError(f"{got}; expected tokens [batch, pos] from 0 to {d_vocab - 1}")
+    elif inputs.ndim != 3 or not inputs.is_floating_point() or inputs.shape[-1] not in widths:
+        raise MechinterpError(f"{got}; expected vectors [batch, pos, {' or '.join(map(str, sorted(widths)))}]")
 
 
 def _require_fit(config: RunConfig, parameters: Mapping[str, Tensor]) -> None:
@@ -144,7 +167,8 @@ def _require_fit(config: RunConfig, parameters: Mapping[str, Tensor]) -> None:
     if odd := sorted(set(parameters) ^ set(expected)):
         raise MechinterpError(f"parameters do not fit the model: missing or unexpected {', '.join(odd)}")
     width, wider = config.task.d_model, 0
-    if "blocks.0.attn.W_Q" in parameters and parameters["blocks.0.attn.W_Q"].ndim == 3:
+    planted = not isinstance(config.model, TransformerConfig) or config.model.is_classic
+    if planted and "blocks.0.attn.W_Q" in parameters and parameters["blocks.0.attn.W_Q"].ndim == 3:
         wider = parameters["blocks.0.attn.W_Q"].shape[1]
     reading = "classifier.layers.0.W" if config.model.classifier_depth else "classifier.readout.W"
     for name, shape in expected.items():

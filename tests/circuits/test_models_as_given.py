@@ -20,30 +20,30 @@ from mechinterp.circuits.qk_ov import composition_scores, copying_score, ov, pos
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward
-from mechinterp.models.hooked import HookedTransformer, HookedTransformerConfig, VectorTransformer
+from mechinterp.models.hooked import HookedNetwork, HookedTransformer, HookedTransformerConfig
 from mechinterp.tasks.corruption import corrupted_pairs
 from mechinterp.training.recording import new_run_file
 from tests.helpers import hooked, random_network, random_parameters
 
 
-def random_output(model: VectorTransformer) -> None:
+def random_output(model: HookedNetwork) -> None:
     for block in model.blocks:
         torch.manual_seed(1)
         block.attn.W_O.data.normal_(std=0.3)
 
 
-def attention_scale(model: VectorTransformer) -> None:
+def attention_scale(model: HookedNetwork) -> None:
     model.cfg.use_attn_scale = True
     for block in model.blocks:
         block.attn.attn_scale = 3.0
 
 
-def output_bias(model: VectorTransformer) -> None:
+def output_bias(model: HookedNetwork) -> None:
     torch.manual_seed(2)
     model.blocks[1].attn.b_O.data.normal_()
 
 
-def permanent_hook(model: VectorTransformer) -> None:
+def permanent_hook(model: HookedNetwork) -> None:
     model.add_perma_hook("blocks.1.attn.hook_z", lambda tensor, hook: torch.zeros_like(tensor))
 
 
@@ -87,7 +87,7 @@ def task(tiny_config):
 
 
 @pytest.fixture
-def model(tiny_config) -> VectorTransformer:
+def model(tiny_config) -> HookedNetwork:
     """A random network of two layers, as a hooked model that may be changed."""
     return hooked(random_network(tiny_config, seed=4))
 

@@ -1,0 +1,270 @@
+"""A layer of a transformer with all the parts that `TransformerConfig` names, and what is before and after the layers.
+
+With N the normalisation and x the residual stream, as in TransformerLens:
+
+    y = N(x),  q = y W_Q + b_Q,  k = y W_K + b_K,  v = y W_V + b_V         per head; positions enter q and k, or scores
+    s_ij = q_i·k_j / √d_head (if scaled),  p = softmax_{j≤i}(s),  z_i = Σ_j p_ij v_j
+    x ← x + Σ_heads z W_O + b_O
+    x ← x + f(N(x) W_in + b_in) W_out + b_out                               with an MLP
+
+Normalisation is (x − ⟨x⟩)/σ ⊙ w + b with σ² = ⟨(x − ⟨x⟩)²⟩ + ε (LN), or without the mean and b (RMS).
+
+Sources: Vaswani et al. 2017 (sinusoidal positions), Ba et al. 2016 (LayerNorm), Zhang & Sennrich 2019 (RMSNorm), Su et
+al. 2021 (rotary), Press et al. 2021 (shortformer), Raffel et al. 2020 (buckets of distances).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from mechinterp.config import TransformerConfig
+
+EPSILON = 1e-5
+"""ε of normalisations."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+}
+_INPUTS = {
+    "ln1.hook_scale": ("hook_resid_pre",),
+    "ln1.hook_normalized": ("hook_resid_pre", "ln1.hook_scale"),
+    "attn.hook_q": ("hook_resid_pre", "ln1.hook_normalized"),
+    "attn.hook_k": ("hook_resid_pre", "ln1.hook_normalized"),
+    "attn.hook_v": ("hook_resid_pre", "ln1.hook_normalized"),
+    "attn.hook_rot_q": ("attn.hook_q",),
+    "attn.hook_rot_k": ("attn.hook_k",),
+    "attn.hook_attn_scores": ("attn.hook_q", "attn.hook_k", "attn.hook_rot_q", "attn.hook_rot_k"),
+    "attn.hook_pattern": ("attn.hook_attn_scores",),
+    "attn.hook_z": ("attn.hook_pattern", "attn.hook_v"),
+    "hook_attn_out": ("attn.hook_z",),
+    "hook_resid_mid": ("hook_resid_pre", "hook_attn_out"),
+    "ln2.hook_scale": ("hook_resid_mid",),
+    "ln2.hook_normalized": ("hook_resid_mid", "ln2.hook_scale"),
+    "mlp.hook_pre": ("hook_resid_mid", "ln2.hook_normalized"),
+    "mlp.hook_post": ("mlp.hook_pre",),
+    "hook_mlp_out": ("mlp.hook_post",),
+    "hook_resid_post": ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out"),
+}
+"""What the activations of a layer are computed from, in the order of computation."""
+
+
+def layer_hooks(model: TransformerConfig) -> list[str]:
+    """Names of the activations of a layer, without the layer's prefix, in the order of computation."""
+    left_out = set()
+    if model.normalization_type is None:
+        left_out |= {"ln1.", "ln2."}
+    if model.positional_embedding_type != "rotary":
+        left_out |= {"attn.hook_rot_q", "attn.hook_rot_k"}
+    if model.attn_only:
+        left_out |= {"hook_resid_mid", "ln2.", "mlp.", "hook_mlp_out"}
+    return ["hook_resid_pre", *(name for name in _INPUTS if not name.startswith(tuple(left_out)))]
+
+
+def unchanged_by(name: str, activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The activations of a layer that do not depend on the one of this name."""
+    changed = {name}
+    for other, inputs in _INPUTS.items():
+        if changed.intersection(inputs):
+            changed.add(other)
+    return {other: value for other, value in activations.items() if other not in changed}
+
+
+class Layer:
+    """The activations of one layer, each computed when it is first asked for, from those that are known."""
+
+    def __init__(
+        self,
+        model: TransformerConfig,
+        parameters: Mapping[str, Tensor],
+        known: Mapping[str, Tensor],
+        tap: Callable[[str, Tensor], Tensor],
+        *,
+        target_only: bool = False,
+        patterns: bool = True,
+        positions: Tensor | None = None,
+    ):
+        """`parameters`, `known` and `tap` name parameters and activations without the layer's prefix.
+
+        With `target_only`, queries are the target's alone. Without `patterns`, nobody asks for scores and patterns.
+        `positions` are the vectors of shortformer positions.
+        """
+        self._model, self._parameters, self._known, self._tap = model, parameters, dict(known), tap
+        self._rows, self._patterns, self._positions = slice(-1 if target_only else None, None), patterns, positions
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known:
+            compute = getattr(self, "_" + name.replace("hook_", "").replace(".", "_"))
+            self._known[name] = self._tap(name, compute())
+        return self._known[name]
+
+    def _ln1_scale(self) -> Tensor:
+        return scale_of(self._model, self["hook_resid_pre"])
+
+    def _ln1_normalized(self) -> Tensor:
+        return normalized(self._model, self["hook_resid_pre"], self["ln1.hook_scale"])
+
+    def _read(self, norm: str, residual: str) -> Float[Tensor, "batch pos d_model"]:
+        """What attention or the MLP reads of the residual stream."""
+        if self._model.normalization_type is None:
+            return self[residual]
+        return scaled_and_shifted(self._parameters, norm, self[f"{norm}.hook_normalized"])
+
+    def _projected(self, name: str) -> Float[Tensor, "batch pos head d_head"]:
+        x, rows = self._read("ln1", "hook_resid_pre"), self._rows if name == "Q" else slice(None)
+        if self._positions is not None and name != "V":
+            x = x + self._positions
+        W, b = self._parameters[f"attn.W_{name}"], self._parameters.get(f"attn.b_{name}")
+        heads, _, d_head = W.shape
+        together = x[:, rows] @ W.transpose(0, 1).flatten(1)
+        result = together.unflatten(-1, (heads, d_head))
+        return result if b is None else result + b
+
+    def _attn_q(self) -> Tensor:
+        return self._projected("Q")
+
+    def _attn_k(self) -> Tensor:
+        return self._projected("K")
+
+    def _attn_v(self) -> Tensor:
+        return self._projected("V")
+
+    def _attn_rot_q(self) -> Tensor:
+        return rotated(self._model, self["attn.hook_q"], self["hook_resid_pre"].shape[1])
+
+    def _attn_rot_k(self) -> Tensor:
+        return rotated(self._model, self["attn.hook_k"], self["hook_resid_pre"].shape[1])
+
+    @property
+    def _queries_and_keys(self) -> tuple[Tensor, Tensor]:
+        """[batch, head, pos, d_head]."""
+        rotary = "rot_" if self._model.positional_embedding_type == "rotary" else ""
+        q, k = (self[f"attn.hook_{rotary}{name}"].transpose(1, 2) for name in "qk")
+        return q, k
+
+    @property
+    def _scale(self) -> float:
+        return self._parameters["attn.W_Q"].shape[-1] ** -0.5 if self._model.use_attn_scale else 1.0
+
+    def _attn_attn_scores(self) -> Float[Tensor, "batch head query key"]:
+        q, k = self._queries_and_keys
+        scores = (q * self._scale) @ k.transpose(-2, -1)
+        if self._model.positional_embedding_type == "relative_positional_bias":
+            buckets = distance_buckets(self._model, scores.shape[-1]).to(scores.device)[self._rows]
+            scores = scores + self._parameters["attn.rel_pos_bias"][buckets].permute(2, 0, 1)
+        return scores.masked_fill(later(scores), -torch.inf)
+
+    def _attn_pattern(self) -> Float[Tensor, "batch head query key"]:
+        return attention_pattern(self["attn.hook_attn_scores"])
+
+    def _attn_z(self) -> Float[Tensor, "batch query head d_head"]:
+        v, known = self["attn.hook_v"].transpose(1, 2), {"attn.hook_attn_scores", "attn.hook_pattern"} & {*self._known}
+        if self._patterns or known or self._model.positional_embedding_type == "relative_positional_bias":
+            return (self["attn.hook_pattern"] @ v).transpose(1, 2)
+        q, k = self._queries_and_keys
+        causal = q.shape[2] > 1  # no key is later than the target
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self._scale).transpose(1, 2)
+
+    def _attn_out(self) -> Float[Tensor, "batch query d_model"]:
+        z, W_O, b_O = self["attn.hook_z"], self._parameters.get("attn.W_O"), self._parameters.get("attn.b_O")
+        out = z.sum(dim=2) if W_O is None else z.flatten(2) @ W_O.flatten(0, 1)
+        return out if b_O is None else out + b_O
+
+    def _resid_mid(self) -> Float[Tensor, "batch query d_model"]:
+        return self["hook_resid_pre"][:, self._rows] + self["hook_attn_out"]
+
+    def _ln2_scale(self) -> Tensor:
+        return scale_of(self._model, self["hook_resid_mid"])
+
+    def _ln2_normalized(self) -> Tensor:
+        return normalized(self._model, self["hook_resid_mid"], self["ln2.hook_scale"])
+
+    def _mlp_pre(self) -> Float[Tensor, "batch query d_mlp"]:
+        b_in = self._parameters.get("mlp.b_in")
+        pre = self._read("ln2", "hook_resid_mid") @ self._parameters["mlp.W_in"]
+        return pre if b_in is None else pre + b_in
+
+    def _mlp_post(self) -> Float[Tensor, "batch query d_mlp"]:
+        return ACTIVATIONS[self._model.act_fn](self["mlp.hook_pre"])
+
+    def _mlp_out(self) -> Float[Tensor, "batch query d_model"]:
+        out, b_out = self["mlp.hook_post"] @ self._parameters["mlp.W_out"], self._parameters.get("mlp.b_out")
+        return out if b_out is None else out + b_out
+
+    def _resid_post(self) -> Float[Tensor, "batch query d_model"]:
+        if self._model.attn_only:
+            return self._resid_mid()
+        return self["hook_resid_mid"] + self["hook_mlp_out"]
+
+
+def scale_of(model: TransformerConfig, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any 1"]:
+    """σ, by which a normalisation divides."""
+    return (_centred(model, x).square().mean(dim=-1, keepdim=True) + EPSILON).sqrt()
+
+
+def normalized(
+    model: TransformerConfig, x: Float[Tensor, "*any d_model"], scale: Float[Tensor, "*any 1"]
+) -> Float[Tensor, "*any d_model"]:
+    """(x − ⟨x⟩)/σ, or x/σ of RMSNorm."""
+    return _centred(model, x) / scale
+
+
+def scaled_and_shifted(
+    parameters: Mapping[str, Tensor], name: str, x: Float[Tensor, "*any d_model"]
+) -> Float[Tensor, "*any d_model"]:
+    """x ⊙ w + b, with the trained parameters that a normalisation has."""
+    w, b = parameters.get(f"{name}.w"), parameters.get(f"{name}.b")
+    x = x if w is None else x * w
+    return x if b is None else x + b
+
+
+def _centred(model: TransformerConfig, x: Tensor) -> Tensor:
+    return x - x.mean(dim=-1, keepdim=True) if str(model.normalization_type).startswith("LN") else x
+
+
+def attention_pattern(scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
+    """The pattern of attention scores: a softmax over the keys."""
+    return scores.softmax(dim=-1)
+
+
+def later(scores: Float[Tensor, "batch head query key"]) -> Tensor:
+    """The keys after the query, as a mask [query, key]; the last query is the last key."""
+    n_queries, n_pos = scores.shape[-2:]
+    return torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).triu(1)[-n_queries:]
+
+
+def rotated(
+    model: TransformerConfig, x: Float[Tensor, "batch rows head d_head"], n_pos: int
+) -> Float[Tensor, "batch rows head d_head"]:
+    """Rotary positions: dimensions i and i + r/2 of the first r are rotated by the angle position · base^(−2i/r).
+
+    The rows are the last ones of `n_pos` positions.
+    """
+    size = model.rotary_dim or x.shape[-1]
+    frequency = model.rotary_base ** (-torch.arange(size // 2, dtype=torch.float64) / (size // 2))
+    angle = torch.arange(n_pos, dtype=torch.float64)[-x.shape[1] :, None] * frequency
+    cos, sin = (wave.to(x)[:, None] for wave in (angle.cos(), angle.sin()))
+    first, second, rest = x.split([size // 2, size // 2, x.shape[-1] - size], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def sinusoidal(n_pos: int, d_model: int, like: Tensor) -> Float[Tensor, "pos d_model"]:
+    """The positions of Vaswani et al. 2017: sines and cosines of position · 10000^(−2i/d), interleaved."""
+    frequency = 10_000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    angle = torch.arange(n_pos, dtype=torch.float64)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(like)
+
+
+def distance_buckets(model: TransformerConfig, n_pos: int) -> Int[Tensor, "query key"]:
+    """The bucket of the distance i − j ≥ 0 of a key from a query: of the first half of the buckets one for every
+    distance, of the others one for a range of distances, logarithmically, up to the largest (T5, one direction)."""
+    n, exact = model.relative_attention_num_buckets, model.relative_attention_num_buckets // 2
+    distance = (torch.arange(n_pos)[:, None] - torch.arange(n_pos)).clamp(min=0)
+    span = math.log(max(model.relative_attention_max_distance / exact, 1 + 1e-9))
+    far = exact + (torch.log(distance.clamp(min=1) / exact) / span * (n - exact)).long()
+    return torch.where(distance < exact, distance, far.clamp(max=n - 1))

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.config import CustomTaskConfig, Graft, RunConfig
-from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError
+from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError, unknown_name
 from mechinterp.files import FileLock
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
@@ -28,14 +29,14 @@ from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threa
 from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
 from mechinterp.training.recording import continued_run_file, new_run_file
-from mechinterp.training.replay import Keep, ReplayCheck, densify, environment_changes, replay_steps, usable_device
+from mechinterp.training.replay import Keep, ReplayCheck, densify, engine_at, environment_changes, replay_steps
 from mechinterp.training.spikes import LossSpikes
 from mechinterp.training.stopping import StopRule
 from mechinterp.training.trainer import WrittenRun, train_runs
 
 if TYPE_CHECKING:
     from mechinterp.emergence import Emergence
-    from mechinterp.models.hooked import VectorTransformer
+    from mechinterp.models.hooked import HookedNetwork
 
 
 class ApproximateReplayWarning(UserWarning):
@@ -78,11 +79,11 @@ class Run(Trajectory):
         return Network(self.config, rebuilt[step])
 
     @torch_defaults()
-    def model(self, step: int) -> "VectorTransformer":
+    def model(self, step: int) -> "HookedNetwork":
         """The HookedTransformer view of `network` at any step."""
-        from mechinterp.models.hooked import VectorTransformer  # imports TransformerLens, which takes seconds
+        from mechinterp.models.hooked import HookedNetwork  # imports TransformerLens, which takes seconds
 
-        return VectorTransformer(self.network(step))
+        return HookedNetwork(self.network(step))
 
     @torch_defaults()
     def densify(
@@ -161,12 +162,17 @@ def train(
     if task is not None:
         _require_batches(task)
     parameters = initial_parameters(config)
+    for pattern in config.training.decayed:
+        if not any(fnmatchcase(name, pattern) for name in parameters):
+            raise ConfigError(f"training.decayed: {unknown_name('parameter', pattern, parameters)}")
     first = trained_on.train_batch(0, 2)
+    if config.training.loss_at != "target":
+        first.answers_at(config.training.loss_at)  # raises if nothing would be trained
     ForwardInterventions(forward_interventions(config), first, config.model.n_layers - 1).hooks()  # raises if it cannot
     ParameterInterventions(config).apply_scheduled(0, parameters)
     engine = build_engine(config, parameters, device=device)
     writer = new_run_file(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
-    _write_first(writer, engine.parameters)
+    _write_first(writer, engine.parameters, engine.states[0])
     rule = StopRule(config, trained_on)
     run = WrittenRun(config, trained_on, engine.parameters, writer, range(config.training.steps), rule)
     train_runs([run], engine, progress=progress)
@@ -195,9 +201,15 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
             raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
         if end == last and run.status == "complete":
             return run
-        config = run.config if end <= run.config.training.steps else run.config.updated({"training.steps": end})
-        device = usable_device(run.environment)
-        engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device)
+        config = run.config
+        if end > config.training.steps:
+            if config.training.schedule != "constant":
+                raise MechinterpError(
+                    f"{run.path}: its learning rate has a schedule that ends at step {config.training.steps}, beyond"
+                    " which the run cannot be prolonged"
+                )
+            config = config.updated({"training.steps": end})
+        engine = engine_at(run.file, run.task, last, config)
         for change in environment_changes(run.environment):
             _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
         if run.status == "running":
@@ -205,7 +217,7 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         unfinished = "interrupted" if until is not None and end < config.training.steps else None
         recorded = run.file.metrics_at(last)
         with torch_threads(recorded_threads(run.environment)):
-            writer = continued_run_file(run.file, lock, config, end, engine=engine.name, device=device)
+            writer = continued_run_file(run.file, lock, config, end, engine=engine.name, device=engine.device)
             unlocked.pop_all()  # the writer has the lock now
             resumed = WrittenRun(
                 config, run.task, engine.parameters, writer, range(last, end), rule, unfinished, recorded
@@ -262,7 +274,8 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
         parameters = initial_parameters(config)
         ParameterInterventions(config).apply_scheduled(0, parameters)
         writer = new_run_file(path, config, engine=BATCHED, device=device)
-        _write_first(writer, parameters)
+        moments = {name: torch.zeros(array.shape) for name, array in writer.header.contents.optimizer.items()}
+        _write_first(writer, parameters, moments)
         return [WrittenRun(config, task, parameters, writer, range(end), rule)]
     with ExitStack() as unlocked:
         run, lock = _locked_run(path, task, unlocked)
@@ -274,10 +287,12 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
             raise DivergedError(f"{path}: the run diverged; lower training.learning_rate")
         last = run.file.steps[-1]
         end = last if rule.recall(run.file) else end  # its writer was killed before it recorded the end
-        weights, recorded = run.file.weights(last), run.file.metrics_at(last)
+        engine, recorded = engine_at(run.file, task, last), run.file.metrics_at(last)
         writer = continued_run_file(run.file, lock, config, end, engine=BATCHED, device=device)
         unlocked.pop_all()  # the writer has the lock now
-        return [WrittenRun(config, task, weights, writer, range(last, end), rule, None, recorded)]
+        resumed = WrittenRun(config, task, engine.parameters, writer, range(last, end), rule, None, recorded)
+        resumed.state = engine.states[0]
+        return [resumed]
 
 
 def _locked_run(path: str | Path, task: Task | None, unlocked: ExitStack) -> tuple[Run, FileLock]:
@@ -287,10 +302,10 @@ def _locked_run(path: str | Path, task: Task | None, unlocked: ExitStack) -> tup
     return open_run(path, task=task), lock
 
 
-def _write_first(writer: RunWriter, parameters: dict[str, Tensor]) -> None:
+def _write_first(writer: RunWriter, parameters: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
     """Write the checkpoint of step 0; on an error, the file is closed."""
     try:
-        writer.append(0, parameters, RunningMean().pop() | LossSpikes().pop())
+        writer.append(0, parameters, RunningMean().pop() | LossSpikes().pop(), optimizer=moments)
     except BaseException as error:
         writer.close(error)
         raise
@@ -313,10 +328,13 @@ def _require_same_task(run: Run, task: Task) -> None:
 def _require_batches(task: Task) -> None:
     """ConfigError unless a task's first batch has the shapes and types that networks take."""
     batch, name = task.train_batch(0, 2), type(task).__qualname__
-    expected = (2, task.n_pos, task.d_model)
-    if tuple(batch.inputs.shape) != expected or batch.inputs.dtype != torch.float32:
+    d_vocab = getattr(task, "d_vocab", 0)
+    expected = ((2, task.n_pos), torch.int64) if d_vocab else ((2, task.n_pos, task.d_model), torch.float32)
+    if (tuple(batch.inputs.shape), batch.inputs.dtype) != expected:
         got = f"{tuple(batch.inputs.shape)} {batch.inputs.dtype}"
-        raise ConfigError(f"task {name}: inputs are {got}, expected {expected} torch.float32")
+        raise ConfigError(f"task {name}: inputs are {got}, expected {expected[0]} {expected[1]}")
+    if d_vocab and not bool(((batch.inputs >= 0) & (batch.inputs < d_vocab)).all()):
+        raise ConfigError(f"task {name}: its tokens must be numbers from 0 to {d_vocab - 1}")
     is_vector = batch.labels.shape == (2,) and batch.labels.dtype == torch.int64
     if not is_vector or not bool(((batch.labels >= 0) & (batch.labels < task.n_labels)).all()):
         raise ConfigError(f"task {name}: labels must be 2 int64 from 0 to {task.n_labels - 1}, got {batch.labels}")

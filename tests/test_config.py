@@ -111,7 +111,7 @@ def test_weight_decay_conventions():
 
 
 def test_the_classes_of_a_family_are_found_by_their_kind():
-    assert list(TaskConfig.kinds()) == ["item_label", "paired_items", "custom"]
+    assert list(TaskConfig.kinds()) == ["item_label", "paired_items", "induction_tokens", "custom"]
     assert list(ModelConfig.kinds()) == ["transformer", "induction_head", "additive"]
     assert InterventionConfig.kinds()["silence"] is ScaleHeadOutput  # run files carry the names, not the classes
 

@@ -20,6 +20,7 @@ from mechinterp.config.run import canonical as canonical
 from mechinterp.config.section import Family as Family
 from mechinterp.config.section import Section as Section
 from mechinterp.config.task import CustomTaskConfig as CustomTaskConfig
+from mechinterp.config.task import InductionTokensConfig as InductionTokensConfig
 from mechinterp.config.task import ItemLabelConfig as ItemLabelConfig
 from mechinterp.config.task import PairedItemsConfig as PairedItemsConfig
 from mechinterp.config.task import TaskConfig as TaskConfig

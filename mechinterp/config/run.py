@@ -45,6 +45,11 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         self.checkpoints.require_fits(self.training)
         self.model.require_fits(self.task)
+        if self.training.loss_at != "target" and not self.model.answers_everywhere:
+            raise ValueError(
+                f"training.loss_at = {self.training.loss_at!r}: a classifier answers at the target only: set"
+                " model.output = 'unembedding', or leave loss_at out"
+            )
         for intervention in self.interventions:
             intervention.require_fits(self.model, self.training)
         return self

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mechinterp.errors import unknown_name
+from mechinterp.errors import MechinterpError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class Roles(dict[str, Bool[Tensor, "batch pos"]]):
 class Batch:
     """Sequences with their labels, the roles of their tokens, and the labels that tokens show.
 
+    * ``inputs``: Float [batch, pos, d_model], vectors, or Int [batch, pos], tokens of a vocabulary.
     * ``labels``: Int [batch], the correct label of the last token, the target; 0 … n_labels−1.
+    * ``answers``: Int [batch, pos], the correct label at every position, −1 where there is none; or None, if only the
+      target has one.
     * ``roles``: Bool [batch, pos] by name: which positions have a role. Measures and patching address positions through
       roles. The built-in names: item, label, target, correct_item and correct_label (those of the target's class).
     * ``token_labels``: Int [batch, pos], the label that a token shows, −1 if it shows none; or None.
@@ -73,23 +76,24 @@ class Batch:
 
     def __init__(
         self,
-        inputs: Float[Tensor, "batch pos d_model"] | None,
+        inputs: Float[Tensor, "batch pos d_model"] | Int[Tensor, "batch pos"] | None,
         labels: Int[Tensor, "batch"],
         roles: Mapping[str, Bool[Tensor, "batch pos"]] | None = None,
         token_labels: Int[Tensor, "batch pos"] | None = None,
         table: TokenTable | None = None,
         token_classes: Int[Tensor, "batch pos"] | None = None,
+        answers: Int[Tensor, "batch pos"] | None = None,
     ):
         """With a `table`, `inputs` may be None: they are computed from it when they are first read."""
         if inputs is None and table is None:
             raise TypeError("a batch needs inputs or a table")
         self.labels, self.roles, self.token_labels, self.table = labels, Roles(roles or {}), token_labels, table
-        self.token_classes = token_classes
+        self.token_classes, self.answers = token_classes, answers
         self._inputs = inputs
 
     @cached_property
-    def inputs(self) -> Float[Tensor, "batch pos d_model"]:
-        """The tokens, as vectors (float32)."""
+    def inputs(self) -> Float[Tensor, "batch pos d_model"] | Int[Tensor, "batch pos"]:
+        """The sequences: vectors (float32), or tokens (int64)."""
         if self._inputs is not None:
             return self._inputs
         assert self.table is not None
@@ -111,7 +115,22 @@ class Batch:
         roles = {role: mask[rows] for role, mask in self.roles.items()}
         token_labels = None if self.token_labels is None else self.token_labels[rows]
         token_classes = None if self.token_classes is None else self.token_classes[rows]
-        return Batch(self.inputs[rows], self.labels[rows], roles, token_labels, token_classes=token_classes)
+        answers = None if self.answers is None else self.answers[rows]
+        return Batch(
+            self.inputs[rows], self.labels[rows], roles, token_labels, token_classes=token_classes, answers=answers
+        )
+
+    def answers_at(self, where: str) -> Int[Tensor, "batch pos"]:
+        """The correct labels at the positions that are trained, −1 at others: at all that have one, or at those of
+        them with the role `where`. MechinterpError if there is none."""
+        if self.answers is None:
+            raise MechinterpError(
+                f"training.loss_at = {where!r}: the task's batches have no answers but the target's; set it to 'target'"
+            )
+        answers = self.answers if where == "all" else self.answers.masked_fill(~self.roles[where], -1)
+        if not bool((answers >= 0).any()):
+            raise MechinterpError(f"training.loss_at = {where!r}: no position of this batch has an answer there")
+        return answers
 
     def split(self, size: int) -> "list[Batch]":
         """The sequences in batches of `size`; the last may be smaller."""
@@ -138,7 +157,7 @@ class Task(Protocol):
     """
 
     d_model: int
-    """Width of a token."""
+    """Width of a vector; 0 of a task with tokens, which declares ``d_vocab``, the number of different ones."""
     n_pos: int
     """Tokens in a sequence; the last one is the target."""
     n_labels: int

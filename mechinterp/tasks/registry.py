@@ -46,7 +46,11 @@ def config_of_task(task: Any, config: RunConfig) -> RunConfig:
             raise ConfigError(f"the task's seed is {task.seed}, the config's {config.seed}; make them equal")
     else:
         section = CustomTaskConfig(
-            name=type(task).__qualname__, d_model=task.d_model, n_pos=task.n_pos, n_labels=task.n_labels
+            name=type(task).__qualname__,
+            d_model=task.d_model,
+            n_tokens=getattr(task, "d_vocab", 0),
+            n_pos=task.n_pos,
+            n_labels=task.n_labels,
         )
     return RunConfig.from_dict({**dict(config), "task": section})
 

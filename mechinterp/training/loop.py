@@ -52,6 +52,8 @@ class TrainingRun:
     ):
         """`recorded` are the metrics of the checkpoint at `start`; the series has every so-manyth update."""
         self.config, self.parameters, self.step, self.stop = config, parameters, start, stop
+        self.state: Mapping[str, Tensor] = {}
+        """The optimizer's moments, as `Engine.states` has them; none are 0."""
         self.recent, self._spikes = RunningMean(), LossSpikes(recorded)
         self._series, self._series_every = array("f"), series_every
         self.error: DivergedError | None = None
@@ -95,7 +97,7 @@ def advance(engine: Engine, runs: Sequence[TrainingRun]) -> None:
     with ExitStack() as frozen:
         for run in runs:
             frozen.enter_context(run._on_parameters.frozen_during_step(run.step, run.parameters))
-        results = engine.step_runs(run_batches, interventions)
+        results = engine.step_runs(run_batches, interventions, [run.step for run in runs])
     for run, result in zip(runs, results, strict=True):
         run.advanced(result)
 

@@ -18,6 +18,7 @@ from mechinterp.config import RunConfig
 from mechinterp.files import FileLock
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.store import Array, Contents, Header, RunFile, RunWriter
+from mechinterp.training.optimizers import moment_shapes
 from mechinterp.training.spikes import SPIKES, STATE
 
 METRICS = ("train_loss", "train_accuracy", *SPIKES, *STATE)
@@ -56,8 +57,14 @@ def new_run_file(
     stops = config.training.stop_accuracy is not None or config.training.stop_plateau is not None
     scheduled = len(config.checkpoints.schedule(steps))
     every = max(1, -(-steps // _SERIES_ROWS))
+    moments = moment_shapes(config.training, parameter_shapes(config))
     contents = _contents(config).model_copy(
-        update={"series": {name: Array(shape=()) for name in SERIES} if steps else {}, "series_every": every}
+        update={
+            "series": {name: Array(shape=()) for name in SERIES} if steps else {},
+            "series_every": every,
+            "optimizer": {name: Array(shape=shape) for name, shape in moments.items()},
+            "optimizer_every": config.checkpoints.optimizer_every,
+        }
     )
     header = Header(
         id=uuid4().hex,

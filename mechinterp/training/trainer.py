@@ -49,7 +49,7 @@ class WrittenRun(TrainingRun):
             if self.step in self._scheduled:
                 self.new_metrics = metrics = self.pop_metrics()
                 series = self.pop_series()
-                self.writer.append(self.step, self.parameters, metrics, series=series)
+                self.writer.append(self.step, self.parameters, metrics, series=series, optimizer=self.state)
                 stopped = self._stop_rule and self._stop_rule.reached(self.step, self.parameters, metrics)
                 if stopped or self.step == self.stop:
                     self.close()
@@ -86,9 +86,9 @@ def train_runs(
             while current:
                 if engine is None:
                     configs, parameters = [run.config for run in current], [run.parameters for run in current]
-                    engine = AutogradEngine(configs, parameters, device)
-                for run, updated in zip(current, engine.runs, strict=True):
-                    run.parameters = updated
+                    engine = AutogradEngine(configs, parameters, device, [run.state for run in current])
+                for run, updated, state in zip(current, engine.runs, engine.states, strict=True):
+                    run.parameters, run.state = updated, state
                 while not any(run.done for run in current):
                     advance(engine, current)
                     bar.update()

@@ -176,11 +176,11 @@ def test_a_resume_that_stops_short_of_the_end_says_so(tiny_config, tmp_path, mon
 
     path, original, calls = tmp_path / "run.h5", FusedEngine.step_runs, []
 
-    def step_runs(self, batches, interventions):
+    def step_runs(self, batches, interventions, steps=None):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return original(self, batches, interventions)
+        return original(self, batches, interventions, steps)
 
     with monkeypatch.context() as patched:
         patched.setattr(FusedEngine, "step_runs", step_runs)

@@ -93,11 +93,11 @@ def test_interrupted_runs_are_resumed_in_one_batch_from_where_each_is(tiny_confi
     paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
     original, calls = AutogradEngine.step_runs, []
 
-    def step_runs(self, batches, interventions):
+    def step_runs(self, batches, interventions, steps=None):
         calls.append(1)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return original(self, batches, interventions)
+        return original(self, batches, interventions, steps)
 
     monkeypatch.setattr(AutogradEngine, "step_runs", step_runs)
     with pytest.raises(KeyboardInterrupt):

@@ -192,11 +192,11 @@ def test_runs_resumed_in_a_batch_have_the_metrics_of_runs_that_never_stopped(spi
     whole = train_batched(configs, [tmp_path / f"whole{seed}.h5" for seed in (0, 1)])
     original, calls = AutogradEngine.step_runs, []
 
-    def step_runs(self, batches, interventions):
+    def step_runs(self, batches, interventions, steps=None):
         calls.append(1)
         if len(calls) == 77:
             raise KeyboardInterrupt
-        return original(self, batches, interventions)
+        return original(self, batches, interventions, steps)
 
     paths = [tmp_path / f"stopped{seed}.h5" for seed in (0, 1)]
     monkeypatch.setattr(AutogradEngine, "step_runs", step_runs)

@@ -103,11 +103,11 @@ def test_an_interrupt_keeps_what_was_saved(tiny_config, tmp_path, monkeypatch):
     original = FusedEngine.step_runs
     calls = []
 
-    def step_runs(self, batches, interventions):
+    def step_runs(self, batches, interventions, steps=None):
         calls.append(1)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return original(self, batches, interventions)
+        return original(self, batches, interventions, steps)
 
     monkeypatch.setattr(FusedEngine, "step_runs", step_runs)
     with pytest.raises(KeyboardInterrupt):

@@ -1,10 +1,10 @@
-"""Engines, which take steps of SGD: all the same steps, for different networks and at different speed.
+"""Engines, which update parameters: all by the same steps, for different networks and at different speed.
 
-| engine   | computes                                                                    | on                    |
-|----------|-----------------------------------------------------------------------------|-----------------------|
-| fused    | two layers of one head, also with clamped patterns: compiled gradients      | CPU                   |
-| analytic | one layer of one head, and the minimal models: gradients by formulas        | CPU                   |
-| autograd | every network under all interventions; many runs of one shape in one batch  | CPU and GPU           |
+| engine   | computes                                                                      | on                  |
+|----------|-------------------------------------------------------------------------------|---------------------|
+| fused    | two classic layers of one head, also clamped, plain SGD: compiled gradients   | CPU                 |
+| analytic | one such layer, and the minimal models, plain SGD: gradients by formulas      | CPU                 |
+| autograd | every network, rule and intervention; many runs of one shape in one batch     | CPU and GPU         |
 """
 
 from collections.abc import Mapping
@@ -46,13 +46,17 @@ def require_device(device: str) -> None:
 
 
 def build_engine(
-    config: RunConfig, parameters: Mapping[str, Tensor], name: str | None = None, device: str = "cpu"
+    config: RunConfig,
+    parameters: Mapping[str, Tensor],
+    name: str | None = None,
+    device: str = "cpu",
+    state: Mapping[str, Tensor] | None = None,
 ) -> Engine:
     """The engine called `name` if it computes this run exactly on this device, else the fastest that does.
 
-    A device that is not available raises MechinterpError.
+    `state` has the moments of the optimizer, by default 0. A device that is not available raises MechinterpError.
     """
     require_device(device)
     able = [engine for engine in ENGINES if engine.supports(config, device)]
     chosen = next((engine for engine in able if engine.name == name), able[0])
-    return chosen([config], [parameters], device)
+    return chosen([config], [parameters], device, [state or {}])

@@ -11,7 +11,7 @@ from mechinterp.models.base import Gradients
 from mechinterp.models.registry import architecture_of, parameter_shapes
 from mechinterp.tasks.base import Batch
 from mechinterp.training.engines.base import Engine, StepResult, pull_back
-from mechinterp.training.sgd import SGD
+from mechinterp.training.optimizers import Optimizer
 
 
 class AnalyticEngine(Engine):
@@ -19,8 +19,14 @@ class AnalyticEngine(Engine):
 
     name = "analytic"
 
-    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
-        super().__init__(configs, parameters, device)
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        parameters: Sequence[Mapping[str, Tensor]],
+        device: str = "cpu",
+        states: Sequence[Mapping[str, Tensor]] | None = None,
+    ):
+        super().__init__(configs, parameters, device, states)
         (self._config,), (start,) = configs, parameters
         shapes, like = parameter_shapes(self._config), start["classifier.readout.W"]
         self._flat, current = flat_views(shapes, like)
@@ -28,7 +34,7 @@ class AnalyticEngine(Engine):
         for name, value in start.items():
             current[name].copy_(value)
         self.runs = [current]
-        self._sgd = SGD([self._config.training], self._flat)
+        self._optimizer = Optimizer([self._config.training], self._flat)
         self._architecture = architecture_of(self._config)
         self._canonical: RunConfig | None = None
         self._canonical_gradients: dict[str, Tensor] = {}
@@ -37,18 +43,21 @@ class AnalyticEngine(Engine):
 
     @classmethod
     def supports(cls, config: RunConfig, device: str) -> bool:
-        """On the CPU, without interventions on the forward pass."""
-        if device != "cpu" or forward_interventions(config):
+        """Plain SGD on the CPU, without interventions on the forward pass."""
+        if device != "cpu" or forward_interventions(config) or not config.training.is_plain:
             return False
         architecture = architecture_of(config)
         return architecture.has_gradients(config) or architecture.canonical_has_gradients(config)
 
     def step_runs(
-        self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
+        self,
+        batches: Sequence[Batch],
+        interventions: Sequence[ForwardInterventions | None],
+        steps: Sequence[int] | None = None,
     ) -> list[StepResult]:
         """One step of the only run."""
         loss, accuracy, _ = self.gradients(batches[0])
-        (norm,) = self._sgd.update(self._flat, self._flat_gradients)
+        (norm,) = self._optimizer.update(self._flat, self._flat_gradients)
         return [StepResult(loss, accuracy, norm)]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""SGD by automatic differentiation through the forward pass: every network, one run or many in one batch.
+"""Gradients by automatic differentiation of the forward pass: every network, one run or many in one batch.
 
 The parameters of the runs are stacked, [run, …], and a step of all of them is one forward and backward pass under
 `torch.func.vmap`. Batches, learning rate and decay of a run are those of training it alone; the order of floating-point
@@ -14,15 +14,22 @@ from torch.nn import functional
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
-from mechinterp.models.forward import forward
-from mechinterp.models.network import Network
+from mechinterp.models.classifier import require_labels
+from mechinterp.models.forward import Tap, run_unchecked
+from mechinterp.models.network import Network, require_inputs
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.tasks.base import Batch
 from mechinterp.training.engines.base import Engine, StepResult
-from mechinterp.training.sgd import SGD
+from mechinterp.training.optimizers import Optimizer
 
 BATCHED = "batched"
 """The engine's name in the files of runs that were trained in one batch with others."""
+_OF_A_RUN = {
+    **{"learning_rate": 1.0, "weight_decay": 0.0, "attention_weight_decay": None, "gradient_clip": None, "steps": 1},
+    **{"stop_accuracy": None, "stop_plateau": None, "warmup_steps": 0, "schedule": "constant", "decayed": ("*",)},
+    **{"final_learning_rate": 0.0},
+}
+"""Settings in which runs that are trained together may differ."""
 
 
 class AutogradEngine(Engine):
@@ -30,7 +37,13 @@ class AutogradEngine(Engine):
 
     name = "autograd"
 
-    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        parameters: Sequence[Mapping[str, Tensor]],
+        device: str = "cpu",
+        states: Sequence[Mapping[str, Tensor]] | None = None,
+    ):
         super().__init__(configs, parameters, device)
         if len(configs) > 1:
             _require_alike(configs)
@@ -41,7 +54,8 @@ class AutogradEngine(Engine):
             for name in parameters[0]
         }
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}
-        self._sgd = SGD([config.training for config in configs], self._stacked)
+        self._optimizer = Optimizer([config.training for config in configs], self._stacked, states)
+        self.states = [self._optimizer.state(run) for run in range(len(configs))]
         self.runs = [
             {name: value.detach()[index] for name, value in self._stacked.items()} for index in range(len(configs))
         ]
@@ -52,11 +66,18 @@ class AutogradEngine(Engine):
         return True
 
     def step_runs(
-        self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
+        self,
+        batches: Sequence[Batch],
+        interventions: Sequence[ForwardInterventions | None],
+        steps: Sequence[int] | None = None,
     ) -> list[StepResult]:
-        """One step of every run."""
+        """One step of every run; a label that no output answers to raises MechinterpError."""
+        for batch, step in zip(batches, steps or [0] * len(batches), strict=True):
+            require_labels(batch, self._model.task.n_labels, step)
+            if self._model.task.d_vocab:
+                require_inputs(batch.inputs, (), self._model.task.d_vocab)
         results, gradients = self._gradients(batches, interventions)
-        norms = self._sgd.update(self._stacked, gradients)
+        norms = self._optimizer.update(self._stacked, gradients, steps)
         return [StepResult(*result, norm) for result, norm in zip(results, norms, strict=True)]
 
     def gradients(
@@ -70,23 +91,37 @@ class AutogradEngine(Engine):
         self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
     ) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
         """Loss and accuracy of every run, and the stacked gradients."""
-        like = self._stacked["classifier.readout.W"]
-        inputs = [self._inputs(batch).to(self.device, like.dtype) for batch in batches]
-        labels = torch.stack([batch.labels for batch in batches]).to(self.device)
+        dtype, training = next(iter(self._stacked.values())).dtype, self._model.training
+        inputs = [self._inputs(batch).to(self.device) for batch in batches]
+        inputs = [tokens.to(dtype) if tokens.is_floating_point() else tokens for tokens in inputs]
+        labels = torch.stack(
+            [batch.labels if training.loss_at == "target" else batch.answers_at(training.loss_at) for batch in batches]
+        ).to(self.device)
         hooks = None
         if len(batches) == 1:
             hooks = interventions[0].hooks() if interventions[0] else None
             logits = self._logits({name: value[0] for name, value in self._stacked.items()}, inputs[0], hooks)[None]
         else:
             logits = torch.func.vmap(self._logits)(self._stacked, torch.stack(inputs))
-        losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        losses = losses.view(labels.shape).mean(dim=1)
+        losses, right = self._losses(logits, labels), logits.argmax(dim=-1) == labels
+        if training.loss_at == "target":
+            losses, accuracies = losses.mean(dim=1), right.double().mean(dim=1)
+        else:
+            count = (labels >= 0).sum(dim=(1, 2))
+            losses, accuracies = losses.sum(dim=(1, 2)) / count, right.double().sum(dim=(1, 2)) / count
         gradients = torch.autograd.grad(
             losses.sum(), list(self._stacked.values()), allow_unused=bool(hooks), materialize_grads=bool(hooks)
         )
-        accuracies = (logits.argmax(dim=-1) == labels).double().mean(dim=1)
         results = list(zip(losses.tolist(), accuracies.tolist(), strict=True))
         return results, dict(zip(self._stacked, gradients, strict=True))
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of every answer, 0 where there is none."""
+        if self._model.training.loss == "mse":
+            correct = functional.one_hot(labels.clamp(min=0), logits.shape[-1])
+            return (logits - correct).square().mean(dim=-1) * (labels >= 0)
+        flat = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", ignore_index=-1)
+        return flat.view(labels.shape)
 
     def _inputs(self, batch: Batch) -> Tensor:
         """The tokens of a batch; on a GPU, contents that all batches share are looked up there."""
@@ -102,7 +137,9 @@ class AutogradEngine(Engine):
         return kept[1][table.content.to(self.device, non_blocking=True)]
 
     def _logits(self, parameters: dict[str, Tensor], inputs: Tensor, hooks: dict | None = None) -> Tensor:
-        return forward(Network(self._model, parameters), inputs, hooks, target_only=True)
+        network, at_target = Network(self._model, parameters), self._model.training.loss_at == "target"
+        activations = run_unchecked(network, inputs, Tap(hooks, fused_attention=len(self.runs) == 1), at_target)
+        return activations.logits if at_target else activations["unembed.hook_out"]
 
 
 def _require_alike(configs: Sequence[RunConfig]) -> None:
@@ -112,5 +149,8 @@ def _require_alike(configs: Sequence[RunConfig]) -> None:
             raise ConfigError("runs that are trained together need one model and one shape of task")
         if forward_interventions(config):
             raise ConfigError("a run with interventions on the forward pass is trained alone")
-        if config.training.batch_size != first.training.batch_size:
-            raise ConfigError("runs that are trained together need one batch size")
+        ours, theirs = (each.training.model_copy(update=_OF_A_RUN) for each in (config, first))
+        if ours != theirs:
+            raise ConfigError(
+                "runs that are trained together need one batch size, loss and optimizer; rates and decays may differ"
+            )

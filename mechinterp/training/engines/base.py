@@ -34,10 +34,19 @@ class Engine(ABC):
     name: str = ""
     """Its name in run files; unique."""
 
-    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        parameters: Sequence[Mapping[str, Tensor]],
+        device: str = "cpu",
+        states: Sequence[Mapping[str, Tensor]] | None = None,
+    ):
+        """From the parameters of every run, and its optimizer's moments, if it has any and they are not 0."""
         self.device = device
         self.runs: list[dict[str, Tensor]] = []
         """The parameters of every run, by name: views of the tensors that are updated."""
+        self.states: list[dict[str, Tensor]] = [{} for _ in configs]
+        """The optimizer's moments of every run, by parameter and moment: views as well."""
 
     @classmethod
     @abstractmethod
@@ -46,18 +55,21 @@ class Engine(ABC):
 
     @abstractmethod
     def step_runs(
-        self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
+        self,
+        batches: Sequence[Batch],
+        interventions: Sequence[ForwardInterventions | None],
+        steps: Sequence[int] | None = None,
     ) -> list[StepResult]:
-        """Update every run on its batch, in place."""
+        """Update every run on its batch, in place; `steps` are those before the update, by default 0."""
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The parameters of the first run."""
         return self.runs[0]
 
-    def step(self, batch: Batch, interventions: ForwardInterventions | None = None) -> StepResult:
-        """Update the only run on a batch."""
-        return self.step_runs([batch], [interventions])[0]
+    def step(self, batch: Batch, interventions: ForwardInterventions | None = None, step: int = 0) -> StepResult:
+        """Update the only run, from a step, on a batch."""
+        return self.step_runs([batch], [interventions], [step])[0]
 
 
 def pull_back(

@@ -9,11 +9,11 @@ from mechinterp.attention_patterns import AttentionPattern
 from mechinterp.config import Clamp, RunConfig, TransformerConfig
 from mechinterp.errors import member
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
-from mechinterp.models.registry import architecture_of, parameter_shapes
+from mechinterp.models.registry import architecture_of
 from mechinterp.tasks.base import Batch
 from mechinterp.training.engines.base import Engine, StepResult, pull_back
 from mechinterp.training.engines.fused.driver import FusedStep
-from mechinterp.training.sgd import SGD
+from mechinterp.training.optimizers import Optimizer
 
 
 class FusedEngine(Engine):
@@ -24,27 +24,33 @@ class FusedEngine(Engine):
 
     name = "fused"
 
-    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
-        super().__init__(configs, parameters, device)
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        parameters: Sequence[Mapping[str, Tensor]],
+        device: str = "cpu",
+        states: Sequence[Mapping[str, Tensor]] | None = None,
+    ):
+        super().__init__(configs, parameters, device, states)
         (self._config,), (start,) = configs, parameters
         canonical = architecture_of(self._config).canonical(self._config, start)
         self._kernels = FusedStep(canonical.config, canonical.parameters)
-        self._sgd: SGD | None = None
+        self._optimizer: Optimizer | None = None
         self.runs = [self._kernels.parameters]
         if canonical.config != self._config or self._config.training.attention_weight_decay is not None:
             self.runs = [{name: value.detach().clone() for name, value in start.items()}]
-            self._sgd = SGD([self._config.training], parameter_shapes(self._config))
+            self._optimizer = Optimizer([self._config.training], start)
 
     @classmethod
     def supports(cls, config: RunConfig, device: str) -> bool:
-        """Two layers of one head on the CPU, without optional parameters.
+        """Two classic layers of one head by plain SGD on the CPU, without optional parameters.
 
         Of interventions, clamped patterns of layer 1 and of the target's row of layer 2.
         """
         model = config.model
         if device != "cpu" or not isinstance(model, TransformerConfig) or (model.n_layers, model.n_heads) != (2, 1):
             return False
-        if model.trained_layer_norm or model.readout_bias:
+        if model.trained_layer_norm or model.readout_bias or not (model.is_classic and config.training.is_plain):
             return False
         return all(
             isinstance(intervention, Clamp)
@@ -53,20 +59,23 @@ class FusedEngine(Engine):
         )
 
     def step_runs(
-        self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
+        self,
+        batches: Sequence[Batch],
+        interventions: Sequence[ForwardInterventions | None],
+        steps: Sequence[int] | None = None,
     ) -> list[StepResult]:
         """One step of the only run."""
-        if self._sgd is None:
+        if self._optimizer is None:
             return [self._kernels.step(batches[0], interventions[0])]
         loss, accuracy, gradients = self.gradients(batches[0], interventions[0])
-        (norm,) = self._sgd.update(self.parameters, gradients)
+        (norm,) = self._optimizer.update(self.parameters, gradients)
         return [StepResult(loss, accuracy, norm)]
 
     def gradients(
         self, batch: Batch, interventions: ForwardInterventions | None = None
     ) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter (overwritten next time)."""
-        if self._sgd is None:
+        if self._optimizer is None:
             return self._kernels.gradients(batch, interventions)
         with torch.no_grad():
             canonical = architecture_of(self._config).canonical(self._config, self.parameters).parameters

@@ -366,7 +366,8 @@ class Fuzz:
             content = good.read_bytes()
             thorough = bool(self.thorough_every)
             fuzz.use(good, expected, thorough=False)  # imports and compiles everything
-            import_module("mechinterp.report")  # but is not executed: autograd's threads do not survive a fork
+            for module in ("report", "models.hooked"):  # not executed: autograd's threads do not survive a fork
+                import_module(f"mechinterp.{module}")
             use = partial(fuzz.use, good, expected, thorough=thorough)
             assert (faults := fuzz.examine(use, 4 * fuzz.SECONDS)) == [], faults
             for kind, count in (("bytes", self.byte_mutants), ("structure", self.structure_mutants)):

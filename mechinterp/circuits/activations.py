@@ -32,7 +32,7 @@ class ModelActivations:
     """Activations of a hooked model, by its forward method; the interface of `models.forward.Activations`."""
 
     model: Any
-    inputs: Float[Tensor, "batch pos d_token"]
+    inputs: Tensor
     values: Mapping[str, Tensor]
     logits: Float[Tensor, "batch n_labels"]
 
@@ -57,7 +57,7 @@ class ModelActivations:
         """Logits with the activation at `hook` replaced by `value`."""
         if self[hook].shape != value.shape:
             raise ValueError(f"{hook} has shape {tuple(self[hook].shape)}, the replacement {tuple(value.shape)}")
-        return self.model.run_with_hooks(self.inputs, fwd_hooks=[(hook, lambda *_, **__: value)])
+        return _at_target(self.model.run_with_hooks(self.inputs, fwd_hooks=[(hook, lambda *_, **__: value)]))
 
 
 AnyActivations = Activations | ModelActivations
@@ -83,6 +83,11 @@ def network_of(model: Network | nn.Module) -> Network:
     network, reason = _represented(model)
     if network is None:
         raise MechinterpError(f"{_name(model)} {reason}")
+    if not network.model.is_classic:
+        raise MechinterpError(
+            "this analysis reads weights of attention without W_O, biases, normalisation and MLPs, on vectors as they"
+            " are, which this network has not: use patch, ablate or measure"
+        )
     return network
 
 
@@ -109,15 +114,20 @@ def _by_weights(model: Any) -> tuple[Network | None, str]:
         return None, f"has a hook at {hooked[0]}, which its weights do not show; this analysis needs them alone"
     for name, parameter in model.named_parameters():
         identity = torch.eye(*parameter.shape[-2:]).to(parameter) if name.endswith("W_O") else parameter.new_zeros(())
-        if name not in model.trained and not bool((parameter == identity).all()):
+        if name not in model.trained and name != "pos_embed.W_pos" and not bool((parameter == identity).all()):
             return None, _FURTHER_PARTS
     network = model.network()
-    if any(block.attn.attn_scale != 1 for block in model.blocks):
+    if not network.model.use_attn_scale and any(block.attn.attn_scale != 1 for block in model.blocks):
         return None, _FURTHER_PARTS
-    normal = generator(0, Stream.TASK).standard_normal((_N_COMPARED, network.config.task.n_pos, network.d_model))
-    inputs = torch.from_numpy(normal / network.d_model**0.5).to(network.dtype)
+    task, rng = network.config.task, generator(0, Stream.TASK)
+    width = network.d_model if network.model.input == "as_is" else task.d_model
+    if task.d_vocab:
+        inputs = torch.from_numpy(rng.integers(0, task.d_vocab, (_N_COMPARED, task.n_pos)))
+    else:
+        normal = rng.standard_normal((_N_COMPARED, task.n_pos, width))
+        inputs = torch.from_numpy(normal / width**0.5).to(network.dtype)
     with torch.no_grad():
-        ours, theirs = forward(network, inputs), model(inputs)
+        ours, theirs = forward(network, inputs), _at_target(model(inputs))
     tolerance = (1e-4 if network.dtype == torch.float32 else 1e-8) * float(ours.abs().max())
     if ours.shape != theirs.shape or not bool(((ours - theirs).abs() <= tolerance).all()):
         return None, _FURTHER_PARTS
@@ -135,9 +145,15 @@ def _by_hooks(model: Any, inputs: Tensor) -> ModelActivations:
             f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'});"
             " give run.network(step) or run.model(step)"
         ) from None
+    logits = _at_target(logits)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise MechinterpError(f"{_name(model)} does not answer with logits [batch, n_labels] at the last token")
     return ModelActivations(model, inputs, dict(cache.items()), logits)
+
+
+def _at_target(logits: Any) -> Any:
+    """The logits at the last position, of a model that has them at every position."""
+    return logits[:, -1] if isinstance(logits, Tensor) and logits.ndim == 3 else logits
 
 
 def _dimension(model: Any, name: str) -> int:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from jaxtyping import config
@@ -21,6 +22,8 @@ from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward
 from mechinterp.models.hooked import HookedNetwork, HookedTransformer, HookedTransformerConfig
+from mechinterp.models.network import Network
+from mechinterp.tasks import build_task
 from mechinterp.tasks.corruption import corrupted_pairs
 from mechinterp.training.recording import new_run_file
 from tests.helpers import hooked, random_network, random_parameters
@@ -201,3 +204,22 @@ def test_a_run_under_other_conventions_is_the_transformer_of_its_weights(tiny_co
     expected = loop(theirs, pairs, places)
     assert patch(run.network(0), pairs, places)["value"].tolist() == pytest.approx(expected, abs=1e-5)
     assert patch(theirs, pairs, places)["value"].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_network_with_further_parts_is_patched_and_refused_where_weights_are_read():
+    """The network and its hooked view alike."""
+    model = {"input": "tokens", "output": "unembedding", "d_model": 8, "n_heads": 2, "d_head": 4}
+    model |= {"output_matrix": "trained", "normalization_type": "LN", "positional_embedding_type": "sinusoidal"}
+    sequences = {"kind": "induction_tokens", "n_tokens": 12, "n_pos": 9, "min_period": 4, "max_period": 6}
+    tokens = mi.RunConfig.from_dict({"task": sequences, "model": model | {"use_attn_scale": True}})
+    network, task = Network.initial(tokens), build_task(tokens)
+    pairs = corrupted_pairs(task, "swap_label", n_pairs=20)
+    sites = [Site("blocks.1.attn.hook_z", "target"), Site("blocks.0.ln1.hook_normalized", "correct_label")]
+    for each in (network, hooked(network)):
+        table = patch(each, pairs, sites)
+        assert np.isfinite(table["value"]).all()
+        with pytest.raises(MechinterpError, match="use patch, ablate or measure"):
+            patch_paths(each, pairs)
+        with pytest.raises(MechinterpError, match="use patch, ablate or measure"):
+            induction_head_evidence(each, task)
+    pd.testing.assert_frame_equal(patch(network, pairs, sites), table, rtol=1e-4)

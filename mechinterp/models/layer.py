@@ -156,7 +156,7 @@ class Layer:
         scores = (q * self._scale) @ k.transpose(-2, -1)
         if self._model.positional_embedding_type == "relative_positional_bias":
             buckets = distance_buckets(self._model, scores.shape[-1]).to(scores.device)[self._rows]
-            scores = scores + self._parameters["attn.rel_pos_bias"][buckets].permute(2, 0, 1)
+            scores = scores + functional.embedding(buckets, self._parameters["attn.rel_pos_bias"]).permute(2, 0, 1)
         return scores.masked_fill(later(scores), -torch.inf)
 
     def _attn_pattern(self) -> Float[Tensor, "batch head query key"]:

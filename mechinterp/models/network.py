@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 
 from mechinterp.config import ModelConfig, RunConfig, TransformerConfig
 from mechinterp.errors import MechinterpError, unknown_name
@@ -111,7 +111,7 @@ class Network:
         """The embedding of tokens, or of vectors [any, d_token]: mapped, or padded with zeros and, with a trained
         LayerNorm, scaled and shifted."""
         if self.model.input == "tokens":
-            return self.parameters["embed.W_E"][inputs]
+            return embedding(inputs, self.parameters["embed.W_E"])  # whose gradient, unlike indexing's, has fixed bits
         if self.model.input == "projected":
             embedded, b = inputs.to(self.dtype) @ self.parameters["embed.W_E"], self.parameters.get("embed.b_E")
             return embedded if b is None else embedded + b

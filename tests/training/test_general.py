@@ -10,7 +10,10 @@ from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.models.registry import initial_parameters
 from mechinterp.randomness import Stream, generator
+from mechinterp.store.layout import digest
+from mechinterp.tasks import build_task
 from mechinterp.tasks.base import Batch
+from mechinterp.torch_state import torch_threads
 from mechinterp.training.engines import AutogradEngine
 from tests.helpers import as_if_killed
 
@@ -155,6 +158,22 @@ def test_seeds_in_one_batch_are_trained_as_alone(tmp_path):
     for run, engine in zip(together.runs, alone, strict=True):
         for name, value in engine.parameters.items():
             torch.testing.assert_close(run[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "relative_positional_bias"])
+def test_two_threads_give_the_same_bits_every_time(positions):
+    """Indexing sums the gradients of an embedding in any order, if they are many."""
+    task = {"kind": "induction_tokens", "n_tokens": 8, "n_pos": 48, "min_period": 4, "max_period": 8}
+    model = {**TRANSFORMER, "d_model": 64, "positional_embedding_type": positions}
+    config = mi.RunConfig.from_dict({"task": task, "model": model, "training": {**ADAMW, "batch_size": 64}})
+    drawn, digests = build_task(config), set()
+    with torch_threads(2):
+        for _ in range(3):
+            engine = AutogradEngine([config], [initial_parameters(config)])
+            for step in range(3):
+                engine.step(drawn.train_batch(step, 64), step=step)
+            digests.add(digest(engine.parameters))
+    assert len(digests) == 1
 
 
 def test_a_network_with_all_parts_learns_the_task(tmp_path):

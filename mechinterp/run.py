@@ -29,7 +29,15 @@ from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threa
 from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
 from mechinterp.training.recording import continued_run_file, new_run_file
-from mechinterp.training.replay import Keep, ReplayCheck, densify, engine_at, environment_changes, replay_steps
+from mechinterp.training.replay import (
+    Keep,
+    ReplayCheck,
+    densify,
+    environment_changes,
+    moments_at,
+    replay_steps,
+    usable_device,
+)
 from mechinterp.training.spikes import LossSpikes
 from mechinterp.training.stopping import StopRule
 from mechinterp.training.trainer import WrittenRun, train_runs
@@ -209,7 +217,8 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
                     " which the run cannot be prolonged"
                 )
             config = config.updated({"training.steps": end})
-        engine = engine_at(run.file, run.task, last, config)
+        device, state = usable_device(run.environment), moments_at(run.file, run.task, last)
+        engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device, state)
         for change in environment_changes(run.environment):
             _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
         if run.status == "running":
@@ -217,7 +226,7 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         unfinished = "interrupted" if until is not None and end < config.training.steps else None
         recorded = run.file.metrics_at(last)
         with torch_threads(recorded_threads(run.environment)):
-            writer = continued_run_file(run.file, lock, config, end, engine=engine.name, device=engine.device)
+            writer = continued_run_file(run.file, lock, config, end, engine=engine.name, device=device)
             unlocked.pop_all()  # the writer has the lock now
             resumed = WrittenRun(
                 config, run.task, engine.parameters, writer, range(last, end), rule, unfinished, recorded
@@ -287,11 +296,11 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
             raise DivergedError(f"{path}: the run diverged; lower training.learning_rate")
         last = run.file.steps[-1]
         end = last if rule.recall(run.file) else end  # its writer was killed before it recorded the end
-        engine, recorded = engine_at(run.file, task, last), run.file.metrics_at(last)
+        weights, recorded, state = run.file.weights(last), run.file.metrics_at(last), moments_at(run.file, task, last)
         writer = continued_run_file(run.file, lock, config, end, engine=BATCHED, device=device)
         unlocked.pop_all()  # the writer has the lock now
-        resumed = WrittenRun(config, task, engine.parameters, writer, range(last, end), rule, None, recorded)
-        resumed.state = engine.states[0]
+        resumed = WrittenRun(config, task, weights, writer, range(last, end), rule, None, recorded)
+        resumed.state = state
         return [resumed]
 
 

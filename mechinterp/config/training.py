@@ -10,7 +10,7 @@ from mechinterp.config.section import Section
 
 MAX_CHECKPOINTS = 1_000_000
 """The largest number of checkpoints in a file; more are taken for a mistake."""
-_NOT_PLAIN = (*("loss", "loss_at", "optimizer", "momentum", "warmup_steps", "schedule", "gradient_clip", "decayed"),)
+_NOT_PLAIN = ("loss", "loss_at", "optimizer", "momentum", "warmup_steps", "schedule", "gradient_clip", "decayed")
 """Settings that plain SGD leaves at their defaults."""
 
 

@@ -22,9 +22,9 @@ def after_earlier_occurrences(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor,
 
 def prefix_matching(seen: Observation, layer: int) -> Float[Tensor, ""]:
     """The score of a layer's best head."""
-    found = (seen.pattern(layer) * after_earlier_occurrences(seen.batch.inputs)[:, None]).sum(dim=-1)
+    attention = (seen.pattern(layer) * after_earlier_occurrences(seen.batch.inputs)[:, None]).sum(dim=-1)
     repeat = seen.role("repeat")[:, None]
-    return ((found * repeat).sum(dim=(0, 2)) / repeat.sum()).max()
+    return ((attention * repeat).sum(dim=(0, 2)) / repeat.sum()).max()
 
 
 def _of_layer(layer: int) -> None:

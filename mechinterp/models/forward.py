@@ -127,12 +127,11 @@ class Activations:
             return _answer(network, last, tap, of_norm).logits
         start, positions = 0, known.get("hook_pos_embed")
         if hook.startswith("blocks."):
-            start, of_layer = int(hook.split(".")[1]), {}
+            start = int(hook.split(".")[1])
             prefix = f"blocks.{start}."
-            for name in known:
-                if name.startswith(prefix):
-                    of_layer[name.removeprefix(prefix)] = known[name]
-            of_layer = unchanged_by(hook.removeprefix(prefix), of_layer) | {hook.removeprefix(prefix): value}
+            replaced = hook.removeprefix(prefix)
+            of_layer = {name.removeprefix(prefix): known[name] for name in known if name.startswith(prefix)}
+            of_layer = unchanged_by(replaced, of_layer) | {replaced: value}
             residual = _general_layer(network, start, of_layer, tap, positions)
             start += 1
         else:
@@ -186,7 +185,8 @@ def run_unchecked(network: Network, inputs: Tensor, tap: "Tap", target_only: boo
         residual = _placed(network, residual, positions)
         for layer in range(network.n_layers):
             last = target_only and layer + 1 == network.n_layers
-            residual = _general_layer(network, layer, {}, tap, positions, last, residual)
+            before = {"hook_resid_pre": tap(f"blocks.{layer}.hook_resid_pre", residual)}
+            residual = _general_layer(network, layer, before, tap, positions, last)
         return _answer(network, residual, tap)
     for layer in range(network.n_layers):
         residual = tap(f"blocks.{layer}.hook_resid_pre", residual)
@@ -204,8 +204,10 @@ def _positions(network: Network, embedded: Tensor, tap: "Tap") -> Float[Tensor, 
         raise MechinterpError(
             f"inputs have {n_pos} positions; this network has vectors for {network.config.task.n_pos} (task.n_pos)"
         )
-    vectors = sinusoidal(n_pos, network.d_model, embedded) if kind == "sinusoidal" else None
-    vectors = network.parameters["pos_embed.W_pos"][:n_pos] if vectors is None else vectors
+    if kind == "sinusoidal":
+        vectors = sinusoidal(n_pos, network.d_model, embedded)
+    else:
+        vectors = network.parameters["pos_embed.W_pos"][:n_pos]
     return tap("hook_pos_embed", vectors.expand_as(embedded))
 
 
@@ -222,12 +224,9 @@ def _general_layer(
     tap: "Tap",
     positions: Tensor | None,
     target_only: bool = False,
-    residual: Tensor | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """The residual stream after a layer with further parts, from activations of it, or from the one before it."""
+    """The residual stream after a layer with further parts, from activations of it, named without the prefix."""
     prefix = f"blocks.{layer}."
-    if residual is not None:
-        known = {"hook_resid_pre": tap(f"{prefix}hook_resid_pre", residual)}
     activations = Layer(
         network.model,
         network.of_layer(layer),

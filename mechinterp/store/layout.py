@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -280,12 +280,12 @@ def digest(parameters: "Mapping[str, Tensor] | Mapping[str, np.ndarray]") -> byt
     return sha.digest()
 
 
-@cache
+@lru_cache(1 << 12)
 def _little_endian(dtype: np.dtype) -> str:
     return dtype.newbyteorder("<").str
 
 
-@cache
+@lru_cache(1 << 12)
 def digested_name(name: str, shape: tuple[int, ...], dtype: str) -> bytes:
     """What stands before the bytes of a parameter in a digest."""
     return f"{name}{shape}{'' if dtype == '<f4' else dtype}".encode()

@@ -3,7 +3,7 @@
 Any object with these attributes and methods is trained, measured and analysed like the built-in tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Never, Protocol, runtime_checkable
@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.errors import MechinterpError, require_integer, unknown_name
+from mechinterp.randomness import Stream
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def evaluation_stream(evaluations: Sequence[str], evaluation: str, size: int, seed: int) -> int:
+    """The random stream of an evaluation set; an unknown one, or a wrong size or seed, raises."""
+    if evaluation not in evaluations:
+        raise unknown_name("evaluation set", evaluation, evaluations)
+    require_integer("size", size)
+    require_integer("seed", seed, 0)
+    return Stream.EVALUATION + evaluations.index(evaluation)
 
 
 @runtime_checkable

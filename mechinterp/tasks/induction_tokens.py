@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from mechinterp.config import InductionTokensConfig
-from mechinterp.errors import require_integer, unknown_name
 from mechinterp.randomness import Stream, generator
-from mechinterp.tasks.base import Batch
+from mechinterp.tasks.base import Batch, evaluation_stream
 from mechinterp.tasks.corruption import Corruption
 from mechinterp.tasks.registry import register_task
 from mechinterp.torch_state import torch_defaults
@@ -51,11 +50,7 @@ class InductionTokensTask:
     @torch_defaults()
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of ``icl`` or ``unrepeated``; a pure function of its arguments."""
-        if evaluation not in self.evaluations:
-            raise unknown_name("evaluation set", evaluation, self.evaluations)
-        require_integer("size", size)
-        require_integer("seed", seed, 0)
-        stream = Stream.EVALUATION + self.evaluations.index(evaluation)
+        stream = evaluation_stream(self.evaluations, evaluation, size, seed)
         return self._draw(stream, seed, size, repeated=evaluation == "icl")
 
     def corrupted(self, corruption: Corruption, n_pairs: int, seed: int = 0) -> tuple[Batch, Batch]:

@@ -19,9 +19,9 @@ import torch
 
 from mechinterp.compilation import compiler
 from mechinterp.config import ItemLabelConfig
-from mechinterp.errors import MechinterpError, require_integer, unknown_name
+from mechinterp.errors import MechinterpError
 from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, stream_key
-from mechinterp.tasks.base import Batch, TokenTable
+from mechinterp.tasks.base import Batch, TokenTable, evaluation_stream
 from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
 from mechinterp.tasks.registry import register_task
 from mechinterp.torch_state import torch_defaults
@@ -98,11 +98,7 @@ class ItemLabelTask:
     @torch_defaults()
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of ``icl``, ``iwl``, ``swap`` or ``train``; a pure function of its arguments."""
-        if evaluation not in self.evaluations:
-            raise unknown_name("evaluation set", evaluation, self.evaluations)
-        require_integer("size", size)
-        require_integer("seed", seed, 0)
-        stream = Stream.EVALUATION + self.evaluations.index(evaluation)
+        stream = evaluation_stream(self.evaluations, evaluation, size, seed)
         return self._draw(stream, [seed], evaluation, size)[0]
 
     def corrupted(self, corruption: Corruption, n_pairs: int, seed: int = 0) -> tuple[Batch, Batch]:

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.store import RunFile, Trajectory, lock_run_file
 from mechinterp.store.layout import digest
 from mechinterp.tasks.base import Task
 from mechinterp.torch_state import recorded_threads, torch_threads
-from mechinterp.training.engines import BATCHED, Engine, build_engine
+from mechinterp.training.engines import BATCHED, build_engine
 from mechinterp.training.loop import TrainingRun, steps_of
 from mechinterp.training.optimizers import moments_of
 from mechinterp.training.recording import environment, new_side_file
@@ -81,7 +80,9 @@ def replay_steps(
         for start, stop in _intervals(saved, wanted):
             recorded, stored = file.environment_at(start), file.weights(start)
             changes |= dict.fromkeys(environment_changes(recorded))
-            engine = engine_at(file, task, start)
+            state = moments_at(file, task, start)
+            device = usable_device(recorded)
+            engine = build_engine(trajectory.config, stored, recorded.get("engine"), device, state)
             every = file.header.contents.series_every
             run = TrainingRun(trajectory.config, task, engine.parameters, start, stop, file.metrics_at(start), every)
             kept = [step for step in wanted if start <= step < stop]
@@ -138,26 +139,22 @@ def densify(trajectory: Trajectory, task: Task, steps: range, *, progress: bool 
     return check
 
 
-def engine_at(file: RunFile, task: Task, step: int, config: RunConfig | None = None) -> Engine:
-    """An engine with the parameters and moments of a stored step; `config` may prolong that of the file.
-
-    Where the step has no moments, they are those of a replay from the last one that has.
-    """
-    config, recorded, weights = config or file.config, file.environment_at(step), file.weights(step)
-    name, device = recorded.get("engine"), usable_device(recorded)
-    if not moments_of(config.training):
-        return build_engine(config, weights, name, device)
-    contents = file.header.contents
+def moments_at(file: RunFile, task: Task, step: int) -> dict[str, Tensor]:
+    """The optimizer's moments at a stored step, where it has any: as stored, or rebuilt from the last ones stored."""
+    contents, recorded = file.header.contents, file.environment_at(step)
+    if not moments_of(file.config.training):
+        return {}
     if not contents.optimizer:
         raise MechinterpError(f"{file.path}: has no moments of the optimizer at step {step}: train it anew to go on")
     *_, start = [saved for saved in file.steps[:: contents.optimizer_every] if saved <= step]
-    engine = build_engine(config, file.weights(start), name, device, file.optimizer_state(start))
+    state = file.optimizer_state(start)
+    if start == step:
+        return state
+    engine = build_engine(file.config, file.weights(start), recorded.get("engine"), usable_device(recorded), state)
     with torch_threads(recorded_threads(recorded)):
-        for _ in steps_of(engine, TrainingRun(config, task, engine.parameters, start, step)):
+        for _ in steps_of(engine, TrainingRun(file.config, task, engine.parameters, start, step)):
             pass
-    for parameter, value in weights.items():
-        engine.parameters[parameter].copy_(value)
-    return engine
+    return engine.states[0]
 
 
 def usable_device(recorded: Mapping[str, str]) -> str:

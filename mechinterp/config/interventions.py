@@ -158,6 +158,11 @@ class CopyReadout(Graded):
     xi: float = Field(default=20.0, gt=0.0, allow_inf_nan=False)
     """ξ, logits per unit of attention; trained networks have about 20."""
 
+    def require_fits(self, model: ModelConfig, training: TrainingConfig) -> None:
+        super().require_fits(model, training)
+        if model.answers_everywhere:
+            raise ValueError("interventions: copy takes the place of a classifier, and this model has none: remove it")
+
 
 class Temperature(AtHeads):
     """Divides attention scores by a temperature: p = softmax(scores/τ)."""

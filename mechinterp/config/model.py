@@ -136,6 +136,11 @@ class TransformerConfig(ModelConfig):
         return self.d_mlp is None
 
     @property
+    def has_position_vectors(self) -> bool:
+        """Whether positions are vectors of the residual stream's width, trained or sinusoidal."""
+        return self.positional_embedding_type in ("standard", "sinusoidal", "shortformer")
+
+    @property
     def answers_everywhere(self) -> bool:
         return self.output != "classifier"
 

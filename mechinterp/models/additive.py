@@ -53,7 +53,7 @@ _FLAG_SCORE = 1e4
 class Additive(Architecture):
     """The additive model: β, w and an MLP φ."""
 
-    def attention_shapes(self, config: RunConfig) -> Shapes:
+    def body_shapes(self, config: RunConfig) -> Shapes:
         """``blocks.0.attn.beta`` and ``blocks.0.attn.w``, both [1]."""
         return dict.fromkeys(STRENGTHS, (1,))
 
@@ -65,7 +65,7 @@ class Additive(Architecture):
         """One, for ℓ = +1 against ℓ = −1."""
         return 1
 
-    def initial_attention(
+    def initial_body(
         self, config: RunConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
     ) -> float | Float[np.ndarray, "..."]:
         """The configured w, and N(β, std²)."""

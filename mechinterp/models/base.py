@@ -61,8 +61,8 @@ class Architecture(ABC):
     """A form of network. Subclasses are stateless; `models.registry` has one instance of every subclass."""
 
     @abstractmethod
-    def attention_shapes(self, config: RunConfig) -> Shapes:
-        """Shapes of the parameters of attention, in the order of the network."""
+    def body_shapes(self, config: RunConfig) -> Shapes:
+        """Shapes of the parameters of all but the output, in the order of the network."""
 
     @abstractmethod
     def classifier_input(self, config: RunConfig) -> int:
@@ -80,10 +80,10 @@ class Architecture(ABC):
         """Number of biases of a hidden layer of the classifier."""
         return config.model.classifier_width
 
-    def initial_attention(
+    def initial_body(
         self, config: RunConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
     ) -> float | Float[np.ndarray, "..."]:
-        """The initial values of a parameter of attention: N(0, std²), with the config's standard deviation."""
+        """The initial values of such a parameter: N(0, std²), with the config's standard deviation of attention."""
         return config.attention_init_std * rng.standard_normal(shape)
 
     def has_gradients(self, config: RunConfig) -> bool:
@@ -100,7 +100,7 @@ class Architecture(ABC):
 
     def parameter_shapes(self, config: RunConfig) -> Shapes:
         """Shape of every trained parameter, in the order of the network."""
-        return self.attention_shapes(config) | self.output_shapes(config)
+        return self.body_shapes(config) | self.output_shapes(config)
 
     def output_shapes(self, config: RunConfig) -> Shapes:
         """Shapes of the classifier's parameters."""
@@ -127,7 +127,7 @@ class Architecture(ABC):
         for name, shape in shapes.items():
             rng = generator(config.seed, Stream.INIT, drawn[name])
             if not name.startswith("classifier."):
-                values = self.initial_attention(config, name, shape, rng)
+                values = self.initial_body(config, name, shape, rng)
             else:
                 fan_in, of_bias = shapes[name.removesuffix(".b").removesuffix(".W") + ".W"][0], name.endswith(".b")
                 if config.model.classifier_init == "torch_linear":

@@ -42,7 +42,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mechinterp.errors import MechinterpError, unknown_name
+from mechinterp.errors import unknown_name
 from mechinterp.models.classifier import readout
 from mechinterp.models.layer import (
     Layer,
@@ -53,7 +53,7 @@ from mechinterp.models.layer import (
     sinusoidal,
     unchanged_by,
 )
-from mechinterp.models.network import Network, require_inputs
+from mechinterp.models.network import Network, require_inputs, require_positions
 
 Hooks = Mapping[str, Callable[[Tensor], Tensor | None]]
 """Functions that replace an activation, by hook name; they return the new one, or change the given one in place."""
@@ -197,14 +197,11 @@ def run_unchecked(network: Network, inputs: Tensor, tap: "Tap", target_only: boo
 
 def _positions(network: Network, embedded: Tensor, tap: "Tap") -> Float[Tensor, "batch pos d_model"] | None:
     """The vectors of positions, of a network that has such."""
-    kind, n_pos = network.model.positional_embedding_type, embedded.shape[1]
-    if kind not in ("standard", "sinusoidal", "shortformer"):
+    n_pos = embedded.shape[1]
+    if not network.model.has_position_vectors:
         return None
-    if n_pos > network.config.task.n_pos:
-        raise MechinterpError(
-            f"inputs have {n_pos} positions; this network has vectors for {network.config.task.n_pos} (task.n_pos)"
-        )
-    if kind == "sinusoidal":
+    require_positions(network.config, n_pos)
+    if network.model.positional_embedding_type == "sinusoidal":
         vectors = sinusoidal(n_pos, network.d_model, embedded)
     else:
         vectors = network.parameters["pos_embed.W_pos"][:n_pos]

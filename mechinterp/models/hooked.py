@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 from mechinterp.config import RunConfig, TransformerConfig
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.models.layer import EPSILON, distance_buckets, sinusoidal
-from mechinterp.models.network import Network, require_inputs
+from mechinterp.models.network import Network, require_inputs, require_positions
 from mechinterp.models.registry import parameter_shapes
 
 NamedHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
@@ -206,7 +206,7 @@ class BucketedAttention(Attention):
 
     def forward(self, query_input: Tensor, *inputs: Any, **named: Any) -> Tensor:  # type: ignore[override]
         buckets = distance_buckets(self._model, query_input.shape[1]).to(query_input.device)
-        bias = self.rel_pos_bias[buckets].permute(2, 0, 1)[None]
+        bias = functional.embedding(buckets, self.rel_pos_bias).permute(2, 0, 1)[None]
         return super().forward(query_input, *inputs, position_bias=bias, **named)
 
 
@@ -251,7 +251,7 @@ class HookedNetwork(CheckedHooks, HookedTransformer):
                 )
             )
         unused = ["embed"] * (model.input != "tokens") + ["unembed"] * (model.output == "classifier")
-        if positions not in ("standard", "sinusoidal", "shortformer"):
+        if not model.has_position_vectors:
             unused += ["pos_embed", "hook_pos_embed"]
         if not model.final_norm:
             unused.append("ln_final")
@@ -303,20 +303,21 @@ class HookedNetwork(CheckedHooks, HookedTransformer):
             if layer is not None and not -n_layers <= layer <= n_layers:
                 raise MechinterpError(f"{name} is {layer}; this model has {n_layers} layers")
         layers = range(n_layers)[start_at_layer:stop_at_layer]
-        task, positions = self.config.task, None
-        if model.positional_embedding_type == "shortformer" or start_at_layer == 0:
-            positions = self._positions(input)
+        task, shortformer = self.config.task, model.positional_embedding_type == "shortformer"
         if start_at_layer == 0:
             widths = {task.d_model} | ({self.cfg.d_model} if model.is_classic else set())
             require_inputs(input, widths, task.d_vocab)
             residual = self._embedded(input)
-            if positions is not None and model.positional_embedding_type != "shortformer":
-                residual, positions = residual + positions, None
         else:
             require_inputs(input, {self.cfg.d_model})
             residual = input.to(self.W_Q.dtype)
+        positions = None
+        if model.has_position_vectors and (shortformer or start_at_layer == 0):
+            require_positions(self.config, residual.shape[1])
+            positions = self.hook_pos_embed(self.pos_embed(residual[..., 0]))
+            residual = residual if shortformer else residual + positions
         for layer in layers:
-            residual = self.blocks[layer](residual, shortformer_pos_embed=positions)
+            residual = self.blocks[layer](residual, shortformer_pos_embed=positions if shortformer else None)
         if stop_at_layer is not None:
             return residual
         if return_type is None:
@@ -335,14 +336,6 @@ class HookedNetwork(CheckedHooks, HookedTransformer):
         residual = functional.pad(vectors, (0, self.cfg.d_model - input.shape[-1]))
         norm = getattr(self.blocks[0], "ln", None)
         return self.hook_embed(norm(residual) if norm else residual)
-
-    def _positions(self, input: Tensor) -> Tensor | None:
-        """The vectors of positions, of a network that has such."""
-        return (
-            self.hook_pos_embed(self.pos_embed(input[..., 0] if input.ndim == 3 else input))
-            if hasattr(self, "pos_embed")
-            else None
-        )
 
     def network(self) -> Network:
         """The network of the trained parameters; other changes of the model are not in it."""

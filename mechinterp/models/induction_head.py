@@ -115,7 +115,7 @@ def write_induction_head(layout: Layout, beta1: Tensor, alpha: Tensor, beta2: Te
 class InductionHead(Architecture):
     """α, β₁, β₂ and a classifier that reads the target's content and what layer 2 writes."""
 
-    def attention_shapes(self, config: RunConfig) -> Shapes:
+    def body_shapes(self, config: RunConfig) -> Shapes:
         """``blocks.0.attn.beta1``, ``blocks.1.attn.alpha`` and ``blocks.1.attn.beta2``, all [1]."""
         return dict.fromkeys(STRENGTHS, (1,))
 
@@ -123,7 +123,7 @@ class InductionHead(Architecture):
         """2D: content and output."""
         return 2 * _task(config).content_dim
 
-    def initial_attention(
+    def initial_body(
         self, config: RunConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
     ) -> float | Float[np.ndarray, "..."]:
         """N(m, std²), with the configured α, β₁ or β₂ for m."""

@@ -136,7 +136,7 @@ def hook_names(model: ModelConfig) -> tuple[str, ...]:
     """Names of the activations of a model's canonical network, in the order of computation."""
     general = model if isinstance(model, TransformerConfig) and not model.is_classic else None
     names = ["hook_embed"]
-    if general and general.positional_embedding_type in ("standard", "sinusoidal", "shortformer"):
+    if general and general.has_position_vectors:
         names.append("hook_pos_embed")
     of_layer = layer_hooks(general or TransformerConfig())
     names += [f"blocks.{layer}.{hook}" for layer in range(model.n_layers) for hook in of_layer]
@@ -146,6 +146,14 @@ def hook_names(model: ModelConfig) -> tuple[str, ...]:
         return (*names, "unembed.hook_out")
     hidden = [f"classifier.layers.{i}.hook_{name}" for i in range(model.classifier_depth) for name in ("pre", "post")]
     return (*names, "classifier.hook_in", *hidden, "classifier.hook_logits")
+
+
+def require_positions(config: RunConfig, n_pos: int) -> None:
+    """MechinterpError for more positions than a network has vectors for."""
+    if n_pos > config.task.n_pos:
+        raise MechinterpError(
+            f"inputs have {n_pos} positions; this network has vectors for {config.task.n_pos} (task.n_pos)"
+        )
 
 
 def require_inputs(inputs: Tensor, widths: Collection[int], d_vocab: int = 0) -> None:

@@ -47,7 +47,7 @@ CANONICAL = {"use_attn_scale": False, "output_matrix": "identity", **CANONICAL_O
 class Transformer(Architecture):
     """Attention layers of vectors, and a classifier on the target."""
 
-    def attention_shapes(self, config: RunConfig) -> Shapes:
+    def body_shapes(self, config: RunConfig) -> Shapes:
         """The parameters of all but the output, with TransformerLens' names (W_O: if trained; biases: if configured).
 
         ``embed.W_E`` [d_vocab or d_token, d_model] and ``embed.b_E`` of a trained input, ``pos_embed.W_pos``
@@ -104,7 +104,7 @@ class Transformer(Architecture):
         """One if it is shared, else one per unit."""
         return 1 if _model(config).classifier_bias == "shared" else config.model.classifier_width
 
-    def initial_attention(
+    def initial_body(
         self, config: RunConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
     ) -> float | Float[np.ndarray, "..."]:
         """The values that `init_mode` says; scales of normalisations 1, their shifts 0."""
@@ -117,7 +117,7 @@ class Transformer(Architecture):
             return _initial(model, name, self.parameter_shapes(config), rng)
         if model.attention_init == "torch_linear":
             return rng.uniform(-(shape[1] ** -0.5), shape[1] ** -0.5, shape)
-        return super().initial_attention(config, name, shape, rng)
+        return super().initial_body(config, name, shape, rng)
 
     def canonical(self, config: RunConfig, parameters: Parameters) -> Canonical:
         """The network with the scale, W_O, the shared bias and the difference multiplied out.

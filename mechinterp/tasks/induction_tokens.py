@@ -20,11 +20,10 @@ from mechinterp.torch_state import torch_defaults
 class InductionTokensTask:
     """The task of an `InductionTokensConfig`. Every position has an answer, the next token.
 
-    Roles: ``first``, the tokens of the first period, whose next token cannot be known but for the last position of
-    it, and ``repeat``, all others; ``target``, the last token; ``correct_item``, the earlier occurrences of the
-    target, and ``correct_label``, the tokens after them, which are the answer. Evaluation sets, with separate random
-    streams: ``icl``, sequences as in training; ``unrepeated``, tokens that are all drawn at random, of which accuracy
-    is chance.
+    Roles: ``first``, the tokens of the first period, whose next token cannot be known, and ``repeat``, all others;
+    ``target``, the last token; ``correct_item``, the earlier occurrences of the target, and ``correct_label``, the
+    tokens after them, which are the answer. Evaluation sets, with separate random streams: ``icl``, sequences as in
+    training; ``unrepeated``, tokens that are all drawn at random, of which accuracy is chance.
     """
 
     corruptions = (Corruption.swap_label, Corruption.replace_target, Corruption.shuffle_positions)

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechinterp.config import PairedItemsConfig
-from mechinterp.errors import MechinterpError, require_integer, unknown_name
+from mechinterp.errors import MechinterpError
 from mechinterp.randomness import Stream, draw_normal, draw_uniform, generator, stream_key
-from mechinterp.tasks.base import Batch, TokenTable
+from mechinterp.tasks.base import Batch, TokenTable, evaluation_stream
 from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
 from mechinterp.tasks.registry import register_task
 from mechinterp.torch_state import torch_defaults
@@ -75,11 +75,7 @@ class PairedItemsTask:
     @torch_defaults()
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of an evaluation set; a pure function of its arguments."""
-        if evaluation not in self.evaluations:
-            raise unknown_name("evaluation set", evaluation, self.evaluations)
-        require_integer("size", size)
-        require_integer("seed", seed, 0)
-        return self._draw(Stream.EVALUATION + self.evaluations.index(evaluation), seed, evaluation, size)
+        return self._draw(evaluation_stream(self.evaluations, evaluation, size, seed), seed, evaluation, size)
 
     def corrupted(self, corruption: Corruption, n_pairs: int, seed: int = 0) -> tuple[Batch, Batch]:
         """In-context sequences with both labels and their corrupt twins; of two labels, the wrong one is the other."""

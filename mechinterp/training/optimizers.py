@@ -28,23 +28,13 @@ class Optimizer:
     or ``classifier.``. With several runs, the leading axis is the run, and rates and decays may differ.
     """
 
-    def __init__(
-        self,
-        trainings: Sequence[TrainingConfig],
-        parameters: Mapping[str, Tensor],
-        states: Sequence[Mapping[str, Tensor]] | None = None,
-    ):
-        """`states` are the moments of every run at its step, as `state` gives them; by default 0."""
-        self._trainings, self._names = trainings, list(parameters)
-        self._rule = trainings[0]
+    def __init__(self, trainings: Sequence[TrainingConfig], parameters: Mapping[str, Tensor]):
+        self._trainings, self._rule = trainings, trainings[0]
         self._moments = {
             f"{name}.{moment}": torch.zeros_like(value, requires_grad=False)
             for name, value in parameters.items()
             for moment in moments_of(self._rule)
         }
-        for run, state in enumerate(states or ()):
-            for name, value in state.items():
-                self._moments[name][run].copy_(value)
 
     def state(self, run: int = 0) -> dict[str, Tensor]:
         """The moments of a run, by parameter and moment: views of the tensors that are updated."""

@@ -86,7 +86,8 @@ def train_runs(
             while current:
                 if engine is None:
                     configs, parameters = [run.config for run in current], [run.parameters for run in current]
-                    engine = AutogradEngine(configs, parameters, device, [run.state for run in current])
+                    engine = AutogradEngine(configs, parameters, device)
+                    engine.restore([run.state for run in current])
                 for run, updated, state in zip(current, engine.runs, engine.states, strict=True):
                     run.parameters, run.state = updated, state
                 while not any(run.done for run in current):

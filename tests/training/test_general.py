@@ -66,9 +66,11 @@ class RepeatedTokens:
 
 
 def config_of(changes: dict | None = None, model: dict | None = None) -> mi.RunConfig:
+    model = dict(model or {})
+    interventions = model.pop("interventions", [])
     task = {"kind": "custom", "name": "RepeatedTokens", "n_tokens": 7, "n_pos": 8, "n_labels": 7}
     training = {**ADAMW, **(changes or {})}
-    values = {"task": task, "model": {**TRANSFORMER, **(model or {})}, "training": training}
+    values = {"task": task, "model": {**TRANSFORMER, **model}, "training": training, "interventions": interventions}
     return mi.RunConfig.from_dict({**values, "checkpoints": {"every": 10}})
 
 
@@ -188,6 +190,7 @@ def test_a_network_with_all_parts_learns_the_task(tmp_path):
         ({"loss_at": "none"}, {}, "no position of this batch has an answer"),
         ({"loss_at": "all"}, {"output": "classifier"}, "a classifier answers at the target only"),
         ({"decayed": ("*.w_*",)}, {}, "decayed"),
+        ({}, {"interventions": [{"kind": "copy"}]}, "copy takes the place of a classifier"),
         ({"momentum": 0.9}, {}, "momentum has no effect without optimizer = 'sgd'"),
         ({}, {"positional_embedding_type": "rotary", "d_head": 7}, "make model.d_head even"),
         ({}, {"input": "as_is", "d_model": None}, "the task's sequences are tokens: set model.input = 'tokens'"),

@@ -130,9 +130,10 @@ def test_runs_with_moments_are_updated_together_as_alone_from_the_moments_that_w
         for number in (0, 1):
             single[number].update(alone[number], stacked([gradients[number]]), [step + 2 * number])
         if step == 2:  # as a resumed run goes on
-            both = Optimizer(
-                trainings, together, [{k: v.clone() for k, v in both.state(run).items()} for run in (0, 1)]
-            )
+            stored, both = both, Optimizer(trainings, together)
+            for run in (0, 1):
+                for name, value in stored.state(run).items():
+                    both.state(run)[name].copy_(value)
     for number, run in enumerate(alone):
         assert_equal({name: value[number] for name, value in together.items()}, {n: v[0] for n, v in run.items()})
 

@@ -59,4 +59,6 @@ def build_engine(
     require_device(device)
     able = [engine for engine in ENGINES if engine.supports(config, device)]
     chosen = next((engine for engine in able if engine.name == name), able[0])
-    return chosen([config], [parameters], device, [state or {}])
+    engine = chosen([config], [parameters], device)
+    engine.restore([state or {}])
+    return engine

@@ -19,14 +19,8 @@ class AnalyticEngine(Engine):
 
     name = "analytic"
 
-    def __init__(
-        self,
-        configs: Sequence[RunConfig],
-        parameters: Sequence[Mapping[str, Tensor]],
-        device: str = "cpu",
-        states: Sequence[Mapping[str, Tensor]] | None = None,
-    ):
-        super().__init__(configs, parameters, device, states)
+    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
+        super().__init__(configs, parameters, device)
         (self._config,), (start,) = configs, parameters
         shapes, like = parameter_shapes(self._config), start["classifier.readout.W"]
         self._flat, current = flat_views(shapes, like)

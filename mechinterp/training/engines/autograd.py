@@ -24,12 +24,8 @@ from mechinterp.training.optimizers import Optimizer
 
 BATCHED = "batched"
 """The engine's name in the files of runs that were trained in one batch with others."""
-_OF_A_RUN = {
-    **{"learning_rate": 1.0, "weight_decay": 0.0, "attention_weight_decay": None, "gradient_clip": None, "steps": 1},
-    **{"stop_accuracy": None, "stop_plateau": None, "warmup_steps": 0, "schedule": "constant", "decayed": ("*",)},
-    **{"final_learning_rate": 0.0},
-}
-"""Settings in which runs that are trained together may differ."""
+_ALIKE = ("batch_size", "loss", "loss_at", "optimizer", "momentum", "beta1", "beta2", "epsilon")
+"""Settings of training in which runs that are trained together must agree."""
 
 
 class AutogradEngine(Engine):
@@ -37,13 +33,7 @@ class AutogradEngine(Engine):
 
     name = "autograd"
 
-    def __init__(
-        self,
-        configs: Sequence[RunConfig],
-        parameters: Sequence[Mapping[str, Tensor]],
-        device: str = "cpu",
-        states: Sequence[Mapping[str, Tensor]] | None = None,
-    ):
+    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
         super().__init__(configs, parameters, device)
         if len(configs) > 1:
             _require_alike(configs)
@@ -54,7 +44,7 @@ class AutogradEngine(Engine):
             for name in parameters[0]
         }
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}
-        self._optimizer = Optimizer([config.training for config in configs], self._stacked, states)
+        self._optimizer = Optimizer([config.training for config in configs], self._stacked)
         self.states = [self._optimizer.state(run) for run in range(len(configs))]
         self.runs = [
             {name: value.detach()[index] for name, value in self._stacked.items()} for index in range(len(configs))
@@ -149,8 +139,9 @@ def _require_alike(configs: Sequence[RunConfig]) -> None:
             raise ConfigError("runs that are trained together need one model and one shape of task")
         if forward_interventions(config):
             raise ConfigError("a run with interventions on the forward pass is trained alone")
-        ours, theirs = (each.training.model_copy(update=_OF_A_RUN) for each in (config, first))
-        if ours != theirs:
+        pairs = [(getattr(config.training, name), getattr(first.training, name)) for name in _ALIKE]
+        in_gradient = [run.training.decay_kind == "gradient" for run in (config, first)]
+        if any(ours != theirs for ours, theirs in (*pairs, in_gradient)):
             raise ConfigError(
                 "runs that are trained together need one batch size, loss and optimizer; rates and decays may differ"
             )

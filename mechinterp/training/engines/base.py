@@ -34,19 +34,18 @@ class Engine(ABC):
     name: str = ""
     """Its name in run files; unique."""
 
-    def __init__(
-        self,
-        configs: Sequence[RunConfig],
-        parameters: Sequence[Mapping[str, Tensor]],
-        device: str = "cpu",
-        states: Sequence[Mapping[str, Tensor]] | None = None,
-    ):
-        """From the parameters of every run, and its optimizer's moments, if it has any and they are not 0."""
+    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
         self.device = device
         self.runs: list[dict[str, Tensor]] = []
         """The parameters of every run, by name: views of the tensors that are updated."""
         self.states: list[dict[str, Tensor]] = [{} for _ in configs]
         """The optimizer's moments of every run, by parameter and moment: views as well."""
+
+    def restore(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from these moments of every run; at first all are 0, which an empty state leaves."""
+        for current, stored in zip(self.states, states, strict=True):
+            for name, value in stored.items():
+                current[name].copy_(value)
 
     @classmethod
     @abstractmethod

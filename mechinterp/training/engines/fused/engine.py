@@ -24,14 +24,8 @@ class FusedEngine(Engine):
 
     name = "fused"
 
-    def __init__(
-        self,
-        configs: Sequence[RunConfig],
-        parameters: Sequence[Mapping[str, Tensor]],
-        device: str = "cpu",
-        states: Sequence[Mapping[str, Tensor]] | None = None,
-    ):
-        super().__init__(configs, parameters, device, states)
+    def __init__(self, configs: Sequence[RunConfig], parameters: Sequence[Mapping[str, Tensor]], device: str = "cpu"):
+        super().__init__(configs, parameters, device)
         (self._config,), (start,) = configs, parameters
         canonical = architecture_of(self._config).canonical(self._config, start)
         self._kernels = FusedStep(canonical.config, canonical.parameters)

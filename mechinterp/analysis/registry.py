@@ -74,10 +74,14 @@ ANALYSES: dict[str, Analysis] = {
     "qkov": Analysis(
         _TABLES, "QK and OV circuits: strengths of the query–key interactions, composition and copying scores."
     ),
+    "logits": Analysis(
+        _TABLES, "Direct logit attribution and logit lens: who writes the answer, and where is it there?"
+    ),
     "order_parameters": Analysis(
         _TABLES, "The network in the coordinates of its task's theory, and what they explain."
     ),
     "evidence": Analysis(_TABLES, "Is it an induction head? The facts that together only an induction head shows."),
+    "heads": Analysis(_TABLES, "Which heads play the roles of an induction head, and which of them are redundant?"),
     "circuit": Analysis(_TABLES, "Every edge of the circuit diagram, measured."),
 }
 

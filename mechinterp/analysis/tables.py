@@ -8,11 +8,13 @@ from mechinterp.circuits.ablation import ablate as ablate_sites
 from mechinterp.circuits.additive_order_parameters import additive_order_parameters
 from mechinterp.circuits.diagram import Weight, circuit_edges
 from mechinterp.circuits.evidence import induction_head_evidence
+from mechinterp.circuits.heads import head_roles
+from mechinterp.circuits.logits import logit_attribution, logit_lens
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.order_parameters import order_parameters as induction_head_order_parameters
 from mechinterp.circuits.patching import Direction
 from mechinterp.circuits.patching import patch as patch_sites
-from mechinterp.circuits.paths import patch_paths
+from mechinterp.circuits.paths import Scale, patch_paths
 from mechinterp.circuits.qk_ov import (
     composition_scores,
     copying_score,
@@ -22,16 +24,17 @@ from mechinterp.circuits.qk_ov import (
     qk_strengths,
     singular_directions,
 )
-from mechinterp.errors import NamedEnum
+from mechinterp.errors import MechinterpError, NamedEnum
 from mechinterp.models.network import Network
 from mechinterp.run import Run
 from mechinterp.tasks.base import Task
-from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+from mechinterp.tasks.corruption import Corruption, composition_corruption, corrupted_pairs
 from mechinterp.torch_state import torch_threads
 
 Pairs = Annotated[int, "Clean–corrupt pairs of sequences."]
 Sequences = Annotated[int, "Sequences of the first evaluation set."]
 Seed = Annotated[int, "Another seed draws other sequences of the same kind."]
+CorruptionName = Annotated[Corruption | None, f"{', '.join(Corruption.__members__)}; the default depends on the task."]
 MetricName = Annotated[Metric, "logit_difference, probability, accuracy or loss."]
 DirectionName = Annotated[Direction, "denoise (clean into corrupt) or noise (corrupt into clean)."]
 
@@ -52,16 +55,17 @@ def patch(
     network: Network,
     task: Task,
     *,
-    corruption: Annotated[
-        Corruption, "swap_label, replace_target, break_pairing or shuffle_positions."
-    ] = Corruption.replace_target,
+    corruption: CorruptionName = None,
     metric: MetricName = Metric.logit_difference,
     direction: DirectionName = Direction.denoise,
     n_pairs: Pairs = 256,
     seed: Seed = 0,
 ) -> pd.DataFrame:
-    """Activation patching at every hook × role: hook, role, head, value, effect."""
-    pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
+    """Activation patching at every hook × role: hook, role, head, value, effect.
+
+    By default the target is replaced, or where a task does not have this corruption, its first.
+    """
+    pairs = corrupted_pairs(task, corruption or _default(task), n_pairs=n_pairs, seed=seed)
     table = patch_sites(network, pairs, metric=metric, direction=direction)
     return table if network.n_heads > 1 else table.drop(columns="head")
 
@@ -70,22 +74,31 @@ def paths(
     network: Network,
     task: Task,
     *,
-    corruption: Annotated[
-        Corruption | None,
-        "swap_label, replace_target, break_pairing or shuffle_positions; by default the last, or the first where tokens"
-        " carry no position.",
-    ] = None,
+    corruption: CorruptionName = None,
     metric: MetricName = Metric.logit_difference,
     direction: DirectionName = Direction.denoise,
+    scale: Annotated[Scale, "recomputed or frozen: the receiver's normalisation on the patched input."] = (
+        Scale.recomputed
+    ),
     n_pairs: Pairs = 256,
     seed: Seed = 0,
 ) -> pd.DataFrame:
-    """Path patching of every edge: sender, receiver, value, effect, attribution."""
-    if corruption is None:
-        moves_tokens = Corruption.shuffle_positions in getattr(task, "corruptions", ())
-        corruption = Corruption.shuffle_positions if moves_tokens else Corruption.swap_label
-    pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
-    return patch_paths(network, pairs, metric=metric, direction=direction)
+    """Path patching of every edge: sender, receiver, value, effect, attribution.
+
+    By default what followed the target's item is changed (`composition_corruption`), or where a task has no such
+    corruption, labels are swapped, or its first one is used.
+    """
+    composition = composition_corruption(task)
+    known = getattr(task, "corruptions", ())
+    by_default = next((it for it in (composition, Corruption.swap_label) if it in known), _default(task))
+    pairs = corrupted_pairs(task, corruption or by_default, n_pairs=n_pairs, seed=seed)
+    return patch_paths(network, pairs, metric=metric, direction=direction, scale=scale)
+
+
+def _default(task: Task) -> Corruption:
+    """replace_target, or the first corruption of a task that does not have it."""
+    known = getattr(task, "corruptions", ())
+    return Corruption.replace_target if Corruption.replace_target in known or not known else known[0]
 
 
 def ablate(
@@ -162,9 +175,38 @@ def order_parameters(network: Network, task: Task, *, n_sequences: Sequences = 5
     return pd.DataFrame({"parameter": list(values), "value": list(values.values())})
 
 
-def evidence(network: Network, task: Task, *, n_pairs: Pairs = 256, seed: Seed = 0) -> pd.DataFrame:
+def evidence(
+    network: Network,
+    task: Task,
+    *,
+    layer: Annotated[int | None, "The layer whose heads are tested, counted from 0; by default the last."] = None,
+    n_pairs: Pairs = 256,
+    seed: Seed = 0,
+) -> pd.DataFrame:
     """Whether it is an induction head: fact, value, holds."""
-    return induction_head_evidence(network, task, n_pairs=n_pairs, seed=seed)
+    return induction_head_evidence(network, task, layer=layer, n_pairs=n_pairs, seed=seed)
+
+
+def heads(network: Network, task: Task, *, n_pairs: Pairs = 256, seed: Seed = 0) -> pd.DataFrame:
+    """The role of every head: layer, head, previous_token, correct_label, alone, needed, role, redundant."""
+    return head_roles(network, task, n_pairs=n_pairs, seed=seed)
+
+
+def logits(
+    network: Network, task: Task, *, corruption: CorruptionName = None, n_pairs: Pairs = 256, seed: Seed = 0
+) -> pd.DataFrame:
+    """Direct logit attribution and logit lens: quantity (direct, lens), name (component or hook), lead, accuracy.
+
+    The corruption says which label is the wrong one, as in ``patch``.
+    """
+    pairs = corrupted_pairs(task, corruption or _default(task), n_pairs=n_pairs, seed=seed)
+    lens = logit_lens(network, pairs).rename(columns={"hook": "name"}).assign(quantity="lens")
+    try:
+        direct = logit_attribution(network, pairs).rename(columns={"component": "name"})
+    except MechinterpError:  # a classifier with ReLU layers has the lens alone
+        direct = pd.DataFrame(columns=["name", "lead"])
+    table = pd.concat([direct.assign(quantity="direct", accuracy=float("nan")), lens], ignore_index=True)
+    return table[["quantity", "name", "lead", "accuracy"]]
 
 
 def circuit(

@@ -28,15 +28,10 @@ from mechinterp.tasks.base import Batch
 from mechinterp.torch_state import torch_defaults
 
 _RESIDUAL = (
-    "hook_embed",
-    "hook_resid_pre",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_v",
-    "hook_z",
-    "classifier.hook_in",
+    *("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"),
+    *("hook_v", "hook_z", "hook_normalized", "classifier.hook_in"),
 )
-"""Hooks in the coordinates of the residual stream; those of values too, as W_O is the identity."""
+"""Hooks in the coordinates of the residual stream; those of values too, where W_O is the identity."""
 
 
 class Ablation(NamedEnum):
@@ -67,7 +62,8 @@ def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batc
     if isinstance(how, Subspace):
         if not hook.endswith(_RESIDUAL) or old.shape[-1] != how.basis.shape[1]:
             raise MechinterpError(f"{hook} is no residual stream of {how.basis.shape[1]} dimensions to project in")
-        if hook.endswith(("hook_v", "hook_z")) and not isinstance(base, Activations):
+        identity = isinstance(base, Activations) and base.network.model.output_matrix == "identity"
+        if hook.endswith(("hook_v", "hook_z")) and not identity:
             raise MechinterpError(f"{hook}: this model's W_O is its own; project at hook_attn_out instead")
         return old - old @ how.projector.to(old.dtype)
     if how.of_patterns and not hook.endswith("hook_pattern"):
@@ -130,12 +126,15 @@ def ablate(
 
 
 def component_sites(base: AnyActivations) -> list[Site]:
-    """The sites of pattern, value and output of every layer, and of every head where a layer has several."""
+    """The sites of pattern, value and output of every layer, and of every head where a layer has several; and of the
+    output of every MLP."""
     heads: list[int | None] = [None, *range(base.n_heads)] if base.n_heads > 1 else [None]
-    hooks = ("attn.hook_pattern", "attn.hook_v", "attn.hook_z")
-    return [
-        Site(f"blocks.{layer}.{hook}", None, head) for layer in range(base.n_layers) for hook in hooks for head in heads
-    ]
+    found = list[Site]()
+    for layer in range(base.n_layers):
+        attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.hook_mlp_out"
+        found += [Site(f"{attn}.hook_{name}", None, head) for name in ("pattern", "v", "z") for head in heads]
+        found += [Site(mlp)] if mlp in base.values else []
+    return found
 
 
 def _fits(how: "Ablation | Subspace", hook: str, batch: Batch) -> bool:

@@ -83,10 +83,16 @@ def network_of(model: Network | nn.Module) -> Network:
     network, reason = _represented(model)
     if network is None:
         raise MechinterpError(f"{_name(model)} {reason}")
+    return network
+
+
+def classic_network_of(model: Network | nn.Module) -> Network:
+    """`network_of` a model, if its residual stream has the coordinates of the task's vectors; else MechinterpError."""
+    network = network_of(model)
     if not network.model.is_classic:
         raise MechinterpError(
-            "this analysis reads weights of attention without W_O, biases, normalisation and MLPs, on vectors as they"
-            " are, which this network has not: use patch, ablate or measure"
+            "this analysis reads the residual stream in the coordinates of the task's vectors, of attention without"
+            " W_O, biases, normalisation and MLPs, which this network has not: use patch, paths, ablate or qkov"
         )
     return network
 

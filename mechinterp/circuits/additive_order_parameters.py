@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.activations import classic_network_of
 from mechinterp.errors import MechinterpError
 from mechinterp.measures.memory import memory
 from mechinterp.models.forward import run_with_cache
@@ -63,7 +63,7 @@ def additive_order_parameters(
     """
     if not isinstance(task, PairedItemsTask):
         raise MechinterpError("β, w and what is memorised are read off runs on paired items; this task is another one")
-    network = network_of(model)
+    network = classic_network_of(model)
     if network.n_layers > 1 or network.n_heads > 1:
         raise MechinterpError("β, w and what is memorised are read off one layer with one head; this network has more")
     novel, trained = task.sample("icl", n_sequences, seed), task.sample("train", n_sequences, seed)

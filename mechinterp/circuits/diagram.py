@@ -1,8 +1,8 @@
 """The circuit diagram: a graph with the measured effect of every edge on the answer (Reddy 2023, figure 5).
 
-Columns are the roles of an in-context sequence, and rows follow the computation: tokens, what a layer's heads write,
-the values, keys and queries that a later layer reads, the answer. With m(·) the lead of the correct label, the logit of
-the answer minus that of another label of the context, mean over clean sequences,
+Columns are the roles of an in-context sequence, and rows follow the computation: tokens, what a layer's heads write and
+what its MLP writes, the values, keys and queries that a later layer reads, the answer. With m(·) the lead of the
+correct label, the logit of the answer minus that of another label of the context, mean over clean sequences,
 
     effect of an edge = (m(clean) − m(without the edge)) / (m(clean) − m(another sequence)),
 
@@ -12,12 +12,13 @@ without effect, negative for an edge that lowers the lead. To remove an edge, th
 * ``attention`` (layer, key role → query role): p_ij = 0 for all i, j of the roles, the rest of the row scaled up;
 * ``match`` (key of a role → query of a role): scores S_ij = q_i·k_j with the keys k_j of another sequence;
 * ``select`` (query → what its head writes): the query of another sequence;
-* ``path`` (a token or what a layer wrote → key, query or value of a later layer, or the classifier): at this role,
-  what the receiver reads of this sender is that of another sequence (`paths`, with one role instead of all).
+* ``path`` (a token, or what heads or an MLP wrote → key, query or value of a later layer, an MLP, or the output): at
+  this role, what the receiver reads of this sender is that of another sequence (`paths`, with one role instead of all,
+  and the scale of the patched input).
 
 The other sequence is the next one of the batch, at the same positions. The effect of a node is that of replacing its
-whole activation by the other sequence's; that of the answer is 1. The heads of a layer are taken together. `svg` draws
-the graph.
+whole activation by the other sequence's; that of the answer is 1. The heads of a layer are taken together; where there
+are several, a node names those that have an effect alone. `svg` draws the graph.
 
 Nodes and edges are those of Elhage et al. 2021 (queries, keys, values and their composition), operations those of an
 induction head (Olsson et al. 2022). Edges of kind ``path`` are patched as in Wang et al. 2023 and Goldowsky-Dill et
@@ -39,10 +40,10 @@ from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.evidence import MOST_OFF, Fact, induction_head_evidence, require_separate_tokens
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, patched
-from mechinterp.circuits.paths import Receiver
+from mechinterp.circuits.paths import Receiver, Scale, receivers
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.errors import MechinterpError, NamedEnum, member
-from mechinterp.models.forward import Activations, run_with_cache
+from mechinterp.models.forward import Activations, attention_scores, run_with_cache
 from mechinterp.models.layer import attention_pattern
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation
@@ -50,8 +51,8 @@ from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
 from mechinterp.torch_state import torch_defaults
 
-ROLES = ("other_item", "other_label", "correct_item", "correct_label", "target")
-"""The columns, from left to right. The other pairs stand before and after the correct one."""
+ROLES = ("other_item", "other_label", "other", "correct_item", "correct_label", "target")
+"""The columns that a task may have, from left to right. The other pairs stand before and after the correct one."""
 THRESHOLD = 0.1
 """The least |weight| of an edge that is drawn, and of an operation's edge."""
 NOISE = 3.0
@@ -77,14 +78,16 @@ def circuit_edges(
     """One row per edge, also of those that are not drawn; the same edges in the same order at all checkpoints.
 
     * ``source``, ``target``: nodes, as ``token.ROLE``, ``LAYER.ROLE`` (what the layer's heads write),
-      ``LAYER.q.ROLE`` (a query; so ``k``, ``v``) or ``answer``; layers count from 0, as in hook names;
-    * ``layer`` of the attention it belongs to, or the number of layers for the classifier; ``kind`` as above;
+      ``LAYER.mlp.ROLE``, ``LAYER.q.ROLE`` (a query; so ``k``, ``v``) or ``answer``; layers count from 0, as in hook
+      names;
+    * ``layer`` of the attention or MLP it belongs to, or the number of layers for the output; ``kind`` as above;
     * ``value``: the lead without it, in logits; ``effect`` and its standard error over pairs, ``error``;
     * ``attention``, of attention edges: ⟨Σ_j p_ij⟩_i over the tokens of both roles, in [0, 1];
     * ``moved``, of attention edges: attention × OV, ⟨|Σ_j p_ij v_j|⟩_i / ⟨|x_i|⟩_i with x the residual stream;
     * ``weight``: the effect, or what is moved; ``drawn``: |weight| ≥ `THRESHOLD`, and an effect beyond noise;
     * ``operation``: the edge's operation in an induction head (`operations`), or empty;
-    * ``source_effect``, ``source_error``, ``target_effect``, ``target_error`` of the nodes;
+    * ``source_effect``, ``source_error``, ``target_effect``, ``target_error`` of the nodes; with several heads also
+      ``source_heads`` and ``target_heads``, those with an effect of `THRESHOLD` or more alone, the largest first;
     * ``span``, m(clean) − m(another sequence), with its standard error, ``span_error``.
 
     Where the span is not positive, or within `NOISE` standard errors, no lead is resolved and effects are not numbers.
@@ -101,7 +104,7 @@ def circuit_edges(
         rows = _attention(cuts) + _paths(cuts)
         nodes = _nodes(cuts)
     for row in rows:
-        row |= {f"{end}_{name}": nodes[row[end]][name] for end in ("source", "target") for name in ("effect", "error")}
+        row |= {f"{end}_{name}": value for end in ("source", "target") for name, value in nodes[row[end]].items()}
     table, names = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs), {}
     if cuts.resolved:  # else no effect is a number
         names = operations(table, induction_head_evidence(network, task, n_pairs=n_pairs, seed=seed))
@@ -166,8 +169,9 @@ def circuit_graph(
 def graph_of(table: pd.DataFrame, *, weight: Weight | str = Weight.effect, threshold: float = THRESHOLD) -> nx.DiGraph:
     """The graph of a table of `circuit_edges`, or of the rows of one step of ``mi.analyse(run, "circuit")``.
 
-    Nodes have ``kind`` (token, written, value, key, query, answer), ``layer`` (−1 for tokens), ``role``, ``effect``,
-    ``error`` and their place ``x``, ``y`` (pixels, downwards), which depends on the number of layers only. Edges have
+    Nodes have ``kind`` (token, written, mlp, value, key, query, answer), ``layer`` (−1 for tokens), ``role``,
+    ``effect``, ``error``, with several heads ``heads``, and their place ``x``, ``y`` (pixels, downwards), which depends
+    on layers, MLPs and roles only; ``below_mlp``: whether an MLP of its layer is drawn above it. Edges have
     the columns of `circuit_edges`, with ``weight`` and ``drawn`` for the chosen weight and threshold. The graph has
     ``n_layers``, ``weight``, ``threshold``, ``n_pairs``, ``span``, ``span_error`` and ``resolved``. NaN becomes None.
     Raises for the rows of several steps.
@@ -180,11 +184,12 @@ def graph_of(table: pd.DataFrame, *, weight: Weight | str = Weight.effect, thres
     n_layers, resolved = int(table["layer"].max()), bool(first["span"] > NOISE * first["span_error"])
     graph = nx.DiGraph(n_layers=n_layers, weight=weight.name, threshold=threshold, resolved=resolved, **attributes)
     columns = [name for name in table if not str(name).startswith(("step", "source", "target", "span", "n_pairs"))]
+    places, of_node = _Places.of(table), [name for name in ("effect", "error", "heads") if f"source_{name}" in table]
     for row in table.to_dict("records"):
         for end in ("source", "target"):
             if row[end] not in graph:
-                measured = {name: _json_value(row[f"{end}_{name}"]) for name in ("effect", "error")}
-                graph.add_node(row[end], **_node(row[end], n_layers), **measured)
+                measured = {name: _json_value(row[f"{end}_{name}"]) for name in of_node}
+                graph.add_node(row[end], **places.node(row[end]), **measured)
         graph.add_edge(row["source"], row["target"], **{str(name): _json_value(row[name]) for name in columns})
     return graph
 
@@ -200,26 +205,45 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_KINDS = {"q": "query", "k": "key", "v": "value"}
+_KINDS = {"q": "query", "k": "key", "v": "value", "mlp": "mlp"}
 _COLUMN, _TOP = 140, 96
-_HEIGHTS = {"written 0": 96, "key": 92, "query": 70, "written": 70, "answer": 76}
+_HEIGHTS = {"written 0": 96, "key": 92, "query": 70, "written": 70, "mlp": 70, "answer": 76}
 """Distance of a row to the one below, in pixels; values stand beside keys."""
 
 
-def _node(name: str, n_layers: int) -> dict[str, Any]:
-    """A node's kind, layer, role and place: columns are roles, rows follow the computation upwards."""
-    *place, role = ("", "target") if name == "answer" else name.split(".")
-    kind = "answer" if name == "answer" else "token" if place == ["token"] else _KINDS.get(place[-1], "written")
-    layer = {"answer": n_layers, "token": -1}.get(kind) if kind in ("answer", "token") else int(place[0])
-    levels = ["token", "written 0"]
-    for n in range(1, n_layers):
-        levels += [f"key {n}", f"query {n}", f"written {n}"]
-    levels.append("answer")
-    heights = [0] + [_HEIGHTS.get(level) or _HEIGHTS[level.split()[0]] for level in levels[1:]]
-    row = levels.index(kind if kind in ("answer", "token") else f"{'key' if kind == 'value' else kind} {layer}")
-    left = 162 + 20 * n_layers  # beside a column, the edges that skip layers run side by side
-    x = left + _COLUMN * ROLES.index(role) - (30 if kind == "value" else 0)
-    return {"kind": kind, "layer": layer, "role": role, "x": float(x), "y": float(_TOP + sum(heights[row + 1 :]))}
+@dataclass(frozen=True)
+class _Places:
+    """The places of nodes: columns are roles, rows follow the computation upwards."""
+
+    n_layers: int
+    mlps: bool
+    roles: tuple[str, ...]
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> "_Places":
+        """Those of the nodes in a table."""
+        nodes = {*table["source"], *table["target"]}
+        roles = {name.split(".")[-1] for name in nodes}
+        mlps = any(".mlp." in name for name in nodes)
+        return cls(int(table["layer"].max()), mlps, tuple(role for role in ROLES if role in roles))
+
+    def node(self, name: str) -> dict[str, Any]:
+        """A node's kind, layer, role and place."""
+        *place, role = ("", "target") if name == "answer" else name.split(".")
+        kind = "answer" if name == "answer" else "token" if place == ["token"] else _KINDS.get(place[-1], "written")
+        layer = {"answer": self.n_layers, "token": -1}.get(kind) if kind in ("answer", "token") else int(place[0])
+        levels = ["token"]
+        for n in range(self.n_layers):
+            levels += [f"key {n}", f"query {n}"] if n else []
+            levels += [f"written {n}", *([f"mlp {n}"] if self.mlps else [])]
+        levels.append("answer")
+        heights = [0] + [_HEIGHTS.get(level) or _HEIGHTS[level.split()[0]] for level in levels[1:]]
+        row = levels.index(kind if kind in ("answer", "token") else f"{'key' if kind == 'value' else kind} {layer}")
+        left = 162 + 20 * self.n_layers  # beside a column, the edges that skip layers run side by side
+        x = left + _COLUMN * self.roles.index(role) - (30 if kind == "value" else 0)
+        y = float(_TOP + sum(heights[row + 1 :]))
+        below_mlp = self.mlps and kind == "written"
+        return {"kind": kind, "layer": layer, "role": role, "x": float(x), "y": y, "below_mlp": below_mlp}
 
 
 @dataclass
@@ -255,9 +279,9 @@ class _Cuts:
         """The lead with an activation replaced, and the effect with its error."""
         return self.measured(self.base.forward_from(hook, value))
 
-    def elsewhere(self, hook: str, role: str) -> dict[str, float]:
+    def elsewhere(self, hook: str, role: str, head: int | None = None) -> dict[str, float]:
         """The lead with the other sequence's activation at the tokens of a role, and the effect with its error."""
-        return self.measured(patched(self.base, self.other, Site(hook, role), self.pairs.roles))
+        return self.measured(patched(self.base, self.other, Site(hook, role, head), self.pairs.roles))
 
     def measured(self, logits: Float[Tensor, "batch n_labels"]) -> dict[str, float]:
         """The lead in these logits, and the effect with its error."""
@@ -270,23 +294,36 @@ class _Cuts:
         """The lead of every sequence in these logits."""
         return Metric.logit_difference.per_sequence(logits, self.pairs.answers, self.pairs.wrong_labels)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The columns."""
+        return tuple(role for role in ROLES if role in self.pairs.roles)
+
     def queries(self, layer: int) -> tuple[str, ...]:
         """Roles of the queries that are read: all, and in the last layer the target alone."""
-        return ("target",) if layer == self.layers[-1] else ROLES
+        return ("target",) if layer == self.layers[-1] else self.roles
 
     def links(self, layer: int) -> dict[tuple[str, str], Bool[Tensor, "batch 1 query key"]]:
         """The pairs of tokens of a key role and a query role, as masks; without roles that have no such pair."""
         causal = torch.ones(2 * (self.pairs.roles["target"].shape[1],), dtype=torch.bool).tril()
         masks = {
             (key, query): (self.at(query)[:, :, None] & self.at(key)[:, None, :] & causal)[:, None]
-            for query, key in product(self.queries(layer), ROLES)
+            for query, key in product(self.queries(layer), self.roles)
         }
         return {roles: mask for roles, mask in masks.items() if mask.any()}
 
-    def changes(self, before: int) -> dict[str, Float[Tensor, "batch pos d_model"]]:
-        """What tokens and earlier layers write in the other sequence, minus what they write in this one."""
-        hooks = {"token": "hook_embed"} | {str(n): f"blocks.{n}.hook_attn_out" for n in range(before)}
+    def changes(self, receiver: Receiver) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+        """What tokens, heads and MLPs before a receiver write in the other sequence, minus what they write here."""
+        hooks = {"token": "hook_embed"}
+        for n in range(min(receiver.layer + (receiver.through == "mlp"), len(self.layers))):
+            hooks[str(n)] = f"blocks.{n}.hook_attn_out"
+            hooks |= {f"{n}.mlp": f"blocks.{n}.hook_mlp_out"} if n < receiver.layer and self.mlps else {}
         return {name: self.other[hook] - self.base[hook] for name, hook in hooks.items()}
+
+    @property
+    def mlps(self) -> bool:
+        """Whether layers have MLPs."""
+        return not self.base.network.model.attn_only
 
 
 def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
@@ -295,15 +332,17 @@ def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
     for layer in cuts.layers:
         attn, reads = f"blocks.{layer}.attn", f"{layer}." if layer else ""
         q, v, z, scores, pattern = (base[f"{attn}.hook_{name}"] for name in ("q", "v", "z", "attn_scores", "pattern"))
+        W_O = base.network.parameters.get(f"{attn}.W_O")
+        write = v if W_O is None else torch.einsum("bphk,hkd->bphd", v, W_O)
         size, links = base[f"blocks.{layer}.hook_resid_pre"].norm(dim=-1), cuts.links(layer)
         rows_read = slice(-1 if layer == cuts.layers[-1] else None, None)  # of the last layer, the target's row only
         from_key = {}
-        for key in ROLES:
+        for key in cuts.roles:
             keys = cuts.at(key)[:, None, None]
             left = attention_pattern(scores[:, :, rows_read].masked_fill(keys, -torch.inf))
             left = left.nan_to_num(0.0)  # a query without another key attends to nothing
             on_keys = pattern[:, :, rows_read] * keys
-            moved = torch.einsum("bhqp,bphk->bqk", on_keys, v).norm(dim=-1)
+            moved = torch.einsum("bhqp,bphd->bqd", on_keys, write).norm(dim=-1)
             from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), on_keys.sum(dim=-1).mean(dim=1), moved
         for key, query in links:
             (written, attention, moved), at = from_key[key], cuts.at(query)
@@ -316,7 +355,7 @@ def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
             )
         if not layer:
             continue
-        elsewhere = torch.einsum("bqhk,bphk->bhqp", q, cuts.other[f"{attn}.hook_k"])
+        elsewhere = attention_scores(base.network, layer, q, cuts.other[f"{attn}.hook_k"])
         for (key, query), mask in links.items():
             effect = cuts.replaced(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
             ends = {"source": f"{layer}.k.{key}", "target": f"{layer}.q.{query}"}
@@ -328,32 +367,56 @@ def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
 
 
 def _paths(cuts: _Cuts) -> list[dict[str, Any]]:
-    """Edges from tokens and from what layers wrote to what later layers and the classifier read, role by role."""
+    """Edges from tokens and from what heads and MLPs wrote to what later components read, role by role."""
     rows, base = [], cuts.base
-    for layer in [*cuts.layers[1:], len(cuts.layers)]:
-        for through in "qkv" if layer in cuts.layers else ["classifier"]:
-            n_heads = base.n_heads if through != "classifier" else 1
-            receivers = [Receiver(layer, head, through) for head in range(n_heads)]
-            roles = cuts.queries(layer) if through == "q" else ROLES if through in "kv" else ("target",)
-            hook = receivers[0].hook
-            for sender, change in cuts.changes(layer).items():
-                changed = base[hook] + sum(receiver.reads(base.network, change) for receiver in receivers)
-                for role in roles:
-                    at = cuts.at(role)[:, :, None, None] if through != "classifier" else torch.tensor(True)
-                    ends = {"source": f"{sender}.{role}", "target": f"{layer}.{through}.{role}"}
-                    ends |= {"target": "answer"} if through == "classifier" else {}
-                    effect = cuts.replaced(hook, torch.where(at, changed, base[hook]))
-                    rows.append(ends | {"layer": layer, "kind": "path", **effect})
+    readers: dict[tuple[int, str], list[Receiver]] = {}
+    for receiver in receivers(base):
+        if receiver.layer or receiver.through == "mlp":  # of layer 0, attention reads tokens
+            readers.setdefault((receiver.layer, receiver.through), []).append(receiver)
+    for (layer, through), heads in readers.items():
+        output, hook = heads[0].is_output, heads[0].hook
+        asks = through in ("q", "mlp")
+        roles = ("target",) if output else cuts.queries(layer) if asks else cuts.roles
+        for sender, change in cuts.changes(heads[0]).items():
+            changed = base[hook] + sum(receiver.reads(base, change, Scale.recomputed) for receiver in heads)
+            for role in roles:
+                at = torch.tensor(True) if output else cuts.at(role).view(*change.shape[:2], *(changed.ndim - 2) * (1,))
+                ends = {"source": f"{sender}.{role}", "target": "answer" if output else f"{layer}.{through}.{role}"}
+                effect = cuts.replaced(hook, torch.where(at, changed, base[hook]))
+                rows.append(ends | {"layer": layer, "kind": "path", **effect})
     return rows
 
 
-def _nodes(cuts: _Cuts) -> dict[str, dict[str, float]]:
-    """The effect of every node, with its error; that of the answer is 1."""
-    hooks = {f"token.{role}": ("hook_embed", role) for role in ROLES}
+def _nodes(cuts: _Cuts) -> dict[str, dict[str, Any]]:
+    """The effect of every node, with its error, and with several heads those that have an effect alone; that of the
+    answer is 1."""
+    hooks = {f"token.{role}": ("hook_embed", role) for role in cuts.roles}
     for layer in cuts.layers:
         hooks |= {f"{layer}.{role}": (f"blocks.{layer}.hook_attn_out", role) for role in cuts.queries(layer)}
+        if cuts.mlps:
+            hooks |= {f"{layer}.mlp.{role}": (f"blocks.{layer}.hook_mlp_out", role) for role in cuts.queries(layer)}
         for name in "qkv" if layer else "":
-            roles = cuts.queries(layer) if name == "q" else ROLES
+            roles = cuts.queries(layer) if name == "q" else cuts.roles
             hooks |= {f"{layer}.{name}.{role}": (f"blocks.{layer}.attn.hook_{name}", role) for role in roles}
-    nodes = {node: cuts.elsewhere(hook, role) for node, (hook, role) in hooks.items()}
-    return nodes | {"answer": cuts.measured(cuts.other.logits)}
+    nodes: dict[str, dict[str, Any]] = {node: cuts.elsewhere(hook, role) for node, (hook, role) in hooks.items()}
+    nodes["answer"] = cuts.measured(cuts.other.logits)
+    if cuts.base.n_heads > 1:
+        for node in nodes.values():
+            node["heads"] = ""
+        for layer in cuts.layers:
+            for role in cuts.queries(layer):
+                nodes[f"{layer}.{role}"]["heads"] = _heads(cuts, f"blocks.{layer}.attn.hook_z", role)
+    for node in nodes.values():
+        del node["value"]
+    return nodes
+
+
+def _heads(cuts: _Cuts, hook: str, role: str) -> str:
+    """The heads that have an effect alone, the largest first."""
+    alone = {head: cuts.elsewhere(hook, role, head) for head in range(cuts.base.n_heads)}
+    of_size = [
+        (-abs(found["effect"]), head)
+        for head, found in alone.items()
+        if abs(found["effect"]) >= THRESHOLD and abs(found["effect"]) > NOISE * found["error"]
+    ]
+    return " ".join(str(head) for _, head in sorted(of_size))

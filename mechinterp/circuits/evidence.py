@@ -3,7 +3,7 @@
 Accuracy does not show an induction head, since a network may have memorised the classes, may name some label of the
 context, or may exclude labels; nor does an attention pattern, which may have no effect. All facts but the first are
 therefore effects of activation patching (Vig et al. 2020, Meng et al. 2022; `patching`) or path patching (Wang et al.
-2023; `paths`): the share of the answer that is restored by one activation, or by the edges from earlier heads.
+2023; `paths`): the share of the answer that is restored by one activation, or by the edges from earlier layers.
 """
 
 import numpy as np
@@ -14,12 +14,12 @@ from torch import nn
 from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, clean_corrupt_gap, mask_unresolved, patch
-from mechinterp.circuits.paths import Receiver, senders
-from mechinterp.errors import MechinterpError, NamedEnum
+from mechinterp.circuits.paths import Receiver, Scale
+from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
 from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
-from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
+from mechinterp.tasks.corruption import Corruption, Pairs, composition_corruption, corrupted_pairs
 from mechinterp.torch_state import torch_defaults
 
 MOST_OFF = 0.5
@@ -31,8 +31,8 @@ class Fact(NamedEnum):
     """A statement about a network that answers from the context."""
 
     answers_from_context = "answers from the context"
-    k_composition = "earlier heads tell the last layer's keys which token stood before"
-    q_composition = "earlier heads tell the last layer's query where the match stands"
+    k_composition = "earlier layers tell the keys which token stood before"
+    q_composition = "earlier layers tell the query where the match stands"
     target_query_selects = "the target's query selects"
     correct_label_copied = "the value of the correct label is copied"
     induction_head = "all of an induction head, by K- or Q-composition"
@@ -40,40 +40,47 @@ class Fact(NamedEnum):
 
 @torch_defaults()
 def induction_head_evidence(
-    model: Network | nn.Module, task: Task, *, n_pairs: int = 256, seed: int = 0
+    model: Network | nn.Module, task: Task, *, layer: int | None = None, n_pairs: int = 256, seed: int = 0
 ) -> pd.DataFrame:
     """One row per fact: ``fact`` (names of `Fact`), ``value``, and whether it ``holds`` (0.5 to 1.5, `MOST_OFF`).
 
-    * ``answers_from_context``: accuracy on in-context sequences of novel classes, on a scale where guessing among the
-      context's labels is 0 and always right is 1;
-    * ``k_composition``: with shuffled positions, the effect of the earlier layers' heads on the last layer's keys. It
-      is high if a previous-token head writes where the last layer matches (Olsson et al. 2022);
-    * ``q_composition``: with the target replaced, the effect of the earlier layers' heads on the last layer's query. It
-      is high if an earlier head finds the match and the last layer looks beside it;
-    * ``target_query_selects``: with the target replaced, the last layer's query at the target;
-    * ``correct_label_copied``: with two labels swapped, the last layer's values at the correct label. It is about 0 or
+    The heads of one layer are tested (`layer`, counted from 0; by default the last).
+
+    * ``answers_from_context``: accuracy on in-context sequences, of novel classes where there are classes, on a scale
+      where guessing among the context's labels is 0 and always right is 1;
+    * ``k_composition``: with shuffled positions, or swapped items where tokens carry no position, the effect of what
+      earlier layers write on the layer's keys. It is high if a previous-token head writes where the layer matches
+      (Olsson et al. 2022);
+    * ``q_composition``: with the target replaced, the effect of what earlier layers write on the layer's query. It is
+      high if an earlier head finds the match and the layer looks beside it;
+    * ``target_query_selects``: with the target replaced, the layer's query at the target;
+    * ``correct_label_copied``: with two labels swapped, the layer's values at the correct label. It is about 0 or
       negative in a network that excludes the labels that it attends to, and far above 1 where all labels of the context
       are raised, and others take that back;
     * ``induction_head``: the weakest of the values above, 1 − |1 − value|, with the stronger of the two compositions.
 
     Where the span is not resolved (`patching.mask_unresolved`: the corruption changes nothing) the value is not a
     number and the fact does not hold. The heads of a layer are taken together, so that one that raises all
-    labels and one that lowers all but the correct one as much count as one that copies. The last layer is tested.
-    Raises where `corrupted_pairs` does, and for a hooked model that no `Network` represents.
+    labels and one that lowers all but the correct one as much count as one that copies; `heads` takes them apart.
+    Scales of normalisations are those of the patched run. Raises where `corrupted_pairs` does, and for a hooked model
+    that no `Network` represents.
     """
     require_separate_tokens(task)
+    composition = composition_corruption(task)
     pairs = {
         corruption: corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
-        for corruption in (Corruption.shuffle_positions, Corruption.replace_target, Corruption.swap_label)
+        for corruption in (composition, Corruption.replace_target, Corruption.swap_label)
     }
     swapped = pairs[Corruption.swap_label]
     network = network_of(model)
     with torch.no_grad():
         logits = run_with_cache(network, swapped.clean.inputs).logits
-    last = network.n_layers - 1
+    tested = network.n_layers - 1 if layer is None else layer
+    if tested not in range(network.n_layers):
+        raise unknown_name("layer", tested, range(network.n_layers))
 
     def effect(corruption: Corruption, hook: str, role: str) -> float:
-        site = Site(f"blocks.{last}.attn.{hook}", role)
+        site = Site(f"blocks.{tested}.attn.{hook}", role)
         return float(mask_unresolved(patch(network, pairs[corruption], [site]))["effect"].item())
 
     accuracy = float(Metric.accuracy.of(logits, swapped.answers, swapped.wrong_labels))
@@ -82,8 +89,8 @@ def induction_head_evidence(
     chance = float((1 / in_context).mean())
     values = {
         Fact.answers_from_context: (accuracy - chance) / (1 - chance),
-        Fact.k_composition: _from_earlier_heads(network, pairs[Corruption.shuffle_positions], "k"),
-        Fact.q_composition: _from_earlier_heads(network, pairs[Corruption.replace_target], "q"),
+        Fact.k_composition: _from_earlier_layers(network, pairs[composition], tested, "k"),
+        Fact.q_composition: _from_earlier_layers(network, pairs[Corruption.replace_target], tested, "q"),
         Fact.target_query_selects: effect(Corruption.replace_target, "hook_q", "target"),
         Fact.correct_label_copied: effect(Corruption.swap_label, "hook_v", "correct_label"),
     }
@@ -101,26 +108,31 @@ def induction_head_evidence(
 
 
 def require_separate_tokens(task: Task) -> None:
-    """Raise for a task whose tokens carry an item with its label: no induction head is needed to join the two."""
-    if not task.sample(task.evaluations[0], 1).has_separate_label_tokens:
+    """Raise for a task whose contexts do not show items and labels as separate tokens, which a head could join."""
+    batch = task.sample(task.evaluations[0], 1)
+    if not batch.has_separate_label_tokens:
         raise MechinterpError(
             "an induction head joins items and labels that are separate tokens, and this task's are one token:"
             " use patch, paths or ablate"
         )
+    if "correct_label" not in batch.roles:
+        raise MechinterpError(
+            "an induction head finds the label that followed an item before, and this task's contexts show none (the"
+            " role correct_label): use patch, paths or ablate"
+        )
 
 
-def _from_earlier_heads(network: Network, pairs: Pairs, through: str) -> float:
-    """The joint effect of all edges from earlier heads to keys or queries of the last layer; see `patch_paths`."""
-    last = network.n_layers - 1
-    if last == 0:
+def _from_earlier_layers(network: Network, pairs: Pairs, layer: int, through: str) -> float:
+    """The joint effect of all edges from earlier layers to keys or queries of a layer; see `patch_paths`."""
+    if layer == 0:
         return float("nan")
     with torch.no_grad():
         clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
         low, span, error = clean_corrupt_gap(Metric.logit_difference, clean.logits, corrupt.logits, pairs)
-        written = [sum(senders(run, last).values()) - run["hook_embed"] for run in (clean, corrupt)]
-        receivers = [Receiver(last, head, through) for head in range(network.n_heads)]
-        hook = receivers[0].hook
-        change = sum(receiver.reads(network, written[0] - written[1]) for receiver in receivers)
+        written = [run[f"blocks.{layer}.hook_resid_pre"] - run["hook_embed"] for run in (clean, corrupt)]
+        receivers = [Receiver(layer, head, through) for head in range(network.n_heads)]
+        hook, difference = receivers[0].hook, written[0] - written[1]
+        change = sum(receiver.reads(corrupt, difference, Scale.recomputed) for receiver in receivers)
         logits = corrupt.forward_from(hook, corrupt[hook] + change)
         value = float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels))
     return (value - low) / span if abs(span) > 2 * error else float("nan")

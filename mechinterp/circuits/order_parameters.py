@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechinterp.attention_patterns import previous_token_mask
-from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.activations import classic_network_of
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import MechinterpError
@@ -53,7 +53,7 @@ def order_parameters(
     * ``…_explained``, in [0, 1]: the share of variance that the term explains in a fit on its own. α and β₂ belong to
       one fit: ``layer2_explained`` is the share of both, not the sum of the two where the terms are correlated.
     """
-    item_label, network = require_item_label(task), network_of(model)
+    item_label, network = require_item_label(task), classic_network_of(model)
     if network.n_layers != 2 or network.n_heads != 1:
         raise MechinterpError("order parameters are defined for two layers with one head each")
     batch, P = task.sample("icl", n_sequences, seed), item_label.config.position_dim

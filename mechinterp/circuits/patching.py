@@ -46,32 +46,41 @@ class Site:
     """A hook name of TransformerLens, or of the classifier."""
     role: str | None = None
     """The positions, by role; None for all. For patterns and scores these are the queries. Of the classifier's
-    hooks, which exist at the target only, the role must be ``target`` or None."""
+    hooks, and of a normalisation before it, which exist at the target only, the role must be ``target`` or None."""
     head: int | None = None
     """The head; None for all."""
 
 
 _PART = 64
 """Pairs in one forward pass: their activations stay in cache."""
-_BY_QUERY = ("hook_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_attn_out", "hook_resid_post")
-HOOKS_PER_LAYER = (
-    "hook_resid_pre",
-    *(f"attn.hook_{name}" for name in ("q", "k", "v", "pattern", "z")),
-    "hook_attn_out",
+_BY_QUERY = (
+    *("hook_q", "hook_rot_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_attn_out", "hook_resid_mid"),
+    *("ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post"),
 )
+HOOKS_PER_LAYER = (
+    *("hook_resid_pre", "ln1.hook_normalized"),
+    *(f"attn.hook_{name}" for name in ("q", "k", "v", "pattern", "z")),
+    *("hook_attn_out", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_post", "hook_mlp_out"),
+)
+"""Hooks whose sites are patched by default, of layers that have them."""
 
 
 def sites(base: AnyActivations, roles: Iterable[str]) -> list[Site]:
-    """Every hook × role: `HOOKS_PER_LAYER` of all layers, and the classifier's hooks at the target.
+    """Every hook × role: `HOOKS_PER_LAYER` of all layers, and at the target the last normalisation and the classifier.
 
     Where layers have several heads, a hook with a head axis is also listed for every head alone.
     """
     heads: list[int | None] = [None, *(range(base.n_heads) if base.n_heads > 1 else ())]
     blocks = [f"blocks.{layer}.{hook}" for layer in range(base.n_layers) for hook in HOOKS_PER_LAYER]
-    classifier = [hook for hook in base.values if hook.startswith("classifier.") and not hook.endswith("pre")]
+    output = [hook for hook in base.values if hook.startswith("classifier.") and not hook.endswith("pre")]
+    output = [hook for hook in ("ln_final.hook_normalized",) if hook in base.values] + output
     return [
-        Site(hook, role, head) for hook in blocks for head in (heads if ".attn." in hook else [None]) for role in roles
-    ] + [Site(hook, "target") for hook in classifier]
+        Site(hook, role, head)
+        for hook in blocks
+        if hook in base.values
+        for head in (heads if ".attn." in hook else [None])
+        for role in roles
+    ] + [Site(hook, "target") for hook in output]
 
 
 def sites_of(where: Site | Sequence[Site]) -> list[Site]:
@@ -95,11 +104,11 @@ def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "
     """
     if site.role is not None and site.role not in roles:
         raise unknown_name("role", site.role, roles)
-    at_target = site.hook.startswith("classifier.")
+    at_target = activation.ndim == 2
     if at_target and site.role not in (None, "target"):
         raise MechinterpError(f"{site.hook} exists at the target only; use role 'target', not {site.role!r}")
     by_query = site.hook.endswith(("hook_pattern", "hook_attn_scores"))  # [batch, head, query, key]
-    by_head = by_query or site.hook.endswith(("hook_q", "hook_k", "hook_v", "hook_z"))  # [batch, pos, head, …]
+    by_head = by_query or site.hook.endswith(tuple(f"hook_{name}" for name in ("q", "k", "rot_q", "rot_k", "v", "z")))
     mask = torch.ones(activation.ndim * (1,), dtype=torch.bool)
     if site.role is not None and not at_target:
         tokens = roles[site.role]

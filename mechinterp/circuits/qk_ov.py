@@ -1,4 +1,4 @@
-"""QK and OV circuits of heads, by position, content and buffer (Elhage et al. 2021).
+"""QK and OV circuits of heads, by the parts of what they read (Elhage et al. 2021).
 
     score_blocks, qk_strengths      the query–key interactions, and how much they move attention
     written_blocks, ov_strengths    what a head reads of a token, and the coordinates that it writes to
@@ -7,16 +7,23 @@
     composition_scores              Q-, K- and V-composition between heads (Elhage et al. 2021)
     copying_score                   whether a head copies labels, by eigenvalues (Elhage et al. 2021)
 
-With x_i the residual stream before a layer, its scores are S_ij = x_i W_Q W_Kᵀ x_jᵀ. Since x = Σ_a x^a over position,
-content and buffer, they are the sum of 9 (in layer 0 of 4) query–key interactions, exactly:
+With x_i the residual stream before a layer, its scores are S_ij = x_i W_Q W_Kᵀ x_jᵀ. Since x = Σ_a x^a over its terms
+(`subspaces.terms`: position, content and buffer, or token and buffer), they are the sum of query–key interactions,
+exactly:
 
     S_ij = Σ_{a,b} S^{ab}_ij,  S^{ab}_ij = x^a_i W_Q W_Kᵀ x^b_jᵀ.
 
 What a head writes when it attends to token j is likewise x_j W_V W_O = Σ_{a,b} x^a_j W_V W_O Π_b, with Π_b the
-projector on the coordinates of position, of content, or on the further coordinates of a planted model.
+projector on the coordinates of position, of content, or on the further coordinates of a planted model. Of networks
+whose residual stream has no such coordinates, b is the whole ``residual`` stream.
 
-The notation is that of Elhage et al. 2021, but vectors are rows and scores are not scaled by 1/√d. QK and OV circuits
-of induction heads (K-composition, copying) are those of Olsson et al. 2022.
+Normalisation divides all terms by the scale σ of their sum. Its trained scale and shift, biases of queries and keys and
+biases by distance are a term of their own, ``bias``; in the matrices of circuits, trained scales and LayerNorm's
+subtraction of the mean are multiplied in (folded). Rotary positions make W_Q W_Kᵀ depend on the distance of query and
+key; an attention scale divides it.
+
+The notation is that of Elhage et al. 2021, but vectors are rows and scores are not scaled by 1/√d unless the network
+scales them. QK and OV circuits of induction heads (K-composition, copying) are those of Olsson et al. 2022.
 """
 
 from collections.abc import Callable
@@ -29,9 +36,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechinterp.circuits.activations import network_of
-from mechinterp.circuits.subspaces import require_item_label, subspaces, terms
+from mechinterp.circuits.subspaces import read_terms, require_item_label, subspaces
 from mechinterp.config import RunConfig
-from mechinterp.models.forward import Activations, run_with_cache
+from mechinterp.errors import MechinterpError
+from mechinterp.models.forward import run_with_cache
+from mechinterp.models.layer import distance_buckets, rotated, sinusoidal
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.torch_state import torch_defaults
@@ -41,27 +50,47 @@ PARTS = ("position", "content", "buffer")
 AnyNetwork = Network | nn.Module
 
 
-def qk(model: AnyNetwork, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
-    """W_Q W_Kᵀ of a head; S = x (W_Q W_Kᵀ) xᵀ."""
+def qk(model: AnyNetwork, layer: int, head: int = 0, *, distance: int = 0) -> Float[Tensor, "d_model d_model"]:
+    """W_Q W_Kᵀ of a head, folded; S = x (W_Q W_Kᵀ) xᵀ. With rotary positions, of a key `distance` positions before."""
     network = network_of(model)
-    return network.matrix_of_head(layer, "Q", head) @ network.matrix_of_head(layer, "K", head).T
+    (W_Q, _), (W_K, _) = (network.folded(layer, name, head) for name in "QK")
+    if network.model.positional_embedding_type == "rotary":
+        W_Q = rotated(network.model, W_Q[:, None, None], distance + 1)[:, 0, 0]
+    return _scale(network) * W_Q @ W_K.T
+
+
+def _scale(network: Network) -> float:
+    """The factor of scores."""
+    return network.matrix(0, "Q").shape[-1] ** -0.5 if network.model.use_attn_scale else 1.0
 
 
 def ov(model: AnyNetwork, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
-    """W_V W_O of a head; a token x that it attends to adds x W_V W_O."""
+    """W_V W_O of a head, folded; a token x that it attends to adds x W_V W_O (divided by its scale)."""
     return network_of(model).ov(layer, head)
 
 
 def score_blocks(
-    model: AnyNetwork, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int, head: int = 0
+    model: AnyNetwork, task: Task, inputs: Tensor, layer: int, head: int = 0
 ) -> dict[tuple[str, str], Float[Tensor, "batch query key"]]:
     """S^{ab}, by (query part a, key part b). Their sum is the head's scores before the causal mask."""
     network = network_of(model)
-    W_Q, W_K = (network.matrix_of_head(layer, name, head) for name in "QK")
-    parts = terms(network, task, inputs, layer)
-    queries = {name: part @ W_Q for name, part in parts.items()}
-    keys = {name: part @ W_K for name, part in parts.items()}
-    return {(a, b): queries[a] @ keys[b].transpose(1, 2) for a, b in product(parts, parts)}
+    settings, attn, n_pos = network.model, f"blocks.{layer}.attn", inputs.shape[1]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name in "QK":
+        W, b = network.matrix_of_head(layer, name, head), network.parameters.get(f"{attn}.b_{name}")
+        parts[name] = {part: x @ W for part, x in read_terms(network, task, inputs, layer, name).items()}
+        if b is not None:
+            parts[name]["bias"] = parts[name].get("bias", 0) + b[head].expand(len(inputs), n_pos, -1)
+        if settings.positional_embedding_type == "rotary":
+            parts[name] = {part: rotated(settings, x[:, :, None], n_pos)[:, :, 0] for part, x in parts[name].items()}
+    scale = _scale(network)
+    blocks = {(a, b): scale * q @ k.transpose(1, 2) for a, q in parts["Q"].items() for b, k in parts["K"].items()}
+    if settings.positional_embedding_type == "relative_positional_bias":
+        by_distance = network.parameters[f"{attn}.rel_pos_bias"][distance_buckets(settings, n_pos), head]
+        for pair in product([*parts["Q"], "bias"], [*parts["K"], "bias"]):  # a whole table of parts
+            blocks.setdefault(pair, by_distance.new_zeros(len(inputs), n_pos, n_pos))
+        blocks["bias", "bias"] = blocks["bias", "bias"] + by_distance
+    return blocks
 
 
 def qk_strengths(model: AnyNetwork, batch: Batch, task: Task) -> pd.DataFrame:
@@ -83,20 +112,26 @@ def qk_strengths(model: AnyNetwork, batch: Batch, task: Task) -> pd.DataFrame:
 
 
 def written_blocks(
-    model: AnyNetwork, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int, head: int = 0
+    model: AnyNetwork, task: Task, inputs: Tensor, layer: int, head: int = 0
 ) -> dict[tuple[str, str], Float[Tensor, "batch key d_model"]]:
     """x^a_j W_V W_O Π_b, by (read part a, written part b). Their sum is what a head writes that attends to token j."""
-    network = network_of(model)
-    circuit, width = network.ov(layer, head), require_item_label(task).d_model
-    P, d_model = require_item_label(task).config.position_dim, network.d_model
-    places = {"position": slice(0, P), "content": slice(P, width), "other": slice(width, d_model)}
+    network, parts = network_of(model), read_terms(model, task, inputs, layer, "V")
+    W_V, W_O = network.matrix_of_head(layer, "V", head), network.parameters.get(f"blocks.{layer}.attn.W_O")
+    b_V, circuit = network.parameters.get(f"blocks.{layer}.attn.b_V"), W_V if W_O is None else W_V @ W_O[head]
+    places = {"residual": slice(None)}
+    if network.model.is_classic:
+        P, width = require_item_label(task).config.position_dim, task.d_model
+        places = {"position": slice(0, P), "content": slice(P, width), "other": slice(width, network.d_model)}
     result = {}
-    for a, part in terms(network, task, inputs, layer).items():
+    for a, part in parts.items():
         written = part @ circuit
         for b, place in places.items():
-            if place.start < place.stop:
+            if b == "residual" or place.start < place.stop:
                 result[a, b] = torch.zeros_like(written)
                 result[a, b][..., place] = written[..., place]
+    if b_V is not None:
+        by_bias = b_V[head] if W_O is None else b_V[head] @ W_O[head]
+        result["bias", "residual"] = result.get(("bias", "residual"), 0) + by_bias.expand(*inputs.shape[:2], -1)
     return result
 
 
@@ -119,10 +154,12 @@ def singular_directions(model: AnyNetwork, task: Task, *, n: int = 8) -> pd.Data
 
     W = U diag(s) Vᵀ. For QK, u belongs to the query and v to the key; for OV, u is read and v written. ``u_position``
     and so on are the energies of the vectors in `subspaces`, in [0, 1]: |Π u|² with |u| = 1. The buffer is the image of
-    content under head 0 of layer 0; it is not informative for layer 0 itself.
+    content under head 0 of layer 0; it is not informative for layer 0 itself. Networks whose residual stream does not
+    have the coordinates of the task's vectors have no such columns.
     """
     network, rows = network_of(model), []
-    spaces = {name: space for name, space in subspaces(network, task).items() if name in PARTS}
+    spaces = subspaces(network, task) if network.model.is_classic else {}
+    spaces = {name: space for name, space in spaces.items() if name in PARTS}
     for layer, head in product(range(network.n_layers), range(network.n_heads)):
         for name, circuit in (("qk", qk(network, layer, head)), ("ov", ov(network, layer, head))):
             u, s, v = torch.linalg.svd(circuit, full_matrices=False)
@@ -158,14 +195,35 @@ def null_band(
 
 
 def position_profile(model: AnyNetwork, task: Task, layer: int = 0, head: int = 0) -> pd.Series:
-    """The position–position block of W_Q W_Kᵀ by offset i − j = 0 … T−1: the mean over positions, score units.
+    """Scores by the offset i − j = 0 … T−1 of the key from the query, as far as positions alone give them.
 
-    For a previous-token head it is β₁ at offset 1 and 0 elsewhere.
+    Of position vectors x_i, the mean of x_i W_Q W_Kᵀ x_jᵀ over positions (not divided by the scale of a normalisation);
+    of biases by distance, the bias. For a planted previous-token head it is β₁ at offset 1 and 0 elsewhere. Empty for
+    networks without either, as with rotary positions, whose scores depend on content.
     """
-    P, T = require_item_label(task).config.position_dim, task.n_pos
-    block = qk(model, layer, head)[:P, :P]
-    values = [float(block.diagonal(-offset).mean()) for offset in range(T)]
-    return pd.Series(values, index=pd.RangeIndex(T, name="offset"), name="score")
+    network, T, values = network_of(model), task.n_pos, list[float]()
+    vectors, settings = _position_vectors(network, task), network.model
+    if settings.positional_embedding_type == "relative_positional_bias":
+        biases = network.parameters[f"blocks.{layer}.attn.rel_pos_bias"][:, head]
+        values = biases[distance_buckets(settings, T)[-1].flip(0)].tolist()
+    elif vectors is not None:
+        block = vectors @ qk(network, layer, head) @ vectors.T
+        values = [float(block.diagonal(-offset).mean()) for offset in range(min(T, len(block)))]
+    return pd.Series(values, index=pd.RangeIndex(len(values), name="offset"), name="score", dtype=float)
+
+
+def _position_vectors(network: Network, task: Task) -> Float[Tensor, "pos d_model"] | None:
+    """The vectors of positions in the residual stream, if there are any."""
+    settings = network.model
+    if settings.positional_embedding_type == "standard":
+        return network.parameters["pos_embed.W_pos"]
+    if settings.positional_embedding_type == "sinusoidal":
+        return sinusoidal(task.n_pos, network.d_model, network.matrix(0, "Q"))
+    place = getattr(task, "token_parts", {}).get("position")
+    if place is None:
+        return None
+    one_hot = torch.eye(task.d_model, dtype=network.dtype)[place]
+    return network.embed(one_hot) - network.embed(torch.zeros_like(one_hot))
 
 
 def composition_scores(model: AnyNetwork) -> pd.DataFrame:
@@ -192,25 +250,38 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
     """Σ Re λ / Σ |λ| in [−1, 1]: 1 if attending to a label raises the logit of the same label (Elhage et al. 2021).
 
     λ are the eigenvalues of C [L, L]: C_ℓm is the derivative of logit_m with respect to what the head writes, at the
-    target, in the direction label_ℓ W_V W_O, minus its mean over m, which softmax ignores. The classifier is linearised
-    at the batch's targets and averaged. 0 if no logit changes relative to the others (to rounding).
+    target, in the direction e_ℓ W_V W_O, minus its mean over m, which softmax ignores. e_ℓ is the embedding of label ℓ
+    (of tokens: of token ℓ). The output, with its normalisation, is linearised at the batch's targets and averaged. 0 if
+    no logit changes relative to the others (to rounding). MechinterpError for a task whose labels are not among its
+    tokens.
     """
-    item_label, network, hook = require_item_label(task), network_of(model), "classifier.hook_in"
-    P, width = item_label.config.position_dim, item_label.d_model
+    network = network_of(model)
     if any(weights.is_inference() for weights in network.parameters.values()):  # these know no gradients
         network = Network(network.config, {name: weights.clone() for name, weights in network.parameters.items()})
-    labels = torch.from_numpy(item_label.label_vectors).to(network.dtype)
-    added = labels @ network.ov(layer, head)[P:width]
+    hook = f"blocks.{network.n_layers - 1}.hook_resid_post"
+    added = _label_embeddings(network, task) @ network.ov(layer, head)
     with torch.no_grad():
-        cache = run_with_cache(network, batch.inputs, [hook])
+        base = run_with_cache(network, batch.inputs)
     with torch.enable_grad():
-        state = cache[hook].requires_grad_()
-        logits = Activations(network, {hook: state}).forward_from(hook, state)
-        slopes = [torch.autograd.grad(total, state, retain_graph=True)[0].mean(dim=0) for total in logits.sum(dim=0)]
-    raw = (added @ torch.stack(slopes, dim=1)).double()
+        state = base[hook].clone().requires_grad_()
+        logits = base.forward_from(hook, state)
+        slopes = [torch.autograd.grad(total, state, retain_graph=True)[0][:, -1] for total in logits.sum(dim=0)]
+    raw = (added @ torch.stack([slope.mean(dim=0) for slope in slopes], dim=1)).double()
     effect = raw - raw.mean(dim=1, keepdim=True)
     if bool(raw.any()) and float(effect.abs().max()) <= 1e-6 * float(raw.abs().max()):
         return 0.0
     eigenvalues = np.linalg.eigvals(effect.numpy())
     total = np.abs(eigenvalues).sum()
     return float(eigenvalues.real.sum() / total) if total else float("nan")
+
+
+def _label_embeddings(network: Network, task: Task) -> Float[Tensor, "n_labels d_model"]:
+    """The content of the token that shows a label, in the residual stream."""
+    if task.d_model == 0:
+        if task.n_labels > network.parameters["embed.W_E"].shape[0]:
+            raise MechinterpError(f"task {type(task).__qualname__}: its labels are no tokens, so no head copies them")
+        return network.parameters["embed.W_E"][: task.n_labels]
+    item_label = require_item_label(task)
+    tokens = torch.zeros(task.n_labels, task.d_model, dtype=network.dtype)
+    tokens[:, item_label.token_parts["content"]] = torch.from_numpy(item_label.label_vectors).to(network.dtype)
+    return network.embed(tokens) - network.embed(torch.zeros_like(tokens))

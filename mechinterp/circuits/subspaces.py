@@ -1,7 +1,7 @@
 """Named parts of the residual stream: its subspaces, and the terms whose sum it is.
 
-A token is position ⊕ content. The sum of what layers have added to it is called the buffer here. For two layers that is
-the output of layer 1, which in an induction head carries the content of the token before.
+A vector of the item–label task is position ⊕ content. The sum of what layers have added to it is called the buffer
+here. For two layers that is the output of layer 1, which in an induction head carries the content of the token before.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.activations import classic_network_of, network_of
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import run_with_cache
+from mechinterp.models.layer import normalized
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.item_label import ItemLabelTask
@@ -52,7 +53,7 @@ def subspaces(model: Network | nn.Module, task: Task, *, layer: int = 0, head: i
 
     Raises for tasks whose tokens are not position ⊕ content.
     """
-    item_label, network = require_item_label(task), network_of(model)
+    item_label, network = require_item_label(task), classic_network_of(model)
     position, content = _coordinates(network, item_label)
     labels = torch.zeros(item_label.n_labels, network.d_model, dtype=network.dtype)
     labels[:, content] = torch.from_numpy(item_label.label_vectors).to(network.dtype)
@@ -71,25 +72,64 @@ def subspaces(model: Network | nn.Module, task: Task, *, layer: int = 0, head: i
 
 
 def terms(
-    model: Network | nn.Module, task: Task, inputs: Float[Tensor, "batch pos d_token"], layer: int
+    model: Network | nn.Module, task: Task, inputs: Tensor, layer: int
 ) -> dict[str, Float[Tensor, "batch pos d_model"]]:
-    """The terms of the residual stream before a layer: position + content + buffer.
+    """The terms of the residual stream before a layer, whose sum it is.
 
-    The buffer is the sum of the outputs of all layers before; before layer 0 there is none.
+    The parts of vectors (position, content, as the task's ``token_parts`` name them), or the ``token``; the
+    ``position`` of networks that add vectors of positions; the ``buffer``, the sum of the outputs of all layers before,
+    of which layer 0 has none; and the ``bias`` of a trained input map. MechinterpError for vectors without
+    ``token_parts``.
     """
-    network = network_of(model)
-    position, content = _coordinates(network, require_item_label(task))
-    before = f"blocks.{layer}.hook_resid_pre"
+    network, before = network_of(model), f"blocks.{layer}.hook_resid_pre"
+    added = network.model.positional_embedding_type in ("standard", "sinusoidal")
     with torch.no_grad():
-        cache = run_with_cache(network, inputs, ["hook_embed", before])
-    tokens = cache["hook_embed"]
-    result = {}
-    for name, part in (("position", position), ("content", content)):
-        result[name] = torch.zeros_like(tokens)
-        result[name][..., part] = tokens[..., part]
+        cache = run_with_cache(network, inputs, ["hook_embed", before, *(["hook_pos_embed"] if added else [])])
+    result, bias = {"token": cache["hook_embed"]}, network.parameters.get("embed.b_E")
+    if task.d_model:
+        result = {}
+        for name, place in _token_parts(task).items():
+            alone = torch.zeros_like(inputs)
+            alone[..., place] = inputs[..., place]
+            result[name] = network.embed(alone) - (0 if bias is None else bias)
+    if added:
+        result["position"] = result.get("position", 0) + cache["hook_pos_embed"]
+    if bias is not None:
+        result["bias"] = bias.expand_as(cache["hook_embed"])
     if layer:
-        result["buffer"] = cache[before] - tokens
+        result["buffer"] = cache[before] - sum(result.values())
     return result
+
+
+def read_terms(
+    model: Network | nn.Module, task: Task, inputs: Tensor, layer: int, through: str
+) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+    """The terms whose sum a layer's queries, keys or values (``Q``, ``K``, ``V``) read: `terms`, normalised by the
+    scale of the whole. The shift of the normalisation is the term ``bias``."""
+    network, parts = network_of(model), terms(model, task, inputs, layer)
+    settings, ln1, hooks = network.model, f"blocks.{layer}.ln1", [f"blocks.{layer}.ln1.hook_scale"]
+    if settings.normalization_type is not None:
+        w, b = (network.parameters.get(f"{ln1}.{name}") for name in "wb")
+        with torch.no_grad():
+            scale = run_with_cache(network, inputs, hooks)[hooks[0]]
+        parts = {name: normalized(settings, part, scale) * (1 if w is None else w) for name, part in parts.items()}
+        if b is not None:
+            parts["bias"] = parts.get("bias", 0) + b.expand_as(next(iter(parts.values())))
+    if settings.positional_embedding_type == "shortformer" and through != "V":
+        vectors = network.parameters["pos_embed.W_pos"][: inputs.shape[1]].expand(len(inputs), -1, -1)
+        parts["position"] = parts.get("position", 0) + vectors
+    return parts
+
+
+def _token_parts(task: Task) -> dict[str, slice]:
+    """The dimensions of a vector by what they carry; MechinterpError where the task does not tell."""
+    parts = getattr(task, "token_parts", None)
+    if not parts:
+        raise MechinterpError(
+            f"task {type(task).__qualname__}: its vectors are not known to be position ⊕ content or the like"
+            " (token_parts); use patch, paths or ablate"
+        )
+    return parts
 
 
 def require_item_label(task: Task) -> ItemLabelTask:

@@ -45,6 +45,7 @@ _STYLE = """
 _NAMES = {
     "other_item": "other items",
     "other_label": "other labels",
+    "other": "other tokens",
     "correct_item": "correct item",
     "correct_label": "correct label",
     "target": "target",
@@ -181,6 +182,7 @@ def _lead(graph: nx.DiGraph) -> str:
 def _row_name(node: Mapping[str, Any]) -> str:
     layer = f"layer {node['layer'] + 1}"
     names = {"token": "tokens", "written": f"{layer} writes", "query": f"{layer}: queries", "answer": "answer"}
+    names |= {"mlp": f"{layer}: MLP"} | ({"written": f"{layer}: heads write"} if node["below_mlp"] else {})
     return names.get(node["kind"], f"{layer}: values, keys" if node["kind"] == "key" else "")
 
 
@@ -194,8 +196,8 @@ def _rails(graph: nx.DiGraph) -> list[str]:
 
 
 def _edge(source: Mapping[str, Any], target: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
-    width = _width(edge["weight"])
     """An arrow with a tooltip that names the edge and its weight."""
+    width = _width(edge["weight"])
     curve, sign = _curve(source, target, edge["kind"]), "helps" if edge["weight"] > 0 else "hurts"
     error = f" ± {edge['error']:.3f}" if edge["weight"] == edge["effect"] else ""
     label = f"{edge['kind']}, {_place(source)} → {_place(target)}: {edge['weight']:+.3f}{error}"
@@ -232,12 +234,13 @@ def _curve(source: Mapping[str, Any], target: Mapping[str, Any], kind: str) -> C
             (x0 + 0.5 * dx, y1 + below),
             (x1, y1),
         )
-    if kind == "path" and not (target["kind"] == "answer" and source["layer"] == target["layer"] - 1):
-        skips = target["layer"] - source["layer"] - 1  # layers between
+    below_mlp = source["below_mlp"] and (target["kind"], source["layer"]) != ("mlp", target["layer"])
+    if kind == "path" and not (target["kind"] == "answer" and source["layer"] == target["layer"] - 1 and not below_mlp):
+        skips = target["layer"] - source["layer"] - 1 + below_mlp + (target["kind"] == "mlp")  # rows between
         if target["kind"] == "answer":
             out, end = 58 + 16 * skips, 8 + 5 * skips
             return (x0, y0), (x0 + out, y0 - 50), (x0 + out, y1 + 50), (x1 + end, y1)
-        if target["kind"] == "query":
+        if target["kind"] in ("query", "mlp"):
             out = 20 + 12 * skips
             return (x0, y0), (x0 + out * 1.2, y0 + 0.33 * dy), (x1 + out, y1 - 0.33 * dy), (x1, y1)
         if passed := _rows_passed(source, target):
@@ -274,7 +277,7 @@ def _arrow(curve: Curve, width: float, sign: str) -> str:
 def _shape(node: Mapping[str, Any]) -> str:
     """A node, shaded by its effect: a square with a letter for q, k and v, a box for the answer, else a circle."""
     x, y, effect, error = (node[name] for name in ("x", "y", "effect", "error"))
-    letter = {"query": "q", "key": "k", "value": "v"}.get(node["kind"])
+    letter = {"query": "q", "key": "k", "value": "v", "mlp": "m"}.get(node["kind"])
     if node["kind"] == "answer":
         width, height = _ANSWER
         shape = f'<rect x="{_n(x - width / 2)}" y="{_n(y - height / 2)}" width="{width}" height="{height}" rx="13"'
@@ -286,11 +289,15 @@ def _shape(node: Mapping[str, Any]) -> str:
     if effect is not None:
         label = f"effect {effect:+.3f} ± {error:.3f}"
         shade, sign = min(1.0, abs(effect)) if abs(effect) > NOISE * error else 0.0, "helps" if effect > 0 else "hurts"
+    if node.get("heads"):
+        label += f"; heads {node['heads'].replace(' ', ', ')}"
     parts = [f"<g><title>{_safe(f'{_place(node)}: {label}')}</title>", f'{shape} class="node"/>']
     if shade >= 0.005:
         parts.append(f'{shape} class="{sign}-head" fill-opacity="{shade:.2f}"/>')
     if text := "answer" if node["kind"] == "answer" else letter:
         parts.append(_text(x, y + 4, text, f"letter middle{' on' if shade > 0.75 else ''}"))
+    if node.get("heads"):
+        parts.append(_text(x + _RADIUS + 4, y + 16, f"h {node['heads'].replace(' ', ', ')}", "quiet"))
     return "".join(parts) + "</g>"
 
 

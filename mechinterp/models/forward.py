@@ -236,6 +236,14 @@ def _general_layer(
     return activations["hook_resid_post"]
 
 
+def attention_scores(
+    network: Network, layer: int, q: Float[Tensor, "batch pos head d_head"], k: Float[Tensor, "batch pos head d_head"]
+) -> Float[Tensor, "batch head query key"]:
+    """The scores of a layer's queries and keys, masked, with the network's positions and scale."""
+    known = {"hook_resid_pre": q.new_empty(len(q), q.shape[1], 0), "attn.hook_q": q, "attn.hook_k": k}
+    return Layer(network.model, network.of_layer(layer), known, lambda _, value: value)["attn.hook_attn_scores"]
+
+
 def _answer(
     network: Network,
     residual: Float[Tensor, "batch pos d_model"],

@@ -126,9 +126,24 @@ class Network:
         matrices = [self.matrix(layer, name) for name in "QKV"]
         return None if any(matrix.is_inference() for matrix in matrices) else [matrix._version for matrix in matrices]
 
+    def folded(
+        self, layer: int, name: str, head: int
+    ) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, "d_head"]]:
+        """W and b of a head's query, key or value, x W/σ + b, of the residual stream x with the scale σ.
+
+        The trained scale and shift of the normalisation, and LayerNorm's subtraction of the mean, are multiplied in.
+        """
+        W, block = self.matrix_of_head(layer, name, head), f"blocks.{layer}"
+        biases = self.parameters.get(f"{block}.attn.b_{name}")
+        b = W.new_zeros(W.shape[1]) if biases is None else biases[head]
+        shift, scale = (self.parameters.get(f"{block}.ln1.{part}") for part in "bw")
+        b = b if shift is None else b + shift @ W
+        W = W if scale is None else scale[:, None] * W
+        return (W - W.mean(dim=0) if str(self.model.normalization_type).startswith("LN") else W), b
+
     def ov(self, layer: int, head: int = 0) -> Float[Tensor, "d_model d_model"]:
-        """W_V W_O of a head."""
-        W_V, W_O = self.matrix_of_head(layer, "V", head), self.parameters.get(f"blocks.{layer}.attn.W_O")
+        """W_V W_O of a head, with W_V as in `folded`."""
+        (W_V, _), W_O = self.folded(layer, "V", head), self.parameters.get(f"blocks.{layer}.attn.W_O")
         return W_V if W_O is None else W_V @ W_O[head]
 
 

@@ -11,14 +11,22 @@ with Δ_ij = 1 iff i − j is odd, and dual_ℓ the dual basis of the label vect
 is ξ times the attention that the target pays to a label, plus what items contribute. A twin that lacks one
 operation, four decoys without an induction head, and an induction head of the other kind (`q_composition_head`) test
 whether an analysis tells them apart.
+
+`token_induction_head` is an induction head on tokens, with LayerNorm, rotary positions and W_O. Its stream holds V
+numbers for the token, for the token before, and for the output, and their negatives, so that LayerNorm subtracts 0:
+
+    layer 1   p¹_ij ∝ exp(β Σ_m cos θ_m (i − j − 1)) of the angles θ_m of rotation: the token before
+    layer 2   p²_ij ∝ exp(α token_i·before_j / σ_i σ_j), in dimensions of the head that are not rotated
+    logits    ξ output / σ,  with σ of the residual stream that is read
 """
 
 import torch
 from torch import Tensor
 
-from mechinterp.config import ItemLabelConfig, RunConfig
+from mechinterp.config import ItemLabelConfig, RunConfig, TransformerConfig
 from mechinterp.errors import MechinterpError, NamedEnum, member
 from mechinterp.models.induction_head import Layout, write_induction_head
+from mechinterp.models.layer import rotated
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.tasks.item_label import ItemLabelTask
@@ -169,6 +177,69 @@ def memorising_decoy(config: RunConfig, *, xi: float = 20.0, dtype: torch.dtype 
         parameters[f"classifier.layers.{layer}.W"][:K, :K] = torch.eye(K, dtype=dtype)
     parameters["classifier.readout.W"][torch.arange(K), torch.arange(K) % config.task.n_labels] = xi
     return Network(config, parameters)
+
+
+def token_induction_head(
+    config: RunConfig,
+    *,
+    beta: float = 20.0,
+    alpha: float = 40.0,
+    xi: float = 20.0,
+    without: Operation | str | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Network:
+    """An induction head on tokens, or its twin without an operation (see above).
+
+    Takes two layers with one head, or with more heads that share its work in layer 1 and 2 alike; LN, rotary positions
+    in the first `rotary_dim` dimensions of a head, W_O, biases, d_model = 6V and d_head = rotary_dim + V.
+    """
+    without, model, V = None if without is None else member(Operation, without), config.model, config.task.d_vocab
+    assert isinstance(model, TransformerConfig)
+    rotary, heads = model.rotary_dim or 0, model.n_heads
+    parts = (model.n_layers, model.normalization_type, model.biases, model.output_matrix, model.output)
+    fits = parts == (2, "LN", True, "trained", "unembedding") and model.attn_only and not model.use_attn_scale
+    if not (fits and V and rotary and (model.d_model, model.d_head) == (6 * V, rotary + V)):
+        raise MechinterpError(
+            f"the induction head on {V} tokens takes two layers with LN, rotary_dim, biases, W_O, d_model = {6 * V},"
+            f" d_head = rotary_dim + {V} and an unembedding, without MLPs and an attention scale"
+        )
+    parameters = {name: torch.zeros(shape, dtype=dtype) for name, shape in parameter_shapes(config).items()}
+    for name in parameters:
+        if ".ln" in name or name.startswith("ln_final"):
+            parameters[name] += float(name.endswith(".w"))
+    content = slice(rotary, rotary + V)
+    token, before, output = (_pair(V, place, dtype) for place in range(3))
+    parameters["embed.W_E"] += token
+    first, second = ({name: parameters[f"blocks.{layer}.attn.{name}"] for name in _ATTENTION} for layer in (0, 1))
+    if without is not Operation.previous_token:
+        upright = torch.cat([torch.ones(rotary // 2, dtype=dtype), torch.zeros(rotary // 2, dtype=dtype)])
+        cos, sin = rotated(model, upright[None, None, None], 2).flatten().chunk(2)  # of the angles θ_m
+        first["b_K"][:, :rotary], first["b_Q"][:, :rotary] = beta * upright, torch.cat([cos, -sin])
+    for part, place in ((first, before), (second, output)):
+        part["W_V"][:, :, content] = token.T / 2
+        part["W_O"][:, content] = place / heads
+    second["W_Q"][:, :, content] = alpha * token.T / 2
+    second["W_K"][:, :, content] = before.T / 2
+    if without is Operation.write:
+        first["W_O"].zero_()
+    if without is Operation.match:
+        second["W_Q"].zero_()
+    if without is Operation.copy:
+        second["W_O"].zero_()
+    if without is not Operation.readout:
+        parameters["unembed.W_U"] += xi * output.T / 2
+    return Network(config, parameters)
+
+
+_ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K")
+
+
+def _pair(V: int, place: int, dtype: torch.dtype) -> Tensor:
+    """Rows that write V numbers into one of three places of a stream, and their negatives into its other half."""
+    rows = torch.zeros(V, 6 * V, dtype=dtype)
+    rows[:, place * V : (place + 1) * V] = torch.eye(V, dtype=dtype)
+    rows[:, (place + 3) * V : (place + 4) * V] = -torch.eye(V, dtype=dtype)
+    return rows
 
 
 def _task(config: RunConfig) -> ItemLabelTask:

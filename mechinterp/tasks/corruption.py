@@ -20,6 +20,9 @@ class Corruption(NamedEnum):
     replace_target = "the target becomes the exemplar of another item of the context; its label is then correct"
     break_pairing = "every label moves on by some pairs; the label that now follows the correct item is then correct"
     shuffle_positions = "tokens exchange their positions at random; no label is correct, the wrong one is another label"
+    swap_item = (
+        "the correct item and another one of the context change places; what follows the other one is then correct"
+    )
 
 
 @runtime_checkable
@@ -43,7 +46,8 @@ class Pairs:
     corrupt: Batch
     """The same sequences with the corruption; `corrupt.labels` are the wrong labels."""
     roles: Roles
-    """The clean batch's roles, with ``other_item`` and ``other_label``, the pairs that are not the target's."""
+    """The clean batch's roles, with ``other_item`` and ``other_label``, the pairs that are not the target's, or, where
+    every token is an item and a label, ``other``."""
 
     @property
     def answers(self) -> Int[Tensor, "batch"]:
@@ -90,7 +94,16 @@ def corrupted_pairs(
         for part in ("item", "label")
         if {part, f"correct_{part}"} <= clean.roles.keys()
     }
+    if not others and "correct_item" in clean.roles:
+        others["other"] = ~(clean.roles["correct_item"] | clean.roles["correct_label"] | clean.roles["target"])
     return Pairs(clean, corrupt, Roles({**clean.roles, **others}))
+
+
+def composition_corruption(task: Task) -> Corruption:
+    """The corruption that changes which item a label follows: of tokens whose place is all that tells it, swap_item;
+    of those that carry their position, shuffle_positions, by which labels keep their place in the sequence."""
+    known = getattr(task, "corruptions", ())
+    return Corruption.swap_item if Corruption.swap_item in known else Corruption.shuffle_positions
 
 
 def wrong_label_pairs(

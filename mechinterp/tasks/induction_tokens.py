@@ -26,7 +26,7 @@ class InductionTokensTask:
     training; ``unrepeated``, tokens that are all drawn at random, of which accuracy is chance.
     """
 
-    corruptions = (Corruption.swap_label, Corruption.replace_target, Corruption.shuffle_positions)
+    corruptions = (Corruption.swap_label, Corruption.replace_target, Corruption.swap_item)
     evaluations = ("icl", "unrepeated")
 
     def __init__(self, config: InductionTokensConfig, seed: int):
@@ -56,7 +56,7 @@ class InductionTokensTask:
         """Repeated sequences and their corrupt twins; a pure function of its arguments.
 
         swap_label: in all the context, the answer and another of its tokens change places. replace_target: the last
-        token becomes another one of the context. shuffle_positions: the tokens before the last are permuted.
+        token becomes another one of the context. swap_item: in all the context, the last token and another one.
         """
         rng, clean = generator(self.seed, Stream.CORRUPTION, seed), self.sample("icl", n_pairs, seed)
         tokens, answers = clean.inputs.numpy().copy(), clean.labels.numpy()
@@ -64,16 +64,14 @@ class InductionTokensTask:
         taken = (targets, answers, context[:, -1])  # the last of them is followed by the target
         known = np.all([context != token[:, None] for token in taken], axis=0)
         other = np.take_along_axis(context, np.where(known, rng.random(known.shape), -1.0).argmax(1)[:, None], 1)[:, 0]
-        wrong = other
-        if corruption is Corruption.swap_label:
-            is_answer, is_other = context == answers[:, None], context == other[:, None]
-            tokens[:, :-1] = np.where(is_answer, other[:, None], np.where(is_other, answers[:, None], context))
-        elif corruption is Corruption.replace_target:
-            wrong = np.take_along_axis(context, (context == other[:, None]).argmax(1)[:, None] + 1, 1)[:, 0]
+        after_other = np.take_along_axis(context, (context == other[:, None]).argmax(1)[:, None] + 1, 1)[:, 0]
+        if corruption is Corruption.replace_target:
             tokens[:, -1] = other
         else:
-            order = np.argsort(rng.random(context.shape), axis=1)
-            tokens[:, :-1] = np.take_along_axis(context, order, axis=1)
+            moved = answers if corruption is Corruption.swap_label else targets
+            is_moved, is_other = context == moved[:, None], context == other[:, None]
+            tokens[:, :-1] = np.where(is_moved, other[:, None], np.where(is_other, moved[:, None], context))
+        wrong = other if corruption is Corruption.swap_label else after_other
         sequences = torch.from_numpy(tokens)
         return clean, Batch(sequences, torch.from_numpy(wrong.copy()), clean.roles, sequences, token_classes=sequences)
 

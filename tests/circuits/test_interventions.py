@@ -8,7 +8,7 @@ import mechinterp as mi
 from mechinterp.circuits.ablation import Ablation, ablate, substitute
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Direction, Site, mask_unresolved, patch, sites
-from mechinterp.circuits.paths import patch_paths, receivers, senders
+from mechinterp.circuits.paths import Scale, patch_paths, receivers, senders
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
@@ -16,6 +16,7 @@ from mechinterp.models.forward import forward, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation, induction_head, random_label_decoy
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+from mechinterp.tasks.item_label import ItemLabelTask
 from tests.helpers import random_network, token_labels
 
 
@@ -37,7 +38,7 @@ def effects(table, *index):
 # Corruptions
 
 
-@pytest.mark.parametrize("corruption", Corruption)
+@pytest.mark.parametrize("corruption", ItemLabelTask.corruptions)
 @pytest.mark.parametrize("burstiness", [1, 2])
 def test_corruptions_change_what_they_say(corruption, burstiness):
     if corruption is Corruption.break_pairing and burstiness > 1:
@@ -180,7 +181,7 @@ def test_an_effect_without_a_span_is_not_shown(full, head, network, tiny_config)
 def test_senders_add_up_to_what_receivers_read(network, tiny_config):
     run = run_with_cache(network, mi.build_task(tiny_config).sample("icl", 5).inputs)
     for receiver in receivers(run):
-        total = receiver.reads(network, sum(senders(run, receiver.layer).values(), torch.zeros(())))
+        total = receiver.reads(run, sum(senders(run, receiver).values(), torch.zeros(())), Scale.recomputed)
         expected = run[receiver.hook].clone()
         if receiver.through != "classifier":
             others = torch.arange(2) != receiver.head

@@ -68,24 +68,18 @@ def next_by_induction(tokens: torch.Tensor) -> list[int | None]:
     return answers
 
 
-@pytest.mark.parametrize("corruption", [Corruption.swap_label, Corruption.replace_target])
+@pytest.mark.parametrize("corruption", [Corruption.swap_label, Corruption.replace_target, Corruption.swap_item])
 def test_a_corrupt_sequence_suggests_the_wrong_label_and_a_clean_one_the_answer(task, corruption):
     pairs = corrupted_pairs(task, corruption, n_pairs=300)
     assert next_by_induction(pairs.clean.inputs) == pairs.answers.tolist()
     assert next_by_induction(pairs.corrupt.inputs) == pairs.wrong_labels.tolist()
     assert bool((pairs.answers != pairs.wrong_labels).all())
-    changed = pairs.clean.inputs != pairs.corrupt.inputs
-    assert bool(changed[:, -1].all()) == (corruption is Corruption.replace_target)
-    assert bool(changed[:, :-1].any(dim=1).all()) == (corruption is Corruption.swap_label)
-
-
-def test_shuffled_tokens_are_the_same_ones_elsewhere(task):
-    pairs = corrupted_pairs(task, Corruption.shuffle_positions, n_pairs=300)
-    clean, corrupt = pairs.clean.inputs, pairs.corrupt.inputs
-    assert torch.equal(clean.sort(dim=1).values, corrupt.sort(dim=1).values)
-    assert torch.equal(clean[:, -1], corrupt[:, -1])
-    by_induction = next_by_induction(corrupt)
-    assert np.mean([a == b for a, b in zip(by_induction, pairs.answers.tolist(), strict=True)]) < 0.1
+    changed, roles = pairs.clean.inputs != pairs.corrupt.inputs, pairs.roles
+    assert torch.equal(changed[:, -1], torch.full((300,), corruption is Corruption.replace_target))
+    assert bool((changed & roles["correct_label"]).any()) == (corruption is Corruption.swap_label)
+    assert bool((changed & roles["correct_item"]).any()) == (corruption is Corruption.swap_item)
+    columns = torch.stack([roles[name] for name in ("correct_item", "correct_label", "target", "other")])
+    assert bool((columns.sum(dim=0) == 1).all())
 
 
 @pytest.mark.parametrize(

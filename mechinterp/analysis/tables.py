@@ -52,9 +52,7 @@ def patch(
     network: Network,
     task: Task,
     *,
-    corruption: Annotated[
-        Corruption, "swap_label, replace_target, break_pairing or shuffle_positions."
-    ] = Corruption.replace_target,
+    corruption: Annotated[Corruption, f"{', '.join(Corruption.__members__)}."] = Corruption.replace_target,
     metric: MetricName = Metric.logit_difference,
     direction: DirectionName = Direction.denoise,
     n_pairs: Pairs = 256,
@@ -72,8 +70,7 @@ def paths(
     *,
     corruption: Annotated[
         Corruption | None,
-        "swap_label, replace_target, break_pairing or shuffle_positions; by default the last, or the first where tokens"
-        " carry no position.",
+        f"{', '.join(Corruption.__members__)}; by default shuffle_positions, or the first that applies to the task.",
     ] = None,
     metric: MetricName = Metric.logit_difference,
     direction: DirectionName = Direction.denoise,
@@ -82,8 +79,8 @@ def paths(
 ) -> pd.DataFrame:
     """Path patching of every edge: sender, receiver, value, effect, attribution."""
     if corruption is None:
-        moves_tokens = Corruption.shuffle_positions in getattr(task, "corruptions", ())
-        corruption = Corruption.shuffle_positions if moves_tokens else Corruption.swap_label
+        known = getattr(task, "corruptions", (Corruption.swap_label,))
+        corruption = Corruption.shuffle_positions if Corruption.shuffle_positions in known else known[0]
     pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
     return patch_paths(network, pairs, metric=metric, direction=direction)
 

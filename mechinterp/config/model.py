@@ -192,6 +192,11 @@ class TransformerConfig(ModelConfig):
         if (self.input == "tokens") != bool(task.d_vocab):
             what, needed = ("tokens", "'tokens'") if task.d_vocab else ("vectors", "'as_is' or 'projected'")
             raise ValueError(f"the task's sequences are {what}: set model.input = {needed}")
+        if self.output == "tied" and task.n_labels != task.d_vocab:
+            raise ValueError(
+                f"model.output = 'tied' answers with one of the {task.d_vocab} tokens, and the task has"
+                f" {task.n_labels} labels: set model.output = 'unembedding'"
+            )
         width, d_head = self.width(task), self.head_width(task)
         if self.input == "as_is" and width != task.d_model:
             raise ValueError(

@@ -28,6 +28,9 @@ class TaskConfig(Family):
         """D, the width of a token's content, which scales the initial attention weights."""
         return self.d_model
 
+    def require_batch(self, size: int) -> None:
+        """ValueError for a training batch that is larger than the training set, with what to change."""
+
 
 class ItemLabelConfig(TaskConfig):
     """In-context classification of item–label sequences (Reddy 2023, section 2).
@@ -179,9 +182,13 @@ class PairedItemsConfig(TaskConfig):
 
 
 class TokensConfig(TaskConfig):
-    """A task whose sequences are tokens, and whose labels are the tokens that may follow."""
+    """A task whose sequences are tokens."""
 
     d_model: ClassVar[int] = 0
+
+
+class NextTokenConfig(TokensConfig):
+    """A task of tokens whose labels are the tokens that may follow."""
 
     n_tokens: int = Field(default=64, ge=2, le=65_536)
     """V, the number of different tokens."""
@@ -196,7 +203,7 @@ class TokensConfig(TaskConfig):
         return self.n_tokens
 
 
-class InductionTokensConfig(TokensConfig):
+class InductionTokensConfig(NextTokenConfig):
     """Random strings of different tokens, repeated to the end of the sequence (Olsson et al. 2022)."""
 
     kind: Literal["induction_tokens"] = "induction_tokens"
@@ -224,6 +231,52 @@ class InductionTokensConfig(TokensConfig):
             )
         if faults:
             raise ValueError("; ".join(faults))
+        return self
+
+
+class ModularAdditionConfig(TokensConfig):
+    """Addition of two numbers modulo p, learned from a part of all pairs (Power et al. 2022, Nanda et al. 2023).
+
+    A sequence is the numbers a and b and the token "=", which has the index p; its label is (a + b) mod p.
+    """
+
+    n_pos: ClassVar[int] = 3
+
+    kind: Literal["modular_addition"] = "modular_addition"
+    modulus: int = Field(default=113, ge=3, le=500)
+    """p, the number of numbers, and of labels."""
+    train_fraction: float = Field(default=0.3, gt=0.0, lt=1.0)
+    """Share of the p² pairs (a, b) that are trained on; the others are the test set."""
+
+    @property
+    def d_vocab(self) -> int:
+        return self.modulus + 1
+
+    @property
+    def n_labels(self) -> int:
+        """p."""
+        return self.modulus
+
+    @property
+    def n_train(self) -> int:
+        """Number of pairs in the training set, ⌊train_fraction · p²⌋: the batch size of full-batch training."""
+        return int(self.train_fraction * self.modulus**2)
+
+    def require_batch(self, size: int) -> None:
+        if size > self.n_train:
+            raise ValueError(
+                f"training.batch_size = {size} exceeds the {self.n_train} pairs of the training set"
+                f" (task.train_fraction = {self.train_fraction} of {self.modulus**2}): set it to {self.n_train}, the"
+                " full batch, or less"
+            )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ModularAdditionConfig":
+        if not self.n_train:
+            raise ValueError(
+                f"train_fraction = {self.train_fraction} leaves none of {self.modulus**2} pairs to train on: raise it"
+                f" to at least {1 / self.modulus**2:.2g}"
+            )
         return self
 
 

@@ -20,6 +20,7 @@ class Corruption(NamedEnum):
     replace_target = "the target becomes the exemplar of another item of the context; its label is then correct"
     break_pairing = "every label moves on by some pairs; the label that now follows the correct item is then correct"
     shuffle_positions = "tokens exchange their positions at random; no label is correct, the wrong one is another label"
+    replace_operand = "the first number of a sum becomes another number; the sum with it is then correct"
 
 
 @runtime_checkable

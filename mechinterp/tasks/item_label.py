@@ -44,7 +44,12 @@ class ItemLabelTask:
     """
 
     evaluations: tuple[str, ...] = ("icl", "iwl", "swap", "train")
-    corruptions = tuple(Corruption)
+    corruptions = (
+        Corruption.swap_label,
+        Corruption.replace_target,
+        Corruption.break_pairing,
+        Corruption.shuffle_positions,
+    )
 
     def __init__(self, config: ItemLabelConfig, seed: int):
         self.config, self.seed = config, seed

@@ -15,6 +15,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation, induction_head, random_label_decoy
+from mechinterp.tasks import ItemLabelTask
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
 from tests.helpers import random_network, token_labels
 
@@ -37,7 +38,7 @@ def effects(table, *index):
 # Corruptions
 
 
-@pytest.mark.parametrize("corruption", Corruption)
+@pytest.mark.parametrize("corruption", ItemLabelTask.corruptions)
 @pytest.mark.parametrize("burstiness", [1, 2])
 def test_corruptions_change_what_they_say(corruption, burstiness):
     if corruption is Corruption.break_pairing and burstiness > 1:

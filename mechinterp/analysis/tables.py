@@ -79,7 +79,7 @@ def paths(
 ) -> pd.DataFrame:
     """Path patching of every edge: sender, receiver, value, effect, attribution."""
     if corruption is None:
-        known = getattr(task, "corruptions", (Corruption.swap_label,))
+        known: tuple[Corruption, ...] = getattr(task, "corruptions", (Corruption.swap_label,))
         corruption = Corruption.shuffle_positions if Corruption.shuffle_positions in known else known[0]
     pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
     return patch_paths(network, pairs, metric=metric, direction=direction)

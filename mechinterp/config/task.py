@@ -234,6 +234,19 @@ class InductionTokensConfig(NextTokenConfig):
         return self
 
 
+class MarkovChainsConfig(NextTokenConfig):
+    """Sequences of Markov chains, of which every sequence has a new one (Edelman et al. 2024, section 2)."""
+
+    kind: Literal["markov_chains"] = "markov_chains"
+    n_tokens: int = Field(default=3, ge=2, le=256)
+    """k, the number of states of a chain, which are the tokens."""
+    n_pos: int = Field(default=100, ge=3, le=8_192)
+    """T, the number of tokens in a sequence."""
+    concentration: float = Field(default=1.0, ge=0.05, le=1e6)
+    """α: the rows of a transition matrix are Dirichlet(α, …, α); 1 is uniform on the simplex, small ones have rows of
+    nearly certain transitions."""
+
+
 class ModularAdditionConfig(TokensConfig):
     """Addition of two numbers modulo p, learned from a part of all pairs (Power et al. 2022, Nanda et al. 2023).
 

@@ -8,6 +8,7 @@ sudden rise of the accuracy on the others, long after that on the training set, 
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from mechinterp.config import ModularAdditionConfig
 from mechinterp.randomness import Stream, generator
@@ -80,5 +81,5 @@ class ModularAdditionTask:
         first, second = np.divmod(pairs, p)
         tokens = torch.from_numpy(np.stack([first, second, np.full_like(first, p)], axis=1))
         places = torch.eye(3, dtype=torch.bool)[:, None].expand(3, len(pairs), 3)
-        roles = dict(zip(("first", "second", "target"), places, strict=True))
+        roles: dict[str, Tensor] = dict(zip(("first", "second", "target"), places, strict=True))
         return Batch(tokens, torch.from_numpy((first + second) % p), roles)

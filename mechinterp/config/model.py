@@ -248,6 +248,10 @@ class InductionHeadConfig(ModelConfig):
     def require_fits(self, task: TaskConfig) -> None:
         if not isinstance(task, ItemLabelConfig):
             raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
+        if not task.position_dim:
+            raise ValueError(
+                f"model.kind = 'induction_head' reads positions: set task.position_dim to {task.n_pos} or more"
+            )
 
 
 class AdditiveConfig(ModelConfig):

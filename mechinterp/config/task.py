@@ -47,8 +47,9 @@ class ItemLabelConfig(TaskConfig):
     """N, the number of item–label pairs in a context."""
     content_dim: int = Field(default=63, ge=1, le=4_096)
     """D, the dimensions that carry content; class means and label vectors are N(0, 1/D)."""
-    position_dim: int = Field(default=65, ge=3, le=4_096)
-    """P, the dimensions that carry the one-hot position; at least 2N+1."""
+    position_dim: int = Field(default=65, ge=0, le=4_096)
+    """P, the dimensions that carry the one-hot position; at least 2N+1. 0: tokens are their content alone, and only
+    their order, by the model's `positional_embedding_type` or causal mask, tells their positions."""
     epsilon: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
     """ε, within-class variability: content is (μ + ε η)/√(1+ε²)."""
     zipf_exponent: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
@@ -66,6 +67,9 @@ class ItemLabelConfig(TaskConfig):
     distinct_labels: bool = True
     """True: the N/B classes of a bursty context carry N/B different labels, whatever their frequency.
     False: they are drawn i.i.d. from f (labels, and classes, may repeat), as Zipf experiments need."""
+    label_assignment: Literal["by_class", "by_sequence"] = "by_class"
+    """by_sequence: in in-context sequences, N/B different novel classes are given labels anew in every sequence (Singh
+    et al. 2024), different ones with distinct_labels, so that classes which are fixed cannot be memorised either."""
 
     @property
     def n_pos(self) -> int:
@@ -94,7 +98,13 @@ class ItemLabelConfig(TaskConfig):
             faults.append(f"n_classes (K={K}) is smaller than n_labels (L={L}): raise n_classes to at least {L}")
         elif K % L:
             faults.append(f"n_classes (K={K}) is no multiple of n_labels (L={L}): use {K - K % L} or {K - K % L + L}")
-        if self.n_novel_classes % L:
+        if self.label_assignment == "by_sequence":
+            if not self.p_in_context:
+                faults.append("label_assignment = 'by_sequence' is of in-context sequences: raise p_in_context above 0")
+            if self.n_novel_classes < N // self.copies:
+                least = N // self.copies
+                faults.append(f"a context of {least} different novel classes needs as many: raise n_novel_classes")
+        elif self.n_novel_classes % L:
             more = self.n_novel_classes - self.n_novel_classes % L + L
             faults.append(f"n_novel_classes ({self.n_novel_classes}) is no multiple of n_labels (L={L}): use {more}")
         if B and N % B:
@@ -105,10 +115,10 @@ class ItemLabelConfig(TaskConfig):
                 f"a context of N/B = {N // self.copies} distinct labels needs more than n_labels (L={L}):"
                 " raise n_labels or burstiness, or set distinct_labels = false"
             )
-        if self.n_pos > self.position_dim:
+        if 0 < self.position_dim < self.n_pos:
             faults.append(
                 f"the sequence of 2N+1 = {self.n_pos} tokens is longer than position_dim (P={self.position_dim}):"
-                f" raise position_dim to at least {self.n_pos}, or lower n_pairs"
+                f" raise position_dim to at least {self.n_pos}, or lower n_pairs, or set position_dim = 0"
             )
         if self.zipf_exponent > 0 and self.distinct_labels and B and self.p_bursty > 0 and self.p_in_context < 1:
             faults.append(

@@ -174,6 +174,8 @@ def memorising_decoy(config: RunConfig, *, xi: float = 20.0, dtype: torch.dtype 
 def _task(config: RunConfig) -> ItemLabelTask:
     if not isinstance(config.task, ItemLabelConfig):
         raise MechinterpError("circuits are planted for the item–label task; this config has another task")
+    if not config.task.position_dim:
+        raise MechinterpError("planted circuits read positions, and task.position_dim is 0: raise it")
     return ItemLabelTask(config.task, seed=config.seed)
 
 

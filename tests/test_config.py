@@ -108,10 +108,14 @@ def test_weight_decay_conventions():
     assert TrainingConfig(weight_decay=1e-4, learning_rate=0.1).decay_factor("blocks.0.attn.W_Q") == 1e-4
     decayed = TrainingConfig(weight_decay=1e-4, learning_rate=0.1, weight_decay_convention="times_learning_rate")
     assert decayed.decay_factor("classifier.layers.0.W") == pytest.approx(1e-5)
+    assert TrainingConfig(optimizer="adamw", weight_decay=1.0, learning_rate=1e-3).decay_factor("") == 1e-3
+    with pytest.raises(ValidationError, match="weight_decay subtracts 1 times a parameter at every step: lower it"):
+        TrainingConfig(weight_decay=1.0)
 
 
 def test_the_classes_of_a_family_are_found_by_their_kind():
-    assert list(TaskConfig.kinds()) == ["item_label", "paired_items", "induction_tokens", "custom"]
+    tasks = ["item_label", "paired_items", "induction_tokens", "markov_chains", "modular_addition", "custom"]
+    assert list(TaskConfig.kinds()) == tasks
     assert list(ModelConfig.kinds()) == ["transformer", "induction_head", "additive"]
     assert InterventionConfig.kinds()["silence"] is ScaleHeadOutput  # run files carry the names, not the classes
 

@@ -48,8 +48,9 @@ def induction_head_evidence(
 
     * ``answers_from_context``: accuracy on in-context sequences, of novel classes where there are classes, on a scale
       where guessing among the context's labels is 0 and always right is 1;
-    * ``k_composition``: with shuffled positions, or swapped items where tokens carry no position, the effect of what
-      earlier layers write on the layer's keys. It is high if a previous-token head writes where the layer matches
+    * ``k_composition``: with shuffled positions, the effect of what earlier layers write on the layer's keys; where
+      tokens carry no position, the share of the answer that is lost when, in the clean run, earlier layers write into
+      the keys what they write with swapped items. It is high if a previous-token head writes where the layer matches
       (Olsson et al. 2022);
     * ``q_composition``: with the target replaced, the effect of what earlier layers write on the layer's query. It is
       high if an earlier head finds the match and the layer looks beside it;
@@ -67,6 +68,7 @@ def induction_head_evidence(
     """
     require_separate_tokens(task)
     composition = composition_corruption(task)
+    swaps = composition is Corruption.swap_item  # tokens have places, not positions: the values are those of the clean
     pairs = {
         corruption: corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
         for corruption in (composition, Corruption.replace_target, Corruption.swap_label)
@@ -89,7 +91,7 @@ def induction_head_evidence(
     chance = float((1 / in_context).mean())
     values = {
         Fact.answers_from_context: (accuracy - chance) / (1 - chance),
-        Fact.k_composition: _from_earlier_layers(network, pairs[composition], tested, "k"),
+        Fact.k_composition: _from_earlier_layers(network, pairs[composition], tested, "k", noise=swaps),
         Fact.q_composition: _from_earlier_layers(network, pairs[Corruption.replace_target], tested, "q"),
         Fact.target_query_selects: effect(Corruption.replace_target, "hook_q", "target"),
         Fact.correct_label_copied: effect(Corruption.swap_label, "hook_v", "correct_label"),
@@ -122,17 +124,20 @@ def require_separate_tokens(task: Task) -> None:
         )
 
 
-def _from_earlier_layers(network: Network, pairs: Pairs, layer: int, through: str) -> float:
-    """The joint effect of all edges from earlier layers to keys or queries of a layer; see `patch_paths`."""
+def _from_earlier_layers(network: Network, pairs: Pairs, layer: int, through: str, *, noise: bool = False) -> float:
+    """The joint effect of all edges from earlier layers to keys or queries of a layer (`patch_paths`); with `noise`,
+    the share of the answer that is lost with them."""
     if layer == 0:
         return float("nan")
     with torch.no_grad():
         clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
         low, span, error = clean_corrupt_gap(Metric.logit_difference, clean.logits, corrupt.logits, pairs)
-        written = [run[f"blocks.{layer}.hook_resid_pre"] - run["hook_embed"] for run in (clean, corrupt)]
+        base, source = (clean, corrupt) if noise else (corrupt, clean)
+        written = [run[f"blocks.{layer}.hook_resid_pre"] - run["hook_embed"] for run in (source, base)]
         receivers = [Receiver(layer, head, through) for head in range(network.n_heads)]
         hook, difference = receivers[0].hook, written[0] - written[1]
-        change = sum(receiver.reads(corrupt, difference, Scale.recomputed) for receiver in receivers)
-        logits = corrupt.forward_from(hook, corrupt[hook] + change)
+        change = sum(receiver.reads(base, difference, Scale.recomputed) for receiver in receivers)
+        logits = base.forward_from(hook, base[hook] + change)
         value = float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels))
-    return (value - low) / span if abs(span) > 2 * error else float("nan")
+    effect = (value - low) / span if abs(span) > 2 * error else float("nan")
+    return 1 - effect if noise else effect

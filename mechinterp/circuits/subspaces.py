@@ -139,6 +139,8 @@ def require_item_label(task: Task) -> ItemLabelTask:
             f"task {type(task).__qualname__}: only item–label tokens are known to be position ⊕ content; use patch,"
             " paths or ablate"
         )
+    if not task.config.position_dim:
+        raise MechinterpError("task.position_dim is 0: tokens are content without position; use patch, paths or ablate")
     return task
 
 

@@ -22,6 +22,8 @@ from mechinterp.config.section import Section as Section
 from mechinterp.config.task import CustomTaskConfig as CustomTaskConfig
 from mechinterp.config.task import InductionTokensConfig as InductionTokensConfig
 from mechinterp.config.task import ItemLabelConfig as ItemLabelConfig
+from mechinterp.config.task import MarkovChainsConfig as MarkovChainsConfig
+from mechinterp.config.task import ModularAdditionConfig as ModularAdditionConfig
 from mechinterp.config.task import PairedItemsConfig as PairedItemsConfig
 from mechinterp.config.task import TaskConfig as TaskConfig
 from mechinterp.config.training import CheckpointConfig as CheckpointConfig

@@ -192,6 +192,11 @@ class TransformerConfig(ModelConfig):
         if (self.input == "tokens") != bool(task.d_vocab):
             what, needed = ("tokens", "'tokens'") if task.d_vocab else ("vectors", "'as_is' or 'projected'")
             raise ValueError(f"the task's sequences are {what}: set model.input = {needed}")
+        if self.output == "tied" and task.n_labels != task.d_vocab:
+            raise ValueError(
+                f"model.output = 'tied' answers with one of the {task.d_vocab} tokens, and the task has"
+                f" {task.n_labels} labels: set model.output = 'unembedding'"
+            )
         width, d_head = self.width(task), self.head_width(task)
         if self.input == "as_is" and width != task.d_model:
             raise ValueError(
@@ -243,6 +248,10 @@ class InductionHeadConfig(ModelConfig):
     def require_fits(self, task: TaskConfig) -> None:
         if not isinstance(task, ItemLabelConfig):
             raise ValueError("model.kind = 'induction_head' takes the item–label task: it reads the tokens' content")
+        if not task.position_dim:
+            raise ValueError(
+                f"model.kind = 'induction_head' reads positions: set task.position_dim to {task.n_pos} or more"
+            )
 
 
 class AdditiveConfig(ModelConfig):

@@ -45,6 +45,7 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         self.checkpoints.require_fits(self.training)
         self.model.require_fits(self.task)
+        self.task.require_batch(self.training.batch_size)
         if self.training.loss_at != "target" and not self.model.answers_everywhere:
             raise ValueError(
                 f"training.loss_at = {self.training.loss_at!r}: a classifier answers at the target only: set"

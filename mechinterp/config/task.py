@@ -28,6 +28,9 @@ class TaskConfig(Family):
         """D, the width of a token's content, which scales the initial attention weights."""
         return self.d_model
 
+    def require_batch(self, size: int) -> None:
+        """ValueError for a training batch that is larger than the training set, with what to change."""
+
 
 class ItemLabelConfig(TaskConfig):
     """In-context classification of item–label sequences (Reddy 2023, section 2).
@@ -44,8 +47,9 @@ class ItemLabelConfig(TaskConfig):
     """N, the number of item–label pairs in a context."""
     content_dim: int = Field(default=63, ge=1, le=4_096)
     """D, the dimensions that carry content; class means and label vectors are N(0, 1/D)."""
-    position_dim: int = Field(default=65, ge=3, le=4_096)
-    """P, the dimensions that carry the one-hot position; at least 2N+1."""
+    position_dim: int = Field(default=65, ge=0, le=4_096)
+    """P, the dimensions that carry the one-hot position; at least 2N+1. 0: tokens are their content alone, and only
+    their order, by the model's `positional_embedding_type` or causal mask, tells their positions."""
     epsilon: float = Field(default=0.1, ge=0.0, allow_inf_nan=False)
     """ε, within-class variability: content is (μ + ε η)/√(1+ε²)."""
     zipf_exponent: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
@@ -63,6 +67,9 @@ class ItemLabelConfig(TaskConfig):
     distinct_labels: bool = True
     """True: the N/B classes of a bursty context carry N/B different labels, whatever their frequency.
     False: they are drawn i.i.d. from f (labels, and classes, may repeat), as Zipf experiments need."""
+    label_assignment: Literal["by_class", "by_sequence"] = "by_class"
+    """by_sequence: in in-context sequences, N/B different novel classes are given labels anew in every sequence (Singh
+    et al. 2024), different ones with distinct_labels, so that classes which are fixed cannot be memorised either."""
 
     @property
     def n_pos(self) -> int:
@@ -91,7 +98,13 @@ class ItemLabelConfig(TaskConfig):
             faults.append(f"n_classes (K={K}) is smaller than n_labels (L={L}): raise n_classes to at least {L}")
         elif K % L:
             faults.append(f"n_classes (K={K}) is no multiple of n_labels (L={L}): use {K - K % L} or {K - K % L + L}")
-        if self.n_novel_classes % L:
+        if self.label_assignment == "by_sequence":
+            if not self.p_in_context:
+                faults.append("label_assignment = 'by_sequence' is of in-context sequences: raise p_in_context above 0")
+            if self.n_novel_classes < N // self.copies:
+                least = N // self.copies
+                faults.append(f"a context of {least} different novel classes needs as many: raise n_novel_classes")
+        elif self.n_novel_classes % L:
             more = self.n_novel_classes - self.n_novel_classes % L + L
             faults.append(f"n_novel_classes ({self.n_novel_classes}) is no multiple of n_labels (L={L}): use {more}")
         if B and N % B:
@@ -102,10 +115,10 @@ class ItemLabelConfig(TaskConfig):
                 f"a context of N/B = {N // self.copies} distinct labels needs more than n_labels (L={L}):"
                 " raise n_labels or burstiness, or set distinct_labels = false"
             )
-        if self.n_pos > self.position_dim:
+        if 0 < self.position_dim < self.n_pos:
             faults.append(
                 f"the sequence of 2N+1 = {self.n_pos} tokens is longer than position_dim (P={self.position_dim}):"
-                f" raise position_dim to at least {self.n_pos}, or lower n_pairs"
+                f" raise position_dim to at least {self.n_pos}, or lower n_pairs, or set position_dim = 0"
             )
         if self.zipf_exponent > 0 and self.distinct_labels and B and self.p_bursty > 0 and self.p_in_context < 1:
             faults.append(
@@ -179,9 +192,13 @@ class PairedItemsConfig(TaskConfig):
 
 
 class TokensConfig(TaskConfig):
-    """A task whose sequences are tokens, and whose labels are the tokens that may follow."""
+    """A task whose sequences are tokens."""
 
     d_model: ClassVar[int] = 0
+
+
+class NextTokenConfig(TokensConfig):
+    """A task of tokens whose labels are the tokens that may follow."""
 
     n_tokens: int = Field(default=64, ge=2, le=65_536)
     """V, the number of different tokens."""
@@ -196,7 +213,7 @@ class TokensConfig(TaskConfig):
         return self.n_tokens
 
 
-class InductionTokensConfig(TokensConfig):
+class InductionTokensConfig(NextTokenConfig):
     """Random strings of different tokens, repeated to the end of the sequence (Olsson et al. 2022)."""
 
     kind: Literal["induction_tokens"] = "induction_tokens"
@@ -224,6 +241,65 @@ class InductionTokensConfig(TokensConfig):
             )
         if faults:
             raise ValueError("; ".join(faults))
+        return self
+
+
+class MarkovChainsConfig(NextTokenConfig):
+    """Sequences of Markov chains, of which every sequence has a new one (Edelman et al. 2024, section 2)."""
+
+    kind: Literal["markov_chains"] = "markov_chains"
+    n_tokens: int = Field(default=3, ge=2, le=256)
+    """k, the number of states of a chain, which are the tokens."""
+    n_pos: int = Field(default=100, ge=3, le=8_192)
+    """T, the number of tokens in a sequence."""
+    concentration: float = Field(default=1.0, ge=0.05, le=1e6)
+    """α: the rows of a transition matrix are Dirichlet(α, …, α); 1 is uniform on the simplex, small ones have rows of
+    nearly certain transitions."""
+
+
+class ModularAdditionConfig(TokensConfig):
+    """Addition of two numbers modulo p, learned from a part of all pairs (Power et al. 2022, Nanda et al. 2023).
+
+    A sequence is the numbers a and b and the token "=", which has the index p; its label is (a + b) mod p.
+    """
+
+    n_pos: ClassVar[int] = 3
+
+    kind: Literal["modular_addition"] = "modular_addition"
+    modulus: int = Field(default=113, ge=3, le=500)
+    """p, the number of numbers, and of labels."""
+    train_fraction: float = Field(default=0.3, gt=0.0, lt=1.0)
+    """Share of the p² pairs (a, b) that are trained on; the others are the test set."""
+
+    @property
+    def d_vocab(self) -> int:
+        return self.modulus + 1
+
+    @property
+    def n_labels(self) -> int:
+        """p."""
+        return self.modulus
+
+    @property
+    def n_train(self) -> int:
+        """Number of pairs in the training set, ⌊train_fraction · p²⌋: the batch size of full-batch training."""
+        return int(self.train_fraction * self.modulus**2)
+
+    def require_batch(self, size: int) -> None:
+        if size > self.n_train:
+            raise ValueError(
+                f"training.batch_size = {size} exceeds the {self.n_train} pairs of the training set"
+                f" (task.train_fraction = {self.train_fraction} of {self.modulus**2}): set it to {self.n_train}, the"
+                " full batch, or less"
+            )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ModularAdditionConfig":
+        if not self.n_train:
+            raise ValueError(
+                f"train_fraction = {self.train_fraction} leaves none of {self.modulus**2} pairs to train on: raise it"
+                f" to at least {1 / self.modulus**2:.2g}"
+            )
         return self
 
 

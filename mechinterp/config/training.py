@@ -46,11 +46,12 @@ class TrainingConfig(Section):
     """The learning rate at the end of a schedule."""
     gradient_clip: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """The largest norm of the gradient over all parameters, to which a larger one is scaled down; default none."""
-    weight_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Decay λ of every trained parameter, biases included."""
+    weight_decay: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Decay λ of every trained parameter, biases included; what a step subtracts (λ or lr·λ, by the convention) is less
+    than the whole parameter."""
     decayed: tuple[str, ...] = Field(default=("*",), strict=False)
     """Names of the parameters that decay, or patterns with * and ?, as ``blocks.*.W_*``."""
-    attention_weight_decay: float | None = Field(default=None, ge=0.0, lt=1.0)
+    attention_weight_decay: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Decay of the attention parameters (blocks.…); by default λ."""
     weight_decay_convention: Literal["per_step", "times_learning_rate", "gradient"] = "per_step"
     """Of sgd. per_step: p ← (1−λ)p − lr·g. times_learning_rate: p ← (1−lr·λ)p − lr·g. gradient: g ← g + λp, before
@@ -74,6 +75,10 @@ class TrainingConfig(Section):
         ):
             if not has_effect and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect without {takes}: leave it out")
+        for name in ("weight_decay", "attention_weight_decay"):
+            subtracted = (getattr(self, name) or 0.0) * (1 if self.decay_kind == "per_step" else self.learning_rate)
+            if subtracted >= 1:
+                raise ValueError(f"{name} subtracts {subtracted:g} times a parameter at every step: lower it below 1")
         if self.final_learning_rate > self.learning_rate:
             raise ValueError("final_learning_rate must not exceed learning_rate: swap or lower it")
         if scheduled and self.warmup_steps >= self.steps:

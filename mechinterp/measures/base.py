@@ -19,7 +19,7 @@ from torch import Tensor
 from mechinterp.config.model import MOST_LAYERS, TransformerConfig
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
 from mechinterp.models.network import Network, hook_names
-from mechinterp.tasks.base import Batch
+from mechinterp.tasks.base import Batch, Task
 from mechinterp.training.spikes import SPIKES
 
 
@@ -35,6 +35,8 @@ class Observation:
     """The activations at the hooks that the measure asked for."""
     network: Network | None = None
     """The network, for measures of what it computes otherwise; None for a model that is not a `Network`."""
+    task: Task | None = None
+    """The task of the sequences, for measures of one task; None where it is not known."""
 
     def pattern(self, layer: int) -> Float[Tensor, "batch head query key"]:
         """The attention pattern of a layer, counted from 0: rows sum to 1. The measure must ask for its hook."""
@@ -78,10 +80,13 @@ class Measure:
     requires: tuple[Requirement, ...]
     each_evaluation: bool
     evaluation: str | None
+    task: type | None
 
-    def unmet(self, batch: Batch) -> Requirement | None:
-        """The first requirement that a task's sequences do not meet."""
-        return next((requirement for requirement in self.requires if not requirement.holds(batch)), None)
+    def unmet(self, task: Task, batch: Batch) -> str | None:
+        """The first requirement that a task, or its sequences, do not meet, in words."""
+        if self.task is not None and not isinstance(task, self.task):
+            return f"of the class {self.task.__name__}"
+        return next((requirement.value for requirement in self.requires if not requirement.holds(batch)), None)
 
 
 _HOOKS = {
@@ -107,11 +112,13 @@ def register(
     requires: Sequence[Requirement] = (),
     each_evaluation: bool = False,
     evaluation: str | None = None,
+    task: type | None = None,
 ) -> Callable[..., Any]:
     """A decorator that adds a function to the measures, under the function's name.
 
-    `hooks` are the activations and `roles` the positions that it reads, `requires` further properties of the task;
-    where one is missing, the measure has no column. It is taken on the task's first evaluation set or the one that
+    `hooks` are the activations and `roles` the positions that it reads, `requires` further properties of the task, and
+    `task` the class, or runtime-checkable protocol, of the tasks for which it is defined; where one is missing, the
+    measure has no column. It is taken on the task's first evaluation set or the one that
     `evaluation` names, or with `each_evaluation` on all of them; its columns are then called ``{evaluation}_{name}``.
     """
 
@@ -131,7 +138,7 @@ def register(
         if name in MEASURES and MEASURES[name].compute.__module__ != compute.__module__:
             raise MechinterpError(f"a measure named {name!r} exists already; choose another name")
         MEASURES[name] = Measure(
-            name, compute, tuple(hooks), tuple(roles), tuple(requires), each_evaluation, evaluation
+            name, compute, tuple(hooks), tuple(roles), tuple(requires), each_evaluation, evaluation, task
         )
         return compute
 

@@ -61,8 +61,8 @@ def columns_for(task: Task, model: ModelConfig, names: Sequence[str] | None = No
     for name in names:
         if name in MEASURES and name not in possible:
             measure = MEASURES[name]
-            if unmet := measure.unmet(task.sample(task.evaluations[0], 1)):
-                raise MechinterpError(f"{name} cannot be measured here: it is of tasks {unmet.value}")
+            if unmet := measure.unmet(task, task.sample(task.evaluations[0], 1)):
+                raise MechinterpError(f"{name} cannot be measured here: it is of tasks {unmet}")
             needs = ", ".join([*measure.roles, *measure.hooks])
             raise MechinterpError(f"{name} cannot be measured here: it needs {needs}")
         if name not in possible:
@@ -121,15 +121,22 @@ def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) 
         selected = [column for column in columns if column.evaluation == evaluation]
         hooks = {hook for column in selected for hook in column.measure.hooks}
         with torch.no_grad():
-            seen = observe(network, batch, hooks)
+            seen = observe(network, batch, hooks, task=run.task)
             released |= {column.name: column.value(seen) for column in selected}
             if forward_interventions(run.config):
-                seen = observe(network, batch, hooks, run, step)
+                seen = observe(network, batch, hooks, run, step, run.task)
                 clamped |= {f"clamped_{column.name}": column.value(seen) for column in selected}
     return released | clamped
 
 
-def observe(network: Network, batch: Batch, hooks: Iterable[str], run: Run | None = None, step: int = 0) -> Observation:
+def observe(
+    network: Network,
+    batch: Batch,
+    hooks: Iterable[str],
+    run: Run | None = None,
+    step: int = 0,
+    task: Task | None = None,
+) -> Observation:
     """A network's logits and activations on a batch, with the interventions of a step if a run is given.
 
     Without hooks, the last layer's queries are the target's alone, which saves a third of the time.
@@ -141,14 +148,15 @@ def observe(network: Network, batch: Batch, hooks: Iterable[str], run: Run | Non
             run_with_cache(network, part.inputs, hooks, acting.hooks() if acting else None, target_only=not hooks)
         )
     logits = torch.cat([part.logits for part in parts])
-    return Observation(batch, logits, {hook: torch.cat([part[hook] for part in parts]) for hook in hooks}, network)
+    cache = {hook: torch.cat([part[hook] for part in parts]) for hook in hooks}
+    return Observation(batch, logits, cache, network, task)
 
 
 def _possible(task: Task, model: ModelConfig) -> Iterable[Column]:
     """Every column whose roles and requirements the task has, and whose hooks the model has."""
     sample, hooks = task.sample(task.evaluations[0], 1), hook_names(model)
     for measure in MEASURES.values():
-        lacking = any(role not in sample.roles for role in measure.roles) or measure.unmet(sample)
+        lacking = any(role not in sample.roles for role in measure.roles) or measure.unmet(task, sample)
         if lacking or any(hook not in hooks for hook in measure.hooks):
             continue
         if measure.each_evaluation:

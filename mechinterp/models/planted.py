@@ -245,6 +245,8 @@ def _pair(V: int, place: int, dtype: torch.dtype) -> Tensor:
 def _task(config: RunConfig) -> ItemLabelTask:
     if not isinstance(config.task, ItemLabelConfig):
         raise MechinterpError("circuits are planted for the item–label task; this config has another task")
+    if not config.task.position_dim:
+        raise MechinterpError("planted circuits read positions, and task.position_dim is 0: raise it")
     return ItemLabelTask(config.task, seed=config.seed)
 
 

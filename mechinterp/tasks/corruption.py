@@ -23,6 +23,7 @@ class Corruption(NamedEnum):
     swap_item = (
         "the correct item and another one of the context change places; what follows the other one is then correct"
     )
+    replace_operand = "the first number of a sum becomes another number; the sum with it is then correct"
 
 
 @runtime_checkable
@@ -122,3 +123,10 @@ def moved_on(labels: Int[np.ndarray, "batch pair"], shift: Int[np.ndarray, "batc
     """Every label moved by `shift` pairs: a pair takes the label of the pair that stands `shift` after it."""
     n = labels.shape[1]
     return np.take_along_axis(labels, (np.arange(n) + shift[:, None]) % n, axis=1)
+
+
+def exchanged(
+    tokens: Int[np.ndarray, "batch pos"], one: Int[np.ndarray, "batch 1"], other: Int[np.ndarray, "batch 1"]
+) -> Int[np.ndarray, "batch pos"]:
+    """Tokens of which two change places wherever they stand."""
+    return np.where(tokens == one, other, np.where(tokens == other, one, tokens))

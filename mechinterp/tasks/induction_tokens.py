@@ -11,7 +11,7 @@ import torch
 from mechinterp.config import InductionTokensConfig
 from mechinterp.randomness import Stream, generator
 from mechinterp.tasks.base import Batch, evaluation_stream
-from mechinterp.tasks.corruption import Corruption
+from mechinterp.tasks.corruption import Corruption, exchanged
 from mechinterp.tasks.registry import register_task
 from mechinterp.torch_state import torch_defaults
 
@@ -69,8 +69,7 @@ class InductionTokensTask:
             tokens[:, -1] = other
         else:
             moved = answers if corruption is Corruption.swap_label else targets
-            is_moved, is_other = context == moved[:, None], context == other[:, None]
-            tokens[:, :-1] = np.where(is_moved, other[:, None], np.where(is_other, moved[:, None], context))
+            tokens[:, :-1] = exchanged(context, moved[:, None], other[:, None])
         wrong = other if corruption is Corruption.swap_label else after_other
         sequences = torch.from_numpy(tokens)
         return clean, Batch(sequences, torch.from_numpy(wrong.copy()), clean.roles, sequences, token_classes=sequences)

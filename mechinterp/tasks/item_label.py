@@ -1,7 +1,8 @@
 """In-context classification of item–label sequences (Reddy 2023, section 2).
 
-A token is one-hot position (P) ⊕ content (D). Items are noisy exemplars of Gaussian classes, labels are fixed
-vectors, and the sequence x₁ ℓ₁ … x_N ℓ_N x_q sits in a window of the P positions whose start is uniform.
+A token is one-hot position (P) ⊕ content (D), or with P = 0 its content alone. Items are noisy exemplars of Gaussian
+classes, labels are fixed vectors, and the sequence x₁ ℓ₁ … x_N ℓ_N x_q sits in a window of the P positions whose start
+is uniform.
 
 Training and evaluation sets are made of three types of sequence:
 
@@ -44,18 +45,17 @@ class ItemLabelTask:
     """
 
     evaluations: tuple[str, ...] = ("icl", "iwl", "swap", "train")
-    corruptions = (
-        Corruption.swap_label,
-        Corruption.replace_target,
-        Corruption.break_pairing,
-        Corruption.shuffle_positions,
-    )
 
     def __init__(self, config: ItemLabelConfig, seed: int):
         self.config, self.seed = config, seed
         self.d_model, self.n_pos, self.n_labels = config.d_model, config.n_pos, config.n_labels
         P = config.position_dim
-        self.token_parts = {"position": slice(0, P), "content": slice(P, config.d_model)}
+        self.corruptions = (
+            *(Corruption.swap_label, Corruption.replace_target, Corruption.break_pairing),
+            Corruption.shuffle_positions if P else Corruption.swap_item,
+        )
+        self.token_parts = {"position": slice(0, P)} if P else {}
+        self.token_parts["content"] = slice(P, config.d_model)
         rng = generator(seed, Stream.TASK)
         scale = np.float32(config.content_dim**-0.5)
         self.class_means = scale * rng.standard_normal((config.n_classes, config.content_dim), dtype=np.float32)
@@ -73,8 +73,9 @@ class ItemLabelTask:
             config.n_labels,
             config.copies,
             config.distinct_labels,
-            config.position_dim - config.n_pos + 1,
+            config.position_dim - config.n_pos + 1 if P else 1,
             float(config.epsilon),
+            config.label_assignment == "by_sequence",
         )
         frequencies = np.arange(1, config.n_classes + 1, dtype=np.float64) ** -config.zipf_exponent
         self._cumulative = np.cumsum(frequencies / frequencies.sum())
@@ -127,11 +128,19 @@ class ItemLabelTask:
             content[:, -1], classes[:, -1] = content[rows, 2 * wrong_pair], classes[rows, 2 * wrong_pair]
         elif corruption is Corruption.break_pairing:
             content[:, 1::2] = moved_on(labels, wrong_pair - (~other).argmax(axis=1))
-        else:
+        elif corruption is Corruption.shuffle_positions:
             order = np.argsort(rng.random(positions.shape), axis=1)
             positions = np.take_along_axis(positions, order, axis=1)
-        token_labels = np.full(content.shape, -1, np.int64)
-        token_labels[:, 1::2] = content[:, 1::2]
+        else:
+            items = classes[:, :-1:2].numpy()
+            places = [items == classes[:, -1:].numpy(), items == items[rows, wrong_pair][:, None]]
+            one, other_one = (2 * mask.argsort(axis=1, kind="stable")[:, -self.config.copies :] for mask in places)
+            for array in (content, classes.numpy()):
+                array[rows[:, None], one], array[rows[:, None], other_one] = (
+                    array[rows[:, None], other_one],
+                    array[rows[:, None], one],
+                )
+        token_labels = np.where(content < self.n_labels, content, -1)
         table = replace(clean.table, content=torch.from_numpy(content), positions=torch.from_numpy(positions))
         suggested = torch.from_numpy(wrong_labels)
         return clean, Batch(None, suggested, clean.roles, torch.from_numpy(token_labels), table, classes)
@@ -186,6 +195,7 @@ class _Numbers(NamedTuple):
     distinct_labels: bool
     n_windows: int
     epsilon: float
+    labels_by_sequence: bool
 
 
 @_compiled
@@ -195,26 +205,28 @@ def _draw_batches(streams, numbers, cumulative, mixture, means, result):
     items, labels, tokens, correct = result
     size, N = items.shape[1], items.shape[2] - 1
     uniform, classes, starts = np.empty((size, 3 * N + 3)), np.empty((size, N + 1), np.int64), np.empty(size, np.int64)
+    class_labels = np.empty((size, N + 1), np.int64)
     for n in range(steps.shape[0]):
         key = stream_key(seed, stream, steps[n])
         draw_uniform(key, 0, uniform)
-        _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, starts)
+        _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, class_labels, starts)
         if fresh:
             draw_normal(key, 1 << 32, means[1].shape[1] ** -0.5, means[1])
         _draw_exemplars(key, means[0], means[1], classes, numbers.epsilon, items[n])
-        _lay_out(numbers.n_labels, shift, classes, starts, labels[n], tokens[n], correct[n])
+        _lay_out(numbers.n_labels, shift, classes, class_labels, starts, labels[n], tokens[n], correct[n])
 
 
 @_compiled
-def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, starts):
-    """Classes of the items and of the target (last column) of every sequence, and where its window starts.
+def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, class_labels, starts):
+    """Classes, and labels, of the items and of the target (last column) of every sequence, and where its window starts.
 
     With probability p_novel the classes are novel ones, which are numbered from K on; K is a multiple of L, so their
-    labels are k mod L too. Novel classes, and trained ones with probability p_repeated, occur B times, and the target's
-    is one of them. Otherwise all N + 1 classes are i.i.d. from f. Every sequence has a row of uniform numbers.
+    labels are k mod L too; or, by sequence, they are drawn, of classes that are all different. Novel classes, and
+    trained ones with probability p_repeated, occur B times, and the target's is one of them. Otherwise all N + 1
+    classes are i.i.d. from f. Every sequence has a row of uniform numbers.
     """
-    K, n_novel, L, B, distinct, n_windows, _ = numbers
-    N, labels = classes.shape[1] - 1, np.arange(L)
+    K, n_novel, L, B, distinct, n_windows, _, by_sequence = numbers
+    N, labels, order, n_classes = classes.shape[1] - 1, np.arange(L), np.arange(n_novel), K + n_novel
     for b in range(classes.shape[0]):
         row, u = classes[b], uniform[b]
         of_class, of_label, of_order = u[3 : N + 4], u[N + 4 : 2 * N + 4], u[2 * N + 4 :]
@@ -225,6 +237,11 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, st
                 if distinct:  # the next entry of a random permutation of the labels
                     other = i + int(of_label[i] * (L - i))
                     labels[i], labels[other] = labels[other], labels[i]
+                if novel and by_sequence:  # the next entry of a random permutation of the classes, and of labels
+                    other = i + int(of_class[i] * (n_novel - i))
+                    order[i], order[other] = order[other], order[i]
+                    drawn = K + order[i] + n_classes * (labels[i] if distinct else int(of_label[i] * L))
+                elif distinct:
                     drawn = first + int(of_class[i] * (n_known // L)) * L + labels[i]
                 elif novel:
                     drawn = first + int(of_class[i] * n_novel)
@@ -238,12 +255,15 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, st
         else:
             for i in range(N + 1):
                 row[i] = min(np.searchsorted(cumulative, of_class[i], side="right"), K - 1)
+        for i in range(N + 1):
+            class_labels[b, i] = row[i] // n_classes if novel and by_sequence else row[i] % L
+            row[i] %= n_classes
         starts[b] = int(u[2] * n_windows)
 
 
 @_compiled
-def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
-    """Lays out the tokens x₁ ℓ₁ … x_N ℓ_N x_q of classes whose labels are (k + shift) mod L.
+def _lay_out(n_labels, shift, classes, class_labels, starts, labels, tokens, correct):
+    """Lays out the tokens x₁ ℓ₁ … x_N ℓ_N x_q of classes, whose labels are moved on by `shift` mod L.
 
     `tokens` is filled with the index of every token's content in the `TokenTable`, its position, and the label and the
     class it shows, or −1; `correct` with whether it is an item of the target's class, or such an item's label.
@@ -253,11 +273,11 @@ def _lay_out(n_labels, shift, classes, starts, labels, tokens, correct):
     correct[:] = False
     for b in range(size):
         target = classes[b, N]
-        labels[b] = (target + shift) % n_labels
+        labels[b] = (class_labels[b, N] + shift) % n_labels
         for i in range(N + 1):
             content[b, 2 * i], token_labels[b, 2 * i], token_classes[b, 2 * i] = n_labels + i, -1, classes[b, i]
         for i in range(N):
-            label = (classes[b, i] + shift) % n_labels
+            label = (class_labels[b, i] + shift) % n_labels
             content[b, 2 * i + 1], token_labels[b, 2 * i + 1], token_classes[b, 2 * i + 1] = label, label, -1
             correct[0, b, 2 * i] = correct[1, b, 2 * i + 1] = classes[b, i] == target
         for t in range(2 * N + 1):

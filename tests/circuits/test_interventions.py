@@ -11,12 +11,13 @@ from mechinterp.circuits.patching import Direction, Site, mask_unresolved, patch
 from mechinterp.circuits.paths import Scale, patch_paths, receivers, senders
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.circuits.subspaces import subspaces
+from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation, induction_head, random_label_decoy
+from mechinterp.tasks import ItemLabelTask
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
-from mechinterp.tasks.item_label import ItemLabelTask
 from tests.helpers import random_network, token_labels
 
 
@@ -38,7 +39,7 @@ def effects(table, *index):
 # Corruptions
 
 
-@pytest.mark.parametrize("corruption", ItemLabelTask.corruptions)
+@pytest.mark.parametrize("corruption", ItemLabelTask(ItemLabelConfig(), 0).corruptions)
 @pytest.mark.parametrize("burstiness", [1, 2])
 def test_corruptions_change_what_they_say(corruption, burstiness):
     if corruption is Corruption.break_pairing and burstiness > 1:

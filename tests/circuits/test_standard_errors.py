@@ -10,6 +10,7 @@ from mechinterp.circuits.patching import clean_corrupt_gap
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.models.forward import forward
 from mechinterp.models.network import Network
+from mechinterp.tasks import ItemLabelTask
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
 
 
@@ -63,8 +64,8 @@ def test_a_single_class_has_no_error():
 
 
 def test_tasks_tell_the_classes_of_targets(full):
-    task = mi.build_task(full)
-    for corruption in Corruption:
+    task = ItemLabelTask(full.task, full.seed)
+    for corruption in task.corruptions:
         pairs = corrupted_pairs(task, corruption, n_pairs=50)
         assert pairs.target_classes is not None
         clean, corrupt = pairs.target_classes.unbind(dim=1)

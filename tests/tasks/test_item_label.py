@@ -7,10 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mechinterp as mi
+from mechinterp.circuits.subspaces import subspaces
 from mechinterp.config import ItemLabelConfig
-from mechinterp.errors import UnknownNameError
+from mechinterp.errors import ConfigError, MechinterpError, UnknownNameError
+from mechinterp.models.network import Network
+from mechinterp.models.planted import induction_head
 from mechinterp.tasks import ItemLabelTask
-from tests.helpers import token_labels
+from mechinterp.tasks.corruption import Corruption, corrupted_pairs
+from mechinterp.training.engines import AutogradEngine, FusedEngine
+from tests.helpers import random_parameters, token_labels
 
 N = 8
 
@@ -220,3 +225,147 @@ def test_the_parts_of_a_token_are_its_position_and_its_content():
     one_hot, content = batch.inputs[..., parts["position"]], batch.inputs[..., parts["content"]]
     assert torch.equal(one_hot.sum(dim=-1), torch.ones(4, 17))
     assert torch.equal(content[0, 1], torch.from_numpy(task().label_vectors)[token_labels(batch)[0, 1]])
+
+
+# Sequences of Singh et al. 2024: no position in the tokens, and labels that are assigned by sequence
+
+SINGH = {
+    "task.n_pairs": 2,
+    "task.n_labels": 5,
+    "task.n_classes": 5,
+    "task.n_novel_classes": 9,
+    "task.novel_classes": "fixed",
+    "task.p_in_context": 1.0,
+    "task.label_assignment": "by_sequence",
+    "task.content_dim": 12,
+    "task.position_dim": 0,
+    "task.epsilon": 0.0,
+    "training.batch_size": 32,
+}
+PROJECTED = {
+    "model.input": "projected",
+    "model.output": "unembedding",
+    "model.d_model": 16,
+    "model.d_head": 8,
+    "model.output_matrix": "trained",
+    "model.positional_embedding_type": "rotary",
+    "training.optimizer": "adamw",
+    "training.learning_rate": 0.01,
+}
+
+
+def singh(**changes) -> ItemLabelTask:
+    config = mi.RunConfig().updated(SINGH | {f"task.{name}": value for name, value in changes.items()}).task
+    assert isinstance(config, ItemLabelConfig)
+    return ItemLabelTask(config, seed=0)
+
+
+def test_tokens_without_position_are_their_content():
+    with_position, without = task(p_in_context=0.5), task(p_in_context=0.5, position_dim=0)
+    assert torch.equal(with_position.train_batch(3, 50).inputs[..., 65:], without.train_batch(3, 50).inputs)
+    assert (without.d_model, without.token_parts) == (63, {"content": slice(0, 63)})
+
+
+@pytest.mark.parametrize("evaluation", ["icl", "train"])
+@pytest.mark.parametrize("distinct", [True, False])
+def test_labels_by_sequence_tell_nothing_of_the_class(evaluation, distinct):
+    batch = singh(distinct_labels=distinct).sample(evaluation, 9000)
+    shown, classes = token_labels(batch)[:, 1::2], batch.token_classes
+    assert classes is not None
+    assert (classes[:, 0] != classes[:, 2]).all()
+    same = (shown[:, 0] == shown[:, 1]).double().mean()
+    assert float(same) == (0 if distinct else pytest.approx(1 / 5, abs=0.02))
+    assert torch.equal(batch.labels, torch.where(classes[:, 0] == classes[:, 4], shown[:, 0], shown[:, 1]))
+    assert ((classes[:, 0] == classes[:, 4]) | (classes[:, 2] == classes[:, 4])).all()
+    counts = torch.bincount((classes[:, 0] - 5) * 5 + shown[:, 0], minlength=45)
+    assert counts.numpy() == pytest.approx(200, abs=5 * 200**0.5)
+    both = torch.bincount((classes[:, 0] - 5) * 9 + classes[:, 2] - 5, minlength=81)
+    assert both[both > 0].numpy() == pytest.approx(125, abs=5 * 125**0.5)
+    assert len(both[both > 0]) == 72  # no order, and no pair, of two of the nine classes is left out
+
+
+def test_copies_of_a_class_share_its_label_of_the_sequence():
+    batch = singh(n_pairs=6, burstiness=2, n_novel_classes=10).train_batch(0, 500)
+    classes, shown = batch.token_classes, token_labels(batch)
+    assert classes is not None
+    codes = (classes[:, :-1:2] * 5 + shown[:, 1::2]).sort(dim=1).values
+    assert torch.equal(codes[:, ::2], codes[:, 1::2])
+    assert (codes[:, ::2].diff(dim=1) > 0).all()
+    assert batch.roles["correct_label"].sum(dim=1).eq(2).all()
+    assert shown[batch.roles["correct_label"]].view(500, 2).eq(batch.labels[:, None]).all()
+
+
+def test_fixed_classes_with_labels_by_sequence_are_the_same_vectors_with_other_labels():
+    one, two = (singh().train_batch(step, 300) for step in (0, 1))
+    means = [batch.inputs[:, 0].unique(dim=0) for batch in (one, two)]
+    assert torch.equal(*means)
+    assert len(means[0]) == 9
+
+
+@pytest.mark.parametrize("burstiness", [1, 2])
+@pytest.mark.parametrize("corruption", singh().corruptions)
+def test_sequences_without_positions_are_corrupted_by_their_order(corruption, burstiness):
+    made = singh(n_pairs=6, burstiness=burstiness, n_novel_classes=10, n_labels=10, n_classes=10)
+    if corruption is Corruption.break_pairing and burstiness > 1:
+        pytest.skip("refused")
+    pairs = corrupted_pairs(made, corruption, n_pairs=400)
+    for batch, labels in ((pairs.clean, pairs.answers), (pairs.corrupt, pairs.wrong_labels)):
+        shown, classes = token_labels(batch), batch.token_classes
+        assert classes is not None
+        after = (classes[:, :-2] == classes[:, -1:]) & (classes[:, -1:] >= 0)  # items that are followed by a token
+        assert after.sum(dim=1).eq(burstiness).all()
+        answers = shown[:, 1:-1][after].view(400, burstiness)
+        assert answers.eq(labels[:, None]).all()
+    changed = (pairs.clean.inputs != pairs.corrupt.inputs).any(dim=-1)
+    if corruption is Corruption.swap_item:
+        assert not (changed & (pairs.roles["label"] | pairs.roles["target"])).any()
+        assert changed.sum(dim=1).eq(2 * burstiness).all()
+
+
+def test_only_tokens_with_positions_are_shuffled():
+    with pytest.raises(MechinterpError, match="whose tokens carry no position; use one of swap_label"):
+        corrupted_pairs(singh(), "shuffle_positions")
+
+
+def test_the_fused_engine_and_autograd_agree_without_positions():
+    config = mi.RunConfig().updated(SINGH | {"model.classifier_width": 8})
+    assert FusedEngine.supports(config, "cpu")
+    parameters, batch = random_parameters(config, dtype=torch.float32), mi.build_task(config).train_batch(0, 32)
+    (loss, _, fused), (expected, _, autograd) = (
+        engine([config], [parameters]).gradients(batch) for engine in (FusedEngine, AutogradEngine)
+    )
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in autograd.items():
+        torch.testing.assert_close(fused[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_projected_rotary_networks_are_trained_on_them(tmp_path):
+    config = mi.RunConfig().updated(SINGH | PROJECTED | {"training.steps": 20, "checkpoints.every": 10})
+    run = mi.train(config, tmp_path / "run.h5", progress=False)
+    table = mi.measure(run, ["icl_accuracy", "train_loss", "tila2", "ila1"], n_sequences=100)
+    assert np.isfinite(table.to_numpy()).all()
+    assert table["train_loss"].iloc[-1] < table["train_loss"].iloc[0]
+
+
+def test_what_reads_positions_refuses_tokens_without():
+    config = mi.RunConfig().updated(SINGH)
+    with pytest.raises(MechinterpError, match="position_dim is 0: tokens are content without position; use patch"):
+        subspaces(Network.initial(config), mi.build_task(config))
+    with pytest.raises(MechinterpError, match="planted circuits read positions"):
+        induction_head(config)
+    with pytest.raises(ConfigError, match=r"set task\.position_dim to 5 or more"):
+        config.updated({"model.kind": "induction_head"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task.p_in_context": 0.0}, "raise p_in_context above 0"),
+        ({"task.n_novel_classes": 1}, "a context of 2 different novel classes needs as many: raise n_novel_classes"),
+        ({"task.label_assignment": "by_class"}, "n_novel_classes .9. is no multiple"),
+        ({"task.position_dim": 4}, "or set position_dim = 0"),
+    ],
+)
+def test_impossible_sequences_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        mi.RunConfig().updated(SINGH | changes)

@@ -21,7 +21,7 @@ sizes = st.fixed_dictionaries(
         "task.n_pairs": st.integers(1, 6),
         "task.n_labels": st.integers(2, 9),
         "task.content_dim": st.integers(1, 20),
-        "task.position_dim": st.integers(13, 20),
+        "task.position_dim": st.integers(13, 20) | st.just(0),
         "model.classifier_depth": st.integers(0, 4),
         "model.classifier_width": st.integers(1, 23),
         "training.batch_size": st.integers(1, 33),

@@ -48,9 +48,14 @@ def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> He
     """
     measure = str(curve.name)
     after = emergence.after if emergence.transition else curve.iloc[-max(len(curve) // 10, 1) :].median()
-    level = guessing_level(run.task, float(after or 0.0)) if measure == "icl_accuracy" else None
+    level = guessing_level(run.task, float(after or 0.0)) if measure == main_measure(run.task) else None
     steps = steps_around(emergence, run.steps) if emergence.transition else run.steps[-1:]
     return Headline(describe(measure, emergence), level, *_induction_head(run, steps))
+
+
+def main_measure(task: Task) -> str:
+    """The measure whose transition is the result by default: the accuracy on the task's first evaluation set."""
+    return f"{task.evaluations[0]}_accuracy"
 
 
 def guessing_level(task: Task, accuracy: float) -> str | None:

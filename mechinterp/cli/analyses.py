@@ -45,8 +45,8 @@ class Emergence:
     """Locate the step at which a measure makes its transition, or say that there is none."""
 
     run: RunPath
-    measure: str = "icl_accuracy"
-    """The measure."""
+    measure: str | None = None
+    """The measure; by default the accuracy on the task's first evaluation set (icl_accuracy)."""
     scale: Literal["step", "log_step"] = "step"
     """Fit in the step or in its logarithm."""
     n_sequences: int = 1000
@@ -54,15 +54,17 @@ class Emergence:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.analysis.headline import headline
+        from mechinterp.analysis.headline import headline, main_measure
         from mechinterp.emergence import locate_emergence
         from mechinterp.run import open_run
         from mechinterp.training.spikes import spikes_of
 
-        table, run = _measured(self.run, [self.measure], None, self.n_sequences), open_run(self.run)
-        emergence, spikes = locate_emergence(table[self.measure], scale=self.scale), spikes_of(run.file.metrics())
-        found = headline(run, table[self.measure], emergence)
-        result = {"run": str(self.run), "measure": self.measure, **emergence.to_dict(), **found.to_dict()}
+        run = open_run(self.run)
+        name = self.measure or main_measure(run.task)
+        curve = _measured(self.run, [name], None, self.n_sequences)[name]
+        emergence, spikes = locate_emergence(curve, scale=self.scale), spikes_of(run.file.metrics())
+        found = headline(run, curve, emergence)
+        result = {"run": str(self.run), "measure": name, **emergence.to_dict(), **found.to_dict()}
         print_result(result | spikes_result(spikes), self.json, with_spikes(str(found), spikes))
 
 

@@ -55,11 +55,11 @@ class Train:
 class Run(Train):
     """The main job: train, measure every checkpoint, locate the emergence, write the report."""
 
-    measure: str = "icl_accuracy"
-    """The measure whose transition is the result."""
+    measure: str | None = None
+    """The measure whose transition is the result; by default the accuracy on the task's first evaluation set."""
 
     def execute(self) -> None:
-        from mechinterp.analysis.headline import headline
+        from mechinterp.analysis.headline import headline, main_measure
         from mechinterp.emergence import locate_or_say_why
         from mechinterp.files import replace_text, require_writable
         from mechinterp.measures import columns_for, measure
@@ -67,7 +67,9 @@ class Run(Train):
         from mechinterp.tasks import build_task
         from mechinterp.training.spikes import spikes_of
 
-        columns_for(build_task(self.settings), self.settings.model, [self.measure])
+        task = build_task(self.settings)
+        name = self.measure or main_measure(task)
+        columns_for(task, self.settings.model, [name])
         out = self.run_path()
         csv, report = out.with_suffix(".csv"), out.with_suffix(".html")
         for path in (csv, report):
@@ -76,11 +78,11 @@ class Run(Train):
             require_writable(path, self.overwrite)
         run = self.train()
         table = measure(run, progress=True)
-        emergence, spikes = locate_or_say_why(table[self.measure]), spikes_of(run.file.metrics())
-        write_report(run, table, report, measure=self.measure, progress=True)
+        emergence, spikes = locate_or_say_why(table[name]), spikes_of(run.file.metrics())
+        write_report(run, table, report, measure=name, progress=True)
         replace_text(csv, table.to_csv())
-        result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": self.measure}
-        found = headline(run, table[self.measure], emergence)
+        result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": name}
+        found = headline(run, table[name], emergence)
         result |= emergence.to_dict() | found.to_dict() | spikes_result(spikes)
         print_result(result, self.json, f"{with_spikes(str(found), spikes)}\nreport: {report}")
 

@@ -21,6 +21,13 @@ _NGUYEN_2024: dict[str, dict[str, Any]] = {
     "checkpoints": {"every": 2_000},
 }
 _AUTHORS = {"classifier_depth": 2, "classifier_width": 512, "classifier_init": "torch_linear", "readout_bias": True}
+_TRANSFORMER: dict[str, Any] = {
+    "kind": "transformer",
+    "normalization_type": "LN",
+    "use_attn_scale": True,
+    "output_matrix": "trained",
+    "output": "unembedding",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "reddy2023": _REDDY_2023,
     "reddy2023-fast": {
@@ -67,6 +74,99 @@ PRESETS: dict[str, dict[str, Any]] = {
         "task": {"kind": "paired_items", "n_items": 20_000, "n_pairs": 99, "equal_labels": True, "tokens": "plain"},
         "model": {"kind": "additive", "target_in_softmax": True, "beta_init_std": 1.0, **_AUTHORS},
         "training": {**_NGUYEN_2024["training"], "steps": 300_000},
+    },
+    "singh2024": {
+        "task": {
+            "kind": "item_label",
+            "n_classes": 50,
+            "n_labels": 5,
+            "n_pairs": 2,
+            "epsilon": 0.0,
+            "position_dim": 0,
+            "content_dim": 512,
+            "p_in_context": 1.0,
+            "n_novel_classes": 50,
+            "novel_classes": "fixed",
+            "label_assignment": "by_sequence",
+        },
+        "model": {
+            **_TRANSFORMER,
+            "n_heads": 8,
+            "d_model": 64,
+            "d_head": 8,
+            "positional_embedding_type": "rotary",
+            "input": "projected",
+        },
+        "training": {"steps": 16_000, "batch_size": 32, "optimizer": "adam", "learning_rate": 1e-5},
+        "checkpoints": {"every": 200},
+    },
+    "edelman2024": {
+        "task": {"kind": "markov_chains", "n_tokens": 3, "n_pos": 100},
+        "model": {
+            **_TRANSFORMER,
+            "d_model": 16,
+            "positional_embedding_type": "relative_positional_bias",
+            "relative_attention_num_buckets": 200,
+            "input": "tokens",
+            "init_mode": "gpt2",
+        },
+        "training": {
+            "steps": 4_000,
+            "batch_size": 64,
+            "optimizer": "adamw",
+            "beta2": 0.95,
+            "learning_rate": 5e-3,
+            "weight_decay": 0.1,
+            "decayed": ["blocks.*.W_*", "unembed.W_U"],
+            "loss_at": "all",
+        },
+        "checkpoints": {"every": 50},
+    },
+    "induction-tokens": {
+        "task": {"kind": "induction_tokens"},
+        "model": {
+            **_TRANSFORMER,
+            "n_heads": 4,
+            "d_model": 64,
+            "d_head": 16,
+            "positional_embedding_type": "standard",
+            "input": "tokens",
+            "init_mode": "gpt2",
+        },
+        "training": {
+            "steps": 1_000,
+            "batch_size": 64,
+            "optimizer": "adamw",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.01,
+            "decayed": ["*W_*"],
+            "loss_at": "all",
+        },
+        "checkpoints": {"every": 20},
+    },
+    "grokking": {
+        "task": {"kind": "modular_addition", "modulus": 59, "train_fraction": 0.4},
+        "model": {
+            **_TRANSFORMER,
+            "normalization_type": None,
+            "n_layers": 1,
+            "n_heads": 4,
+            "d_model": 128,
+            "d_head": 32,
+            "d_mlp": 512,
+            "positional_embedding_type": "standard",
+            "input": "tokens",
+        },
+        "training": {
+            "steps": 8_000,
+            "batch_size": 1_392,
+            "optimizer": "adamw",
+            "beta2": 0.98,
+            "learning_rate": 1e-3,
+            "warmup_steps": 10,
+            "weight_decay": 1.0,
+        },
+        "checkpoints": {"every": 100},
     },
 }
 """Figures 3, 4 and 6a of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1. Nguyen & Reddy 2024: N=100, K beyond their K* of

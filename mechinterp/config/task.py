@@ -282,8 +282,8 @@ class ModularAdditionConfig(TokensConfig):
 
     @property
     def n_train(self) -> int:
-        """Number of pairs in the training set, ⌊train_fraction · p²⌋: the batch size of full-batch training."""
-        return int(self.train_fraction * self.modulus**2)
+        """Pairs in the training set, ⌊train_fraction · p²⌋, at least 1: the batch size of full-batch training."""
+        return max(int(self.train_fraction * self.modulus**2), 1)
 
     def require_batch(self, size: int) -> None:
         if size > self.n_train:
@@ -292,15 +292,6 @@ class ModularAdditionConfig(TokensConfig):
                 f" (task.train_fraction = {self.train_fraction} of {self.modulus**2}): set it to {self.n_train}, the"
                 " full batch, or less"
             )
-
-    @model_validator(mode="after")
-    def _possible(self) -> "ModularAdditionConfig":
-        if not self.n_train:
-            raise ValueError(
-                f"train_fraction = {self.train_fraction} leaves none of {self.modulus**2} pairs to train on: raise it"
-                f" to at least {1 / self.modulus**2:.2g}"
-            )
-        return self
 
 
 class CustomTaskConfig(TaskConfig):

@@ -85,7 +85,8 @@ def corrupted_pairs(
     require_integer("n_pairs", n_pairs)
     require_integer("seed", seed, 0)
     if corruption not in task.corruptions:
-        no_position = corruption is Corruption.shuffle_positions and "position" not in getattr(task, "token_parts", {})
+        parts = getattr(task, "token_parts", ["position"])
+        no_position = corruption is Corruption.shuffle_positions and "position" not in parts
         why = ", whose tokens carry no position" if no_position else ""
         known = ", ".join(applicable.name for applicable in task.corruptions)
         raise MechinterpError(f"{corruption.name} does not apply to {name}{why}; use one of {known}")

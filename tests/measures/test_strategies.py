@@ -33,6 +33,7 @@ def test_strategies_count_tokens_and_pairs():
     after = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 2, 1], [2, 1, 1], [1, 3, 1], [1, 1, 1]]).double()
     torch.testing.assert_close(bigram(TOKENS, 3)[0], after / after.sum(dim=1, keepdim=True))
     assert bigram_counts(TOKENS, 3)[0, 4].tolist() == [0, 2, 0]
+    assert bigram_counts(torch.tensor([[1, 1, 1]]), 2)[0].tolist() == [[0, 0], [0, 1], [0, 2]]  # it follows itself
     torch.testing.assert_close(bigram(TOKENS, 3, 0.5)[0, 4], torch.tensor([0.5, 2.5, 0.5]).double() / 3.5)
 
 

@@ -110,7 +110,7 @@ def test_another_number_gives_another_sum(task):
     ("changes", "message"),
     [
         ({"training.batch_size": 37}, "exceeds the 36 pairs .* set it to 36, the full batch, or less"),
-        ({"task.train_fraction": 0.001}, "leaves none of 121 pairs to train on: raise it to at least 0.0083"),
+        ({"task.train_fraction": 0.001}, "exceeds the 1 pairs .* set it to 1, the full batch, or less"),
         ({"model.output": "tied"}, "'tied' answers with one of the 12 tokens, and the task has 11 labels"),
         ({"training.loss_at": "first"}, None),
     ],

@@ -47,7 +47,9 @@ from mechinterp.models.classifier import readout
 from mechinterp.models.layer import (
     Layer,
     attention_pattern,
+    linear,
     normalized,
+    normalized_at_once,
     scale_of,
     scaled_and_shifted,
     sinusoidal,
@@ -230,7 +232,8 @@ def _general_layer(
         known,
         lambda name, value: tap(prefix + name, value),
         target_only=target_only,
-        patterns=not tap.fused_attention or tap.wants(f"{prefix}attn.hook_attn_scores", f"{prefix}attn.hook_pattern"),
+        wants=lambda *names: tap.wants(*(prefix + name for name in names)),
+        fused_attention=tap.fused_attention,
         positions=positions if network.model.positional_embedding_type == "shortformer" else None,
     )
     return activations["hook_resid_post"]
@@ -245,7 +248,10 @@ def _answer(
     """What was kept, and the logits, from the last residual stream."""
     model, known = network.model, known or {}
     x = residual[:, -1] if model.output == "classifier" else residual
-    if model.normalization_type and model.final_norm:
+    norm = ("ln_final.hook_scale", "ln_final.hook_normalized")
+    if model.normalization_type and model.final_norm and not known and not tap.wants(*norm):
+        x = normalized_at_once(model, network.parameters, "ln_final", x)
+    elif model.normalization_type and model.final_norm:
         scale, after = known.get("ln_final.hook_scale"), known.get("ln_final.hook_normalized")
         if after is None:
             scale = tap("ln_final.hook_scale", scale_of(model, x)) if scale is None else scale
@@ -254,8 +260,8 @@ def _answer(
     if model.output == "classifier":
         logits = _classify(network, {"classifier.hook_in": tap("classifier.hook_in", x)}, tap)
         return Activations(network, tap.kept | {"classifier.hook_logits": logits})
-    logits, b_U = x @ network.parameters["unembed.W_U"], network.parameters.get("unembed.b_U")
-    logits = tap("unembed.hook_out", logits if b_U is None else logits + b_U)
+    logits = linear(x, network.parameters["unembed.W_U"], network.parameters.get("unembed.b_U"))
+    logits = tap("unembed.hook_out", logits)
     return Activations(network, tap.kept | {"unembed.hook_out": logits})
 
 

@@ -26,6 +26,9 @@ from mechinterp.config import TransformerConfig
 
 EPSILON = 1e-5
 """ε of normalisations."""
+SHORT = 128
+"""The most positions of which patterns are computed though nobody asks for them: so few, torch's fused attention is
+slower (benchmarks/README.md)."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": functional.gelu,
@@ -136,13 +139,29 @@ class Layer:
             apart += "V" if self._positions is not None else ""
             alike = [name] if name in apart else [other for other in "QKV" if other not in apart]
             together = [other for other in alike if f"attn.hook_{other.lower()}" not in self._known]
-            W = [self._parameters[f"attn.W_{other}"].transpose(0, 1).flatten(1) for other in together]
-            b = [self._parameters[f"attn.b_{other}"].flatten() for other in together if self._model.biases]
+            W = [self._columns("W", other).transpose(0, 1).flatten(1) for other in together]
+            b = [self._columns("b", other).flatten() for other in together if self._model.biases]
             x = self._asking(x) if name == "Q" else x
             product = linear(x, torch.cat(W, dim=1), torch.cat(b) if b else None)
             heads = product.unflatten(-1, (len(together), self._model.n_heads, -1)).unbind(2)
             self._products |= zip(together, heads, strict=True)
         return self._products[name]
+
+    @property
+    def _in_pairs(self) -> bool:
+        """Whether the dimensions of queries and keys that are rotated together stand beside each other.
+
+        That is one complex product instead of several passes; scores are the same, and nobody sees the order.
+        """
+        seen = self._needs("attn.hook_q", "attn.hook_k", "attn.hook_rot_q", "attn.hook_rot_k")
+        return self._model.positional_embedding_type == "rotary" and self._model.rotary_dim is None and not seen
+
+    def _columns(self, kind: str, name: str) -> Float[Tensor, "head *d_model d_head"]:
+        """W or b of queries, keys or values, with columns in the order in which they are used."""
+        value = self._parameters[f"attn.{kind}_{name}"]
+        if name == "V" or not self._in_pairs:
+            return value
+        return value.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
     def _attn_q(self) -> Tensor:
         return self._projected("Q")
@@ -162,6 +181,10 @@ class Layer:
     @property
     def _queries_and_keys(self) -> tuple[Tensor, Tensor]:
         """[batch, head, pos, d_head]."""
+        if self._in_pairs:
+            n_pos = self["hook_resid_pre"].shape[1]
+            q, k = (rotated_pairs(self._model, self._projected(name), n_pos).transpose(1, 2) for name in "QK")
+            return q, k
         rotary = "rot_" if self._model.positional_embedding_type == "rotary" else ""
         q, k = (self[f"attn.hook_{rotary}{name}"].transpose(1, 2) for name in "qk")
         return q, k
@@ -172,9 +195,11 @@ class Layer:
 
     def _attn_attn_scores(self) -> Float[Tensor, "batch head query key"]:
         q, k = self._queries_and_keys
-        mask = self._mask(q, k)
-        scores = (q * self._scale) @ k.transpose(-2, -1)
-        return scores if mask is None else scores + mask
+        mask, keys = self._mask(q, k), k.flatten(0, 1).transpose(-2, -1)
+        if mask is None:
+            return (q.flatten(0, 1) * self._scale @ keys).unflatten(0, q.shape[:2])
+        mask = mask.expand(*q.shape[:2], -1, -1).flatten(0, 1)
+        return torch.baddbmm(mask, q.flatten(0, 1), keys, alpha=self._scale).unflatten(0, q.shape[:2])
 
     def _mask(self, q: Tensor, k: Tensor) -> Float[Tensor, "#head query key"] | None:
         """What is added to scores: −∞ where the key is later, which no key is than the target, and biases."""
@@ -190,7 +215,8 @@ class Layer:
 
     def _attn_z(self) -> Float[Tensor, "batch query head d_head"]:
         v = self["attn.hook_v"].transpose(1, 2)
-        if not self._fused_attention or self._needs("attn.hook_attn_scores", "attn.hook_pattern"):
+        short = not self._fused_attention or v.shape[2] <= SHORT
+        if short or self._needs("attn.hook_attn_scores", "attn.hook_pattern"):
             return (self["attn.hook_pattern"] @ v).transpose(1, 2)
         q, k = self._queries_and_keys
         if self._model.positional_embedding_type == "relative_positional_bias":
@@ -295,6 +321,16 @@ def rotated(
     first, second, rest = x.split([size // 2, size // 2, width - size], dim=-1)
     turned = torch.cat([second, first, rest], dim=-1)
     return torch.addcmul(x * cos[-x.shape[1] :], turned, sin[-x.shape[1] :])
+
+
+def rotated_pairs(
+    model: TransformerConfig, x: Float[Tensor, "batch rows head d_head"], n_pos: int
+) -> Float[Tensor, "batch rows head d_head"]:
+    """`rotated` with dimensions i and i + r/2 beside each other, as a product of complex numbers."""
+    width = x.shape[-1]
+    cos, sin = (table[-x.shape[1] :] for table in _rotation(width, width, model.rotary_base, n_pos, x.dtype, x.device))
+    turn = torch.complex(cos[..., : width // 2], sin[..., width // 2 :])
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
 
 
 @lru_cache(maxsize=8)

@@ -195,11 +195,10 @@ class Layer:
 
     def _attn_attn_scores(self) -> Float[Tensor, "batch head query key"]:
         q, k = self._queries_and_keys
-        mask, keys = self._mask(q, k), k.flatten(0, 1).transpose(-2, -1)
-        if mask is None:
-            return (q.flatten(0, 1) * self._scale @ keys).unflatten(0, q.shape[:2])
-        mask = mask.expand(*q.shape[:2], -1, -1).flatten(0, 1)
-        return torch.baddbmm(mask, q.flatten(0, 1), keys, alpha=self._scale).unflatten(0, q.shape[:2])
+        mask, of_heads = self._mask(q, k), q.shape[:2]
+        q, k = (q * self._scale).flatten(0, 1), k.flatten(0, 1).transpose(-2, -1)
+        mask = None if mask is None else mask.expand(*of_heads, -1, -1).flatten(0, 1)
+        return (q @ k if mask is None else torch.baddbmm(mask, q, k)).unflatten(0, of_heads)
 
     def _mask(self, q: Tensor, k: Tensor) -> Float[Tensor, "#head query key"] | None:
         """What is added to scores: −∞ where the key is later, which no key is than the target, and biases."""
@@ -258,8 +257,9 @@ class Layer:
 
 
 def linear(x: Float[Tensor, "*any into"], W: Float[Tensor, "into out"], b: Tensor | None) -> Float[Tensor, "*any out"]:
-    """x W + b, the bias added by the product."""
-    return functional.linear(x, W.T, b)
+    """x W + b, by one product of two matrices, also under `torch.func.vmap`, and the bias added by it."""
+    rows = x.flatten(0, -2)
+    return (rows @ W if b is None else torch.addmm(b, rows, W)).unflatten(0, x.shape[:-1])
 
 
 def scale_of(model: TransformerConfig, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any 1"]:

@@ -46,6 +46,7 @@ from mechinterp.errors import unknown_name
 from mechinterp.models.classifier import readout
 from mechinterp.models.layer import (
     Layer,
+    at_target,
     attention_pattern,
     linear,
     normalized,
@@ -100,7 +101,7 @@ class Activations:
         if self[hook].shape != value.shape:
             raise ValueError(f"{hook} has shape {tuple(self[hook].shape)}, the replacement {tuple(value.shape)}")
         if not self.network.model.is_classic:
-            return self._general_from(hook, value)
+            return self._general_from(hook, value, {f"attn.hook_{name}": of for name, of in (also or {}).items()})
         if hook.startswith("classifier."):
             return _classify(self.network, {hook: value}, Tap())
         if hook == "hook_embed":
@@ -116,7 +117,7 @@ class Activations:
             residual = _after_layer(self.network, later, {"resid_pre": residual}, tap)
         return _classify(self.network, {"classifier.hook_in": residual[:, -1]}, tap)
 
-    def _general_from(self, hook: str, value: Tensor) -> Float[Tensor, "batch n_labels"]:
+    def _general_from(self, hook: str, value: Tensor, also: Mapping[str, Tensor]) -> Float[Tensor, "batch n_labels"]:
         """`forward_from` of a network with further parts."""
         network, tap, known = self.network, Tap(), dict(self.values) | {hook: value}
         if hook.startswith(("unembed.", "classifier.")):
@@ -127,21 +128,20 @@ class Activations:
                 of_norm.pop("ln_final.hook_normalized")
             last = self[f"blocks.{self.n_layers - 1}.hook_resid_post"]
             return _answer(network, last, tap, of_norm).logits
-        start, positions = 0, known.get("hook_pos_embed")
+        start, positions, last = 0, known.get("hook_pos_embed"), self.n_layers - 1
         if hook.startswith("blocks."):
             start = int(hook.split(".")[1])
             prefix = f"blocks.{start}."
             replaced = hook.removeprefix(prefix)
             of_layer = {name.removeprefix(prefix): known[name] for name in known if name.startswith(prefix)}
-            of_layer = unchanged_by(replaced, of_layer) | {replaced: value}
-            residual = _general_layer(network, start, of_layer, tap, positions)
-            start += 1
+            of_layer = unchanged_by(replaced, of_layer) | {replaced: value, **also}
         else:
-            residual = _placed(network, known["hook_embed"], positions)
+            of_layer = {"hook_resid_pre": _placed(network, known["hook_embed"], positions), **also}
         for layer in range(start, self.n_layers):
-            residual = _general_layer(
-                network, layer, {"hook_resid_pre": residual}, tap, positions, layer + 1 == self.n_layers
-            )
+            of_layer = at_target(of_layer) if layer == last else of_layer
+            residual = _general_layer(network, layer, of_layer, tap, positions, layer == last)
+            of_layer = {"hook_resid_pre": residual}
+        residual = of_layer["hook_resid_pre"]
         return _answer(network, residual, tap).logits
 
 

@@ -58,6 +58,10 @@ _INPUTS = {
 """What the activations of a layer are computed from, in the order of computation."""
 
 
+_OF_ALL = ("hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_k", "attn.hook_rot_k", "attn.hook_v")
+"""The activations of a layer that answers at the target need at all positions."""
+
+
 def layer_hooks(model: TransformerConfig) -> list[str]:
     """Names of the activations of a layer, without the layer's prefix, in the order of computation."""
     left_out = set()
@@ -77,6 +81,15 @@ def unchanged_by(name: str, activations: Mapping[str, Tensor]) -> dict[str, Tens
         if changed.intersection(inputs):
             changed.add(other)
     return {other: value for other, value in activations.items() if other not in changed}
+
+
+def at_target(activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The activations that a layer needs that answers at the target alone."""
+    rows = {name: (..., slice(-1, None), slice(None)) for name in ("attn.hook_attn_scores", "attn.hook_pattern")}
+    return {
+        name: value if name in _OF_ALL else value[rows.get(name, (slice(None), slice(-1, None)))]
+        for name, value in activations.items()
+    }
 
 
 class Layer:

@@ -191,6 +191,8 @@ def patched(
     if isinstance(base, Activations) and _is_unread(base, site, roles):
         return base.logits
     value = torch.where(mask, source[site.hook], base[site.hook])
+    if isinstance(base, Activations) and torch.equal(value, base[site.hook]):
+        return base.logits
     if not isinstance(base, Activations) or not site.hook.endswith(("hook_embed", "hook_resid_pre")):
         return base.forward_from(site.hook, value)
     # Where the residual stream is the source's, so are the query, key and value.

@@ -46,8 +46,11 @@ from mechinterp.errors import unknown_name
 from mechinterp.models.classifier import readout
 from mechinterp.models.layer import (
     Layer,
+    at_target,
     attention_pattern,
+    linear,
     normalized,
+    normalized_at_once,
     scale_of,
     scaled_and_shifted,
     sinusoidal,
@@ -98,7 +101,7 @@ class Activations:
         if self[hook].shape != value.shape:
             raise ValueError(f"{hook} has shape {tuple(self[hook].shape)}, the replacement {tuple(value.shape)}")
         if not self.network.model.is_classic:
-            return self._general_from(hook, value)
+            return self._general_from(hook, value, {f"attn.hook_{name}": of for name, of in (also or {}).items()})
         if hook.startswith("classifier."):
             return _classify(self.network, {hook: value}, Tap())
         if hook == "hook_embed":
@@ -114,7 +117,7 @@ class Activations:
             residual = _after_layer(self.network, later, {"resid_pre": residual}, tap)
         return _classify(self.network, {"classifier.hook_in": residual[:, -1]}, tap)
 
-    def _general_from(self, hook: str, value: Tensor) -> Float[Tensor, "batch n_labels"]:
+    def _general_from(self, hook: str, value: Tensor, also: Mapping[str, Tensor]) -> Float[Tensor, "batch n_labels"]:
         """`forward_from` of a network with further parts."""
         network, tap, known = self.network, Tap(), dict(self.values) | {hook: value}
         if hook.startswith(("unembed.", "classifier.")):
@@ -125,21 +128,20 @@ class Activations:
                 of_norm.pop("ln_final.hook_normalized")
             last = self[f"blocks.{self.n_layers - 1}.hook_resid_post"]
             return _answer(network, last, tap, of_norm).logits
-        start, positions = 0, known.get("hook_pos_embed")
+        start, positions, last = 0, known.get("hook_pos_embed"), self.n_layers - 1
         if hook.startswith("blocks."):
             start = int(hook.split(".")[1])
             prefix = f"blocks.{start}."
             replaced = hook.removeprefix(prefix)
             of_layer = {name.removeprefix(prefix): known[name] for name in known if name.startswith(prefix)}
-            of_layer = unchanged_by(replaced, of_layer) | {replaced: value}
-            residual = _general_layer(network, start, of_layer, tap, positions)
-            start += 1
+            of_layer = unchanged_by(replaced, of_layer) | {replaced: value, **also}
         else:
-            residual = _placed(network, known["hook_embed"], positions)
+            of_layer = {"hook_resid_pre": _placed(network, known["hook_embed"], positions), **also}
         for layer in range(start, self.n_layers):
-            residual = _general_layer(
-                network, layer, {"hook_resid_pre": residual}, tap, positions, layer + 1 == self.n_layers
-            )
+            of_layer = at_target(of_layer) if layer == last else of_layer
+            residual = _general_layer(network, layer, of_layer, tap, positions, layer == last)
+            of_layer = {"hook_resid_pre": residual}
+        residual = of_layer["hook_resid_pre"]
         return _answer(network, residual, tap).logits
 
 
@@ -230,7 +232,8 @@ def _general_layer(
         known,
         lambda name, value: tap(prefix + name, value),
         target_only=target_only,
-        patterns=not tap.fused_attention or tap.wants(f"{prefix}attn.hook_attn_scores", f"{prefix}attn.hook_pattern"),
+        wants=lambda *names: tap.wants(*(prefix + name for name in names)),
+        fused_attention=tap.fused_attention,
         positions=positions if network.model.positional_embedding_type == "shortformer" else None,
     )
     return activations["hook_resid_post"]
@@ -253,7 +256,10 @@ def _answer(
     """What was kept, and the logits, from the last residual stream."""
     model, known = network.model, known or {}
     x = residual[:, -1] if model.output == "classifier" else residual
-    if model.normalization_type and model.final_norm:
+    norm = ("ln_final.hook_scale", "ln_final.hook_normalized")
+    if model.normalization_type and model.final_norm and not known and not tap.wants(*norm):
+        x = normalized_at_once(model, network.parameters, "ln_final", x)
+    elif model.normalization_type and model.final_norm:
         scale, after = known.get("ln_final.hook_scale"), known.get("ln_final.hook_normalized")
         if after is None:
             scale = tap("ln_final.hook_scale", scale_of(model, x)) if scale is None else scale
@@ -262,8 +268,8 @@ def _answer(
     if model.output == "classifier":
         logits = _classify(network, {"classifier.hook_in": tap("classifier.hook_in", x)}, tap)
         return Activations(network, tap.kept | {"classifier.hook_logits": logits})
-    logits, b_U = x @ network.parameters["unembed.W_U"], network.parameters.get("unembed.b_U")
-    logits = tap("unembed.hook_out", logits if b_U is None else logits + b_U)
+    logits = linear(x, network.parameters["unembed.W_U"], network.parameters.get("unembed.b_U"))
+    logits = tap("unembed.hook_out", logits)
     return Activations(network, tap.kept | {"unembed.hook_out": logits})
 
 

@@ -15,6 +15,7 @@ al. 2021 (rotary), Press et al. 2021 (shortformer), Raffel et al. 2020 (buckets 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,9 @@ from mechinterp.config import TransformerConfig
 
 EPSILON = 1e-5
 """ε of normalisations."""
+SHORT = 128
+"""The most positions of which patterns are computed though nobody asks for them: so few, torch's fused attention is
+slower (benchmarks/README.md)."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": functional.gelu,
@@ -54,6 +58,10 @@ _INPUTS = {
 """What the activations of a layer are computed from, in the order of computation."""
 
 
+_OF_ALL = ("hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_k", "attn.hook_rot_k", "attn.hook_v")
+"""The activations of a layer that answers at the target need at all positions."""
+
+
 def layer_hooks(model: TransformerConfig) -> list[str]:
     """Names of the activations of a layer, without the layer's prefix, in the order of computation."""
     left_out = set()
@@ -75,6 +83,15 @@ def unchanged_by(name: str, activations: Mapping[str, Tensor]) -> dict[str, Tens
     return {other: value for other, value in activations.items() if other not in changed}
 
 
+def at_target(activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The activations that a layer needs that answers at the target alone."""
+    rows = {name: (..., slice(-1, None), slice(None)) for name in ("attn.hook_attn_scores", "attn.hook_pattern")}
+    return {
+        name: value if name in _OF_ALL else value[rows.get(name, (slice(None), slice(-1, None)))]
+        for name, value in activations.items()
+    }
+
+
 class Layer:
     """The activations of one layer, each computed when it is first asked for, from those that are known."""
 
@@ -85,17 +102,19 @@ class Layer:
         known: Mapping[str, Tensor],
         tap: Callable[[str, Tensor], Tensor],
         *,
+        wants: Callable[..., bool],
         target_only: bool = False,
-        patterns: bool = True,
+        fused_attention: bool = True,
         positions: Tensor | None = None,
     ):
-        """`parameters`, `known` and `tap` name parameters and activations without the layer's prefix.
+        """`parameters`, `known`, `tap` and `wants` name parameters and activations without the layer's prefix.
 
-        With `target_only`, queries are the target's alone. Without `patterns`, nobody asks for scores and patterns.
-        `positions` are the vectors of shortformer positions.
+        What `tap` does not hook or keep, as `wants` says, may be passed over: patterns with `fused_attention`. With
+        `target_only`, queries are the target's alone. `positions` are the vectors of shortformer positions.
         """
         self._model, self._parameters, self._known, self._tap = model, parameters, dict(known), tap
-        self._rows, self._patterns, self._positions = slice(-1 if target_only else None, None), patterns, positions
+        self._wants, self._target_only, self._fused_attention = wants, target_only, fused_attention
+        self._positions, self._products = positions, dict[str, Tensor]()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._known:
@@ -113,17 +132,49 @@ class Layer:
         """What attention or the MLP reads of the residual stream."""
         if self._model.normalization_type is None:
             return self[residual]
+        if not self._needs(f"{norm}.hook_scale", f"{norm}.hook_normalized"):
+            return normalized_at_once(self._model, self._parameters, norm, self[residual])
         return scaled_and_shifted(self._parameters, norm, self[f"{norm}.hook_normalized"])
 
+    def _needs(self, *names: str) -> bool:
+        """Whether any of these activations is given, hooked or kept."""
+        return self._wants(*names) or not self._known.keys().isdisjoint(names)
+
+    def _asking(self, x: Float[Tensor, "batch pos _"]) -> Float[Tensor, "batch query _"]:
+        return x[:, -1:] if self._target_only else x
+
     def _projected(self, name: str) -> Float[Tensor, "batch pos head d_head"]:
-        x, rows = self._read("ln1", "hook_resid_pre"), self._rows if name == "Q" else slice(None)
-        if self._positions is not None and name != "V":
-            x = x + self._positions
-        W, b = self._parameters[f"attn.W_{name}"], self._parameters.get(f"attn.b_{name}")
-        heads, _, d_head = W.shape
-        together = x[:, rows] @ W.transpose(0, 1).flatten(1)
-        result = together.unflatten(-1, (heads, d_head))
-        return result if b is None else result + b
+        """Queries, keys or values: those that are computed of the same vectors by one product."""
+        if name not in self._products:
+            x, apart = self._read("ln1", "hook_resid_pre"), ("Q" if self._target_only else "")
+            if self._positions is not None and (name != "V"):
+                x = x + self._positions
+            apart += "V" if self._positions is not None else ""
+            alike = [name] if name in apart else [other for other in "QKV" if other not in apart]
+            together = [other for other in alike if f"attn.hook_{other.lower()}" not in self._known]
+            W = [self._columns("W", other).transpose(0, 1).flatten(1) for other in together]
+            b = [self._columns("b", other).flatten() for other in together if self._model.biases]
+            x = self._asking(x) if name == "Q" else x
+            product = linear(x, torch.cat(W, dim=1), torch.cat(b) if b else None)
+            heads = product.unflatten(-1, (len(together), self._model.n_heads, -1)).unbind(2)
+            self._products |= zip(together, heads, strict=True)
+        return self._products[name]
+
+    @property
+    def _in_pairs(self) -> bool:
+        """Whether the dimensions of queries and keys that are rotated together stand beside each other.
+
+        That is one complex product instead of several passes; scores are the same, and nobody sees the order.
+        """
+        seen = self._needs("attn.hook_q", "attn.hook_k", "attn.hook_rot_q", "attn.hook_rot_k")
+        return self._model.positional_embedding_type == "rotary" and self._model.rotary_dim is None and not seen
+
+    def _columns(self, kind: str, name: str) -> Float[Tensor, "head *d_model d_head"]:
+        """W or b of queries, keys or values, with columns in the order in which they are used."""
+        value = self._parameters[f"attn.{kind}_{name}"]
+        if name == "V" or not self._in_pairs:
+            return value
+        return value.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
     def _attn_q(self) -> Tensor:
         return self._projected("Q")
@@ -143,6 +194,10 @@ class Layer:
     @property
     def _queries_and_keys(self) -> tuple[Tensor, Tensor]:
         """[batch, head, pos, d_head]."""
+        if self._in_pairs:
+            n_pos = self["hook_resid_pre"].shape[1]
+            q, k = (rotated_pairs(self._model, self._projected(name), n_pos).transpose(1, 2) for name in "QK")
+            return q, k
         rotary = "rot_" if self._model.positional_embedding_type == "rotary" else ""
         q, k = (self[f"attn.hook_{rotary}{name}"].transpose(1, 2) for name in "qk")
         return q, k
@@ -153,30 +208,44 @@ class Layer:
 
     def _attn_attn_scores(self) -> Float[Tensor, "batch head query key"]:
         q, k = self._queries_and_keys
-        scores = (q * self._scale) @ k.transpose(-2, -1)
-        if self._model.positional_embedding_type == "relative_positional_bias":
-            buckets = distance_buckets(self._model, scores.shape[-1]).to(scores.device)[self._rows]
-            scores = scores + functional.embedding(buckets, self._parameters["attn.rel_pos_bias"]).permute(2, 0, 1)
-        return scores.masked_fill(later(scores), -torch.inf)
+        mask, of_heads = self._mask(q, k), q.shape[:2]
+        q, k = (q * self._scale).flatten(0, 1), k.flatten(0, 1).transpose(-2, -1)
+        mask = None if mask is None else mask.expand(*of_heads, -1, -1).flatten(0, 1)
+        return (q @ k if mask is None else torch.baddbmm(mask, q, k)).unflatten(0, of_heads)
+
+    def _mask(self, q: Tensor, k: Tensor) -> Float[Tensor, "#head query key"] | None:
+        """What is added to scores: −∞ where the key is later, which no key is than the target, and biases."""
+        mask = None if self._target_only else later(k.shape[2], k.dtype, k.device)[-q.shape[2] :]
+        if self._model.positional_embedding_type != "relative_positional_bias":
+            return mask if mask is None else mask[None]
+        buckets = distance_buckets(self._model, k.shape[2]).to(k.device)[-q.shape[2] :]
+        biases = functional.embedding(buckets, self._parameters["attn.rel_pos_bias"]).permute(2, 0, 1)
+        return biases if mask is None else biases + mask
 
     def _attn_pattern(self) -> Float[Tensor, "batch head query key"]:
         return attention_pattern(self["attn.hook_attn_scores"])
 
     def _attn_z(self) -> Float[Tensor, "batch query head d_head"]:
-        v, known = self["attn.hook_v"].transpose(1, 2), {"attn.hook_attn_scores", "attn.hook_pattern"} & {*self._known}
-        if self._patterns or known or self._model.positional_embedding_type == "relative_positional_bias":
+        v = self["attn.hook_v"].transpose(1, 2)
+        short = not self._fused_attention or v.shape[2] <= SHORT
+        if short or self._needs("attn.hook_attn_scores", "attn.hook_pattern"):
             return (self["attn.hook_pattern"] @ v).transpose(1, 2)
         q, k = self._queries_and_keys
-        causal = q.shape[2] > 1  # no key is later than the target
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self._scale).transpose(1, 2)
+        if self._model.positional_embedding_type == "relative_positional_bias":
+            z = functional.scaled_dot_product_attention(q, k, v, self._mask(q, k)[None], scale=self._scale)
+        else:
+            causal = not self._target_only
+            z = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self._scale)
+        return z.transpose(1, 2)
 
     def _attn_out(self) -> Float[Tensor, "batch query d_model"]:
         z, W_O, b_O = self["attn.hook_z"], self._parameters.get("attn.W_O"), self._parameters.get("attn.b_O")
-        out = z.sum(dim=2) if W_O is None else z.flatten(2) @ W_O.flatten(0, 1)
-        return out if b_O is None else out + b_O
+        if W_O is not None:
+            return linear(z.flatten(2), W_O.flatten(0, 1), b_O)
+        return z.sum(dim=2) if b_O is None else z.sum(dim=2) + b_O
 
     def _resid_mid(self) -> Float[Tensor, "batch query d_model"]:
-        return self["hook_resid_pre"][:, self._rows] + self["hook_attn_out"]
+        return self._asking(self["hook_resid_pre"]) + self["hook_attn_out"]
 
     def _ln2_scale(self) -> Tensor:
         return scale_of(self._model, self["hook_resid_mid"])
@@ -185,21 +254,25 @@ class Layer:
         return normalized(self._model, self["hook_resid_mid"], self["ln2.hook_scale"])
 
     def _mlp_pre(self) -> Float[Tensor, "batch query d_mlp"]:
-        b_in = self._parameters.get("mlp.b_in")
-        pre = self._read("ln2", "hook_resid_mid") @ self._parameters["mlp.W_in"]
-        return pre if b_in is None else pre + b_in
+        x = self._read("ln2", "hook_resid_mid")
+        return linear(x, self._parameters["mlp.W_in"], self._parameters.get("mlp.b_in"))
 
     def _mlp_post(self) -> Float[Tensor, "batch query d_mlp"]:
         return ACTIVATIONS[self._model.act_fn](self["mlp.hook_pre"])
 
     def _mlp_out(self) -> Float[Tensor, "batch query d_model"]:
-        out, b_out = self["mlp.hook_post"] @ self._parameters["mlp.W_out"], self._parameters.get("mlp.b_out")
-        return out if b_out is None else out + b_out
+        return linear(self["mlp.hook_post"], self._parameters["mlp.W_out"], self._parameters.get("mlp.b_out"))
 
     def _resid_post(self) -> Float[Tensor, "batch query d_model"]:
         if self._model.attn_only:
             return self._resid_mid()
         return self["hook_resid_mid"] + self["hook_mlp_out"]
+
+
+def linear(x: Float[Tensor, "*any into"], W: Float[Tensor, "into out"], b: Tensor | None) -> Float[Tensor, "*any out"]:
+    """x W + b, by one product of two matrices, also under `torch.func.vmap`, and the bias added by it."""
+    rows = x.flatten(0, -2)
+    return (rows @ W if b is None else torch.addmm(b, rows, W)).unflatten(0, x.shape[:-1])
 
 
 def scale_of(model: TransformerConfig, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any 1"]:
@@ -212,6 +285,16 @@ def normalized(
 ) -> Float[Tensor, "*any d_model"]:
     """(x − ⟨x⟩)/σ, or x/σ of RMSNorm."""
     return _centred(model, x) / scale
+
+
+def normalized_at_once(
+    model: TransformerConfig, parameters: Mapping[str, Tensor], name: str, x: Float[Tensor, "*any d_model"]
+) -> Float[Tensor, "*any d_model"]:
+    """`scaled_and_shifted` of `normalized`, by torch's fused functions."""
+    w, b = parameters.get(f"{name}.w"), parameters.get(f"{name}.b")
+    if str(model.normalization_type).startswith("LN"):
+        return functional.layer_norm(x, x.shape[-1:], w, b, EPSILON)
+    return functional.rms_norm(x, x.shape[-1:], w, EPSILON)
 
 
 def scaled_and_shifted(
@@ -232,10 +315,11 @@ def attention_pattern(scores: Float[Tensor, "batch head query key"]) -> Float[Te
     return scores.softmax(dim=-1)
 
 
-def later(scores: Float[Tensor, "batch head query key"]) -> Tensor:
-    """The keys after the query, as a mask [query, key]; the last query is the last key."""
-    n_queries, n_pos = scores.shape[-2:]
-    return torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).triu(1)[-n_queries:]
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def later(n_pos: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "query key"]:
+    """−∞ where the key is after the query, 0 elsewhere."""
+    return torch.full((n_pos, n_pos), -torch.inf, dtype=dtype, device=device).triu(1)
 
 
 def rotated(
@@ -245,12 +329,34 @@ def rotated(
 
     The rows are the last ones of `n_pos` positions.
     """
-    size = model.rotary_dim or x.shape[-1]
-    frequency = model.rotary_base ** (-torch.arange(size // 2, dtype=torch.float64) / (size // 2))
-    angle = torch.arange(n_pos, dtype=torch.float64)[-x.shape[1] :, None] * frequency
-    cos, sin = (wave.to(x)[:, None] for wave in (angle.cos(), angle.sin()))
-    first, second, rest = x.split([size // 2, size // 2, x.shape[-1] - size], dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    size, width = model.rotary_dim or x.shape[-1], x.shape[-1]
+    cos, sin = _rotation(size, width, model.rotary_base, n_pos, x.dtype, x.device)
+    first, second, rest = x.split([size // 2, size // 2, width - size], dim=-1)
+    turned = torch.cat([second, first, rest], dim=-1)
+    return torch.addcmul(x * cos[-x.shape[1] :], turned, sin[-x.shape[1] :])
+
+
+def rotated_pairs(
+    model: TransformerConfig, x: Float[Tensor, "batch rows head d_head"], n_pos: int
+) -> Float[Tensor, "batch rows head d_head"]:
+    """`rotated` with dimensions i and i + r/2 beside each other, as a product of complex numbers."""
+    width = x.shape[-1]
+    cos, sin = (table[-x.shape[1] :] for table in _rotation(width, width, model.rotary_base, n_pos, x.dtype, x.device))
+    turn = torch.complex(cos[..., : width // 2], sin[..., width // 2 :])
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _rotation(
+    size: int, width: int, base: float, n_pos: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, "pos 1 width"], Float[Tensor, "pos 1 width"]]:
+    """Cosines, which are 1 in the dimensions that are not rotated, and signed sines, which are 0 there."""
+    frequency = base ** (-torch.arange(size // 2, dtype=torch.float64) / (size // 2))
+    angle = torch.arange(n_pos, dtype=torch.float64)[:, None, None] * frequency
+    cos, sin, rest = angle.cos(), angle.sin(), torch.zeros(n_pos, 1, width - size, dtype=torch.float64)
+    tables = torch.cat([cos, cos, rest + 1], dim=-1), torch.cat([-sin, sin, rest], dim=-1)
+    return tables[0].to(device, dtype), tables[1].to(device, dtype)
 
 
 def sinusoidal(n_pos: int, d_model: int, like: Tensor) -> Float[Tensor, "pos d_model"]:
@@ -260,6 +366,8 @@ def sinusoidal(n_pos: int, d_model: int, like: Tensor) -> Float[Tensor, "pos d_m
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(like)
 
 
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def distance_buckets(model: TransformerConfig, n_pos: int) -> Int[Tensor, "query key"]:
     """The bucket of the distance i − j ≥ 0 of a key from a query: of the first half of the buckets one for every
     distance, of the others one for a range of distances, logarithmically, up to the largest (T5, one direction)."""

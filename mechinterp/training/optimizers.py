@@ -11,6 +11,7 @@ with m̂ = m/(1−β₁^{t+1}), v̂ = v/(1−β₂^{t+1}), and moments 0 at firs
 Loshchilov & Hutter 2019; the rules are those of torch.optim.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -19,13 +20,15 @@ from torch import Tensor
 from mechinterp.config import TrainingConfig
 
 Number = float | Tensor
+Parts = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Names and shapes of parameters that are updated as one tensor, by the first of the names."""
 
 
 class Optimizer:
     """Updates parameters in place, and has their moments.
 
-    Under plain SGD, parameters that share λ may be given as one tensor under the beginning of their names, ``blocks.``
-    or ``classifier.``. With several runs, the leading axis is the run, and rates and decays may differ.
+    Parameters that share λ may be given as one tensor, under the name of one of them (`alike`), or under plain SGD under
+    the beginning of their names, ``blocks.`` or ``classifier.``. With several runs, the leading axis is the run, and rates and decays may differ.
     """
 
     def __init__(self, trainings: Sequence[TrainingConfig], parameters: Mapping[str, Tensor]):
@@ -90,6 +93,32 @@ class Optimizer:
         if len(set(numbers)) == 1:
             return numbers[0]
         return value.new_tensor(numbers).view(-1, *(1,) * (value.ndim - 1))
+
+
+def alike(trainings: Sequence[TrainingConfig], shapes: Mapping[str, Iterable[int]]) -> Parts:
+    """The parameters in parts that may be given as one tensor: those that share λ in every run.
+
+    Under plain SGD each is alone: so released runs were trained, and the bits of their norms depend on it.
+    """
+    parts: dict[object, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        together = name if trainings[0].is_plain else tuple(training.decay(name) for training in trainings)
+        parts.setdefault(together, {})[name] = tuple(shape)
+    return {next(iter(part)): part for part in parts.values()}
+
+
+def by_name(flat: Mapping[str, Tensor], parts: Parts) -> dict[str, Tensor]:
+    """Views of every parameter, or its moments, in the last axis of the tensors of the parts."""
+    views = {}
+    for key, value in flat.items():
+        first = next(first for first in parts if f"{key}.".startswith(f"{first}."))
+        moment, shapes = key.removeprefix(first), parts[first]
+        pieces = value.split([math.prod(shape) for shape in shapes.values()], dim=-1)
+        views |= {
+            f"{name}{moment}": piece.unflatten(-1, shape) if shape else piece[..., 0]
+            for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+        }
+    return views
 
 
 def moments_of(training: TrainingConfig) -> tuple[str, ...]:

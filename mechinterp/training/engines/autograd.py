@@ -1,6 +1,6 @@
 """Gradients by automatic differentiation of the forward pass: every network, one run or many in one batch.
 
-The parameters of the runs are stacked, [run, …], and a step of all of them is one forward and backward pass under
+The parameters of several runs are stacked, [run, …], and a step of all of them is one forward and backward pass under
 `torch.func.vmap`. Batches, learning rate and decay of a run are those of training it alone; the order of floating-point
 sums differs.
 """
@@ -20,7 +20,7 @@ from mechinterp.models.network import Network, require_inputs
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.tasks.base import Batch
 from mechinterp.training.engines.base import Engine, StepResult
-from mechinterp.training.optimizers import Optimizer
+from mechinterp.training.optimizers import Optimizer, alike, by_name
 
 BATCHED = "batched"
 """The engine's name in the files of runs that were trained in one batch with others."""
@@ -39,16 +39,23 @@ class AutogradEngine(Engine):
             _require_alike(configs)
             self.name = BATCHED
         self._model = configs[0]
-        self._stacked = {
-            name: torch.stack([of_run[name].detach() for of_run in parameters]).to(device).requires_grad_()
-            for name in parameters[0]
-        }
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}
-        self._optimizer = Optimizer([config.training for config in configs], self._stacked)
-        self.states = [self._optimizer.state(run) for run in range(len(configs))]
-        self.runs = [
-            {name: value.detach()[index] for name, value in self._stacked.items()} for index in range(len(configs))
-        ]
+        trainings, every = [config.training for config in configs], range(len(configs))
+        self._parts = alike(trainings, {name: value.shape for name, value in parameters[0].items()})
+        self._flat = {
+            first: torch.stack([torch.cat([run[name].detach().flatten() for name in part]) for run in parameters]).to(
+                device
+            )
+            for first, part in self._parts.items()
+        }
+        """The parameters of all runs, [run, …]: those that are updated alike as one tensor, by the name of the first."""
+        self._optimizer = Optimizer(trainings, self._flat)
+        self.states = [by_name(self._optimizer.state(run), self._parts) for run in every]
+        views = [by_name({first: value[run] for first, value in self._flat.items()}, self._parts) for run in every]
+        self.runs = [{name: of_run[name] for name in parameters[0]} for of_run in views]
+        stacked = self.runs[0] if len(configs) == 1 else by_name(self._flat, self._parts)
+        self._leaves = {name: stacked[name].detach().requires_grad_() for name in parameters[0]}
+        """Those that gradients are computed of: views, without the axis of runs if there is one."""
 
     @classmethod
     def supports(cls, config: RunConfig, device: str) -> bool:
@@ -67,7 +74,11 @@ class AutogradEngine(Engine):
             if self._model.task.d_vocab:
                 require_inputs(batch.inputs, (), self._model.task.d_vocab)
         results, gradients = self._gradients(batches, interventions)
-        norms = self._optimizer.update(self._stacked, gradients, steps)
+        flat = {
+            first: torch.cat([gradients[name].reshape(len(batches), -1) for name in part], dim=1)
+            for first, part in self._parts.items()
+        }
+        norms = self._optimizer.update(self._flat, flat, steps)
         return [StepResult(*result, norm) for result, norm in zip(results, norms, strict=True)]
 
     def gradients(
@@ -75,13 +86,13 @@ class AutogradEngine(Engine):
     ) -> tuple[float, float, dict[str, Tensor]]:
         """Mean cross-entropy at the target, accuracy, and the gradient of every parameter of the only run."""
         ((loss, accuracy),), gradients = self._gradients([batch], [interventions])
-        return loss, accuracy, {name: value[0] for name, value in gradients.items()}
+        return loss, accuracy, gradients
 
     def _gradients(
         self, batches: Sequence[Batch], interventions: Sequence[ForwardInterventions | None]
     ) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
-        """Loss and accuracy of every run, and the stacked gradients."""
-        dtype, training = next(iter(self._stacked.values())).dtype, self._model.training
+        """Loss and accuracy of every run, and the gradients of the leaves."""
+        dtype, training = next(iter(self._leaves.values())).dtype, self._model.training
         inputs = [self._inputs(batch).to(self.device) for batch in batches]
         inputs = [tokens.to(dtype) if tokens.is_floating_point() else tokens for tokens in inputs]
         labels = torch.stack(
@@ -90,9 +101,9 @@ class AutogradEngine(Engine):
         hooks = None
         if len(batches) == 1:
             hooks = interventions[0].hooks() if interventions[0] else None
-            logits = self._logits({name: value[0] for name, value in self._stacked.items()}, inputs[0], hooks)[None]
+            logits = self._logits(self._leaves, inputs[0], hooks)[None]
         else:
-            logits = torch.func.vmap(self._logits)(self._stacked, torch.stack(inputs))
+            logits = torch.func.vmap(self._logits)(self._leaves, torch.stack(inputs))
         losses, right = self._losses(logits, labels), logits.argmax(dim=-1) == labels
         if training.loss_at == "target":
             losses, accuracies = losses.mean(dim=1), right.double().mean(dim=1)
@@ -100,10 +111,10 @@ class AutogradEngine(Engine):
             count = (labels >= 0).sum(dim=(1, 2))
             losses, accuracies = losses.sum(dim=(1, 2)) / count, right.double().sum(dim=(1, 2)) / count
         gradients = torch.autograd.grad(
-            losses.sum(), list(self._stacked.values()), allow_unused=bool(hooks), materialize_grads=bool(hooks)
+            losses.sum(), list(self._leaves.values()), allow_unused=bool(hooks), materialize_grads=bool(hooks)
         )
         results = list(zip(losses.tolist(), accuracies.tolist(), strict=True))
-        return results, dict(zip(self._stacked, gradients, strict=True))
+        return results, dict(zip(self._leaves, gradients, strict=True))
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of every answer, 0 where there is none."""

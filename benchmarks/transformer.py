@@ -118,9 +118,7 @@ class Transformer:
 
 def _config(case: tuple[dict[str, Any], dict[str, Any], dict[str, Any]], seed: int = 0) -> mi.RunConfig:
     task, model, training = case
-    return mi.RunConfig.from_dict(
-        {"task": task, "model": COMMON | model, "training": ADAMW | training, "seed": seed}
-    )
+    return mi.RunConfig.from_dict({"task": task, "model": COMMON | model, "training": ADAMW | training, "seed": seed})
 
 
 def _batches(config: mi.RunConfig, count: int = 8) -> list[Batch]:

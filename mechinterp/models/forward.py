@@ -244,7 +244,9 @@ def attention_scores(
 ) -> Float[Tensor, "batch head query key"]:
     """The scores of a layer's queries and keys, masked, with the network's positions and scale."""
     known = {"hook_resid_pre": q.new_empty(len(q), q.shape[1], 0), "attn.hook_q": q, "attn.hook_k": k}
-    return Layer(network.model, network.of_layer(layer), known, lambda _, value: value)["attn.hook_attn_scores"]
+    return Layer(network.model, network.of_layer(layer), known, lambda _, value: value, wants=lambda *_: False)[
+        "attn.hook_attn_scores"
+    ]
 
 
 def _answer(

@@ -22,6 +22,8 @@ SMALL: dict[str, Any] = {
     "order_parameters": {"n_sequences": 8},
     "evidence": {"n_pairs": 8},
     "circuit": {"n_pairs": 8},
+    "heads": {"n_pairs": 8},
+    "logits": {"n_pairs": 8},
 }
 
 
@@ -35,7 +37,7 @@ def test_a_table_has_a_row_per_step_and_site(run, analysis):
     table = analyse(run, analysis, steps=[0, 20], **SMALL[analysis])
     assert table.columns[0] == "step"
     assert table["step"].value_counts().nunique() == 1
-    assert "value" in table
+    assert {"heads": "role", "logits": "lead"}.get(analysis, "value") in table
     again = analyse(run, analysis, steps=[20, 0], **SMALL[analysis])  # from what was kept
     pd.testing.assert_frame_equal(again.sort_values("step", kind="stable", ignore_index=True), table, check_exact=True)
 

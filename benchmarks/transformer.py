@@ -14,9 +14,9 @@ sites of a network against a loop of `run_with_hooks`.
 import json
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -161,18 +161,25 @@ def _steps(name: str) -> dict[str, Callable[[], int]]:
         if abs(theirs - first) > 1e-4:
             raise MechinterpError(f"{name}: the first loss is {first:g}, of {variant} {theirs:g}")
 
-        def trained(model=model, optimizer=adamw(model, **how)) -> int:
-            for _ in range(count):
-                batch = next(given)
-                loss = _loss(model(batch.inputs), batch, at_target)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                loss.item()
-            return count
-
-        cases[variant] = trained
+        cases[variant] = _trained(model, adamw(model, **how), given, count, at_target)
     return cases
+
+
+def _trained(
+    model: nn.Module, optimizer: torch.optim.Optimizer, given: Iterator[Batch], count: int, at_target: bool
+) -> Callable[[], int]:
+    """Takes `count` steps of a plain loop, and returns their number."""
+
+    def steps() -> int:
+        for batch in islice(given, count):
+            loss = _loss(model(batch.inputs), batch, at_target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        return count
+
+    return steps
 
 
 def _loss(logits: Tensor, batch: Batch, at_target: bool) -> Tensor:
@@ -223,7 +230,7 @@ class PlainBlock(nn.Module):
             self.norm2, self.act = _norm(start, "ln2"), ACTIVATIONS[model.act_fn]
             self.mlp = _linear(start["mlp.W_in"], start["mlp.b_in"])
             self.down = _linear(start["mlp.W_out"], start["mlp.b_out"])
-        self.cos = self.sin = self.buckets = None
+        self.cos, self.sin, self.buckets = torch.empty(0), torch.empty(0), None
         if model.positional_embedding_type == "rotary":
             half = start["attn.W_Q"].shape[-1] // 2
             angle = torch.arange(n_pos)[:, None] * model.rotary_base ** (-torch.arange(half) / half)
@@ -234,9 +241,9 @@ class PlainBlock(nn.Module):
             self.later = torch.zeros(n_pos, n_pos).masked_fill(torch.ones(n_pos, n_pos).triu(1).bool(), -torch.inf)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, n_pos, width = x.shape
+        batch, n_pos, _ = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, n_pos, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if self.cos is not None:
+        if len(self.cos):
             q, k = self._rotated(q), self._rotated(k)
         if self.buckets is None:
             z = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -256,7 +263,7 @@ def _of(start: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _linear(W: Tensor, b: Tensor) -> nn.Linear:
-    linear = nn.Linear(*W.shape)
+    linear = nn.Linear(W.shape[0], W.shape[1])
     linear.weight, linear.bias = nn.Parameter(W.T.contiguous()), nn.Parameter(b.clone())
     return linear
 
@@ -269,7 +276,7 @@ def _norm(start: dict[str, Tensor], name: str) -> nn.Module:
     return norm
 
 
-def lens_model(config: mi.RunConfig, start: dict[str, Tensor]) -> nn.Module:
+def lens_model(config: mi.RunConfig, start: dict[str, Tensor]) -> HookedTransformer | HookedNetwork:
     """TransformerLens' own model; with relative biases, which it has for T5 alone, our view of the network in it."""
     network, model = Network(config, start), config.model
     assert isinstance(model, TransformerConfig)

@@ -200,12 +200,13 @@ def logits(
     The corruption says which label is the wrong one, as in ``patch``.
     """
     pairs = corrupted_pairs(task, corruption or _default(task), n_pairs=n_pairs, seed=seed)
-    lens = logit_lens(network, pairs).rename(columns={"hook": "name"}).assign(quantity="lens")
+    parts = [logit_lens(network, pairs).rename(columns={"hook": "name"}).assign(quantity="lens")]
     try:
         direct = logit_attribution(network, pairs).rename(columns={"component": "name"})
+        parts.insert(0, direct.assign(quantity="direct", accuracy=float("nan")))
     except MechinterpError:  # a classifier with ReLU layers has the lens alone
-        direct = pd.DataFrame(columns=["name", "lead"])
-    table = pd.concat([direct.assign(quantity="direct", accuracy=float("nan")), lens], ignore_index=True)
+        pass
+    table = pd.concat(parts, ignore_index=True)
     return table[["quantity", "name", "lead", "accuracy"]]
 
 

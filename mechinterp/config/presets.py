@@ -83,7 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "n_pairs": 2,
             "epsilon": 0.0,
             "position_dim": 0,
-            "content_dim": 512,
+            "content_dim": 32,
             "p_in_context": 1.0,
             "n_novel_classes": 50,
             "novel_classes": "fixed",
@@ -97,8 +97,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "positional_embedding_type": "rotary",
             "input": "projected",
         },
-        "training": {"steps": 16_000, "batch_size": 32, "optimizer": "adam", "learning_rate": 1e-5},
-        "checkpoints": {"every": 200},
+        "training": {"steps": 6_000, "batch_size": 32, "optimizer": "adam", "learning_rate": 1e-4},
+        "checkpoints": {"every": 50},
     },
     "edelman2024": {
         "task": {"kind": "markov_chains", "n_tokens": 3, "n_pos": 100},
@@ -111,16 +111,16 @@ PRESETS: dict[str, dict[str, Any]] = {
             "init_mode": "gpt2",
         },
         "training": {
-            "steps": 4_000,
+            "steps": 3_000,
             "batch_size": 64,
             "optimizer": "adamw",
             "beta2": 0.95,
-            "learning_rate": 5e-3,
+            "learning_rate": 1e-3,
             "weight_decay": 0.1,
             "decayed": ["blocks.*.W_*", "unembed.W_U"],
             "loss_at": "all",
         },
-        "checkpoints": {"every": 50},
+        "checkpoints": {"every": 25},
     },
     "induction-tokens": {
         "task": {"kind": "induction_tokens"},
@@ -145,7 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoints": {"every": 20},
     },
     "grokking": {
-        "task": {"kind": "modular_addition", "modulus": 59, "train_fraction": 0.4},
+        "task": {"kind": "modular_addition", "modulus": 59, "train_fraction": 0.5},
         "model": {
             **_TRANSFORMER,
             "normalization_type": None,
@@ -158,15 +158,15 @@ PRESETS: dict[str, dict[str, Any]] = {
             "input": "tokens",
         },
         "training": {
-            "steps": 8_000,
-            "batch_size": 1_392,
+            "steps": 2_500,
+            "batch_size": 1_740,
             "optimizer": "adamw",
             "beta2": 0.98,
             "learning_rate": 1e-3,
             "warmup_steps": 10,
             "weight_decay": 1.0,
         },
-        "checkpoints": {"every": 100},
+        "checkpoints": {"every": 25},
     },
 }
 """Figures 3, 4 and 6a of Reddy 2023: K=256, p_C=0.8, B=1, ε=0.1. Nguyen & Reddy 2024: N=100, K beyond their K* of
@@ -174,4 +174,8 @@ about 10⁴; the text does not give the initial attention weights. ``-authors`` 
 (github.com/anhhuyalex/icl-kinetics), which the text leaves open: an MLP of two hidden layers and a readout with bias,
 the start of torch.nn.Linear everywhere (so W_Q, W_K and W_V within ±1/√(D+2)), a trained LayerNorm, exactly K/2 pairs
 of each label, and 100 tokens with the target; in its minimal model β starts at N(0, 1), and the softmax has the target.
+
+What the presets of further studies change, so that minutes show the phenomenon, stands in docs/studies.md: Singh et al.
+2024 (Gaussian items of 32 dimensions, learning rate 10⁻⁴), Edelman et al. 2024 (a number for each distance instead of a
+vector, learning rate 10⁻³), Power et al. 2022 with the network of Nanda et al. 2023 (p = 59, half of the pairs).
 """

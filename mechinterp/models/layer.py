@@ -231,11 +231,10 @@ class Layer:
         if short or self._needs("attn.hook_attn_scores", "attn.hook_pattern"):
             return (self["attn.hook_pattern"] @ v).transpose(1, 2)
         q, k = self._queries_and_keys
-        if self._model.positional_embedding_type == "relative_positional_bias":
-            z = functional.scaled_dot_product_attention(q, k, v, self._mask(q, k)[None], scale=self._scale)
-        else:
-            causal = not self._target_only
-            z = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self._scale)
+        biased = self._model.positional_embedding_type == "relative_positional_bias"
+        mask, causal = self._mask(q, k) if biased else None, not (biased or self._target_only)
+        mask = mask if mask is None else mask[None]
+        z = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self._scale)
         return z.transpose(1, 2)
 
     def _attn_out(self) -> Float[Tensor, "batch query d_model"]:
@@ -366,13 +365,17 @@ def sinusoidal(n_pos: int, d_model: int, like: Tensor) -> Float[Tensor, "pos d_m
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(like)
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
 def distance_buckets(model: TransformerConfig, n_pos: int) -> Int[Tensor, "query key"]:
     """The bucket of the distance i − j ≥ 0 of a key from a query: of the first half of the buckets one for every
     distance, of the others one for a range of distances, logarithmically, up to the largest (T5, one direction)."""
-    n, exact = model.relative_attention_num_buckets, model.relative_attention_num_buckets // 2
+    return _buckets(model.relative_attention_num_buckets, model.relative_attention_max_distance, n_pos)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _buckets(n: int, largest: int, n_pos: int) -> Int[Tensor, "query key"]:
+    exact = n // 2
     distance = (torch.arange(n_pos)[:, None] - torch.arange(n_pos)).clamp(min=0)
-    span = math.log(max(model.relative_attention_max_distance / exact, 1 + 1e-9))
+    span = math.log(max(largest / exact, 1 + 1e-9))
     far = exact + (torch.log(distance.clamp(min=1) / exact) / span * (n - exact)).long()
     return torch.where(distance < exact, distance, far.clamp(max=n - 1))

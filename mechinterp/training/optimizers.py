@@ -27,8 +27,9 @@ Parts = Mapping[str, Mapping[str, tuple[int, ...]]]
 class Optimizer:
     """Updates parameters in place, and has their moments.
 
-    Parameters that share λ may be given as one tensor, under the name of one of them (`alike`), or under plain SGD under
-    the beginning of their names, ``blocks.`` or ``classifier.``. With several runs, the leading axis is the run, and rates and decays may differ.
+    Parameters that share λ may be given as one tensor, under the name of one of them (`alike`), or under plain SGD
+    under the beginning of their names, ``blocks.`` or ``classifier.``. With several runs, the leading axis is the run,
+    and rates and decays may differ.
     """
 
     def __init__(self, trainings: Sequence[TrainingConfig], parameters: Mapping[str, Tensor]):

@@ -48,7 +48,7 @@ class AutogradEngine(Engine):
             )
             for first, part in self._parts.items()
         }
-        """The parameters of all runs, [run, …]: those that are updated alike as one tensor, by the name of the first."""
+        """The parameters of all runs, [run, …]: those updated alike as one tensor, under the name of the first."""
         self._optimizer = Optimizer(trainings, self._flat)
         self.states = [by_name(self._optimizer.state(run), self._parts) for run in every]
         views = [by_name({first: value[run] for first, value in self._flat.items()}, self._parts) for run in every]

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import tyro
 
 from analyses._pictures import Format, framed, require_export, write_pictures
-from analyses.claims.verdicts import with_settings
+from analyses.claims.verdicts import Verdict, verdict_table, with_settings
 from mechinterp.analysis.checkpoints import analyse
 from mechinterp.cli import run_command
 from mechinterp.cli.study import MOST_SIDE_BY_SIDE
@@ -154,6 +154,16 @@ class StudyResult:
     def of(self, variant: str) -> dict[str, pd.DataFrame]:
         """Step × measure of a variant's runs."""
         return {f"{name}, seed {seed}": table for (name, seed), table in self.measured.items() if name == variant}
+
+    def by_seed(self, variant: str) -> dict[int, pd.DataFrame]:
+        """Step × measure of a variant's runs."""
+        return {seed: table for (name, seed), table in self.measured.items() if name == variant}
+
+    def judged(self, verdicts: Sequence[Verdict]) -> None:
+        """Write and print verdicts."""
+        found = verdict_table(verdicts)
+        found.to_csv(self.out / "verdicts.csv", index=False)
+        print(found[["figure", "sentence", "verdict", "runs", "numbers"]].to_string(index=False))
 
     def settings(self, keys: Mapping[str, str]) -> pd.DataFrame:
         """The table of runs, with columns for settings of each run's config: name → dotted key (`with_settings`)."""

@@ -1,5 +1,6 @@
 """Figures of single runs that only the analyses draw, in the style of the report."""
 
+from collections.abc import Mapping
 from itertools import cycle
 
 import numpy as np
@@ -32,6 +33,44 @@ def loss_and_accuracies(tables: dict[str, pd.DataFrame], title: str) -> go.Figur
     styled(figure, title, "step (updates)", None)
     figure.update_yaxes(title_text="loss (nats)", type="log", exponentformat="none", dtick=1, row=1, col=1)
     return figure.update_yaxes(title_text="accuracy", range=[-0.03, 1.03], row=1, col=2)
+
+
+def by_variant(
+    variants: Mapping[str, Mapping[object, pd.DataFrame]], rows: dict[str, list[str]], title: str
+) -> go.Figure:
+    """Measures of the runs of several variants: a column of panels for each variant, a row for each list of measures.
+
+    Every run is a pale line; the dark one is their mean. `rows` gives the measures by what their axis says.
+    """
+    figure = make_subplots(
+        rows=len(rows),
+        cols=len(variants),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.06,
+        column_titles=list(variants),
+    )
+    colours = dict(zip([name for names in rows.values() for name in names], cycle(PALETTE), strict=False))
+    for column, tables in enumerate(variants.values(), start=1):
+        for row, names in enumerate(rows.values(), start=1):
+            for name in (each for each in names if all(each in table for table in tables.values())):
+                runs, place = (
+                    pd.DataFrame({run: table[name] for run, table in tables.items()}),
+                    {"row": row, "col": column},
+                )
+                line: dict[str, object] = {"color": colours[name], "width": 1}
+                x, shared = runs.index.to_numpy(), {"mode": "lines", "legendgroup": name}
+                for run, values in runs.items():
+                    hover = {"hovertext": f"{run}: {name}", "opacity": 0.35, "showlegend": False}
+                    figure.add_scatter(x=x, y=values.to_numpy(), line=line, **shared, **hover, **place)
+                label = {"name": NAMES.get(name, name.replace("_", " ")), "showlegend": column == 1}
+                y = runs.mean(axis=1).to_numpy()
+                figure.add_scatter(x=x, y=y, line={**line, "width": 3}, **shared, **label, **place)
+    for row, name in enumerate(rows, start=1):
+        figure.update_yaxes(title_text=name, row=row, col=1)
+    figure.update_xaxes(title_text="step (updates)", row=len(rows))
+    return styled(figure, title, None, None).update_layout(height=130 + 270 * len(rows), margin={"t": 90})
 
 
 def each_seed(tables: dict[str, pd.DataFrame], names: list[str], title: str) -> go.Figure:

@@ -15,7 +15,6 @@ from analyses._common import StudyAnalysis, StudyResult, run_analysis
 from analyses._figures import each_seed
 from analyses.claims import data_dependence as claims
 from analyses.claims.data_dependence import IC
-from analyses.claims.verdicts import verdict_table
 from mechinterp.models.registry import initial_parameters
 from mechinterp.run import open_run
 
@@ -33,9 +32,7 @@ class AblationLEqualsNBeta2Fixed(StudyAnalysis):
             done.write(each_seed(done.of(variant), ["icl_accuracy"], title), variant.replace(" ", "").replace("=", "_"))
         fates = self._fates(done)
         fates.to_csv(done.out / "fates.csv", index=False, float_format="%.4g")
-        found = verdict_table(claims.of_saddle(fates, done.study.runs[0].config.task.n_labels))
-        found.to_csv(done.out / "verdicts.csv", index=False)
-        print(found[["figure", "sentence", "verdict", "runs", "numbers"]].to_string(index=False))
+        done.judged(claims.of_saddle(fates, done.study.runs[0].config.task.n_labels))
 
     def _fates(self, done: StudyResult) -> pd.DataFrame:
         """α at the start and at the end, and the end, of every run."""

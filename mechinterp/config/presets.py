@@ -111,7 +111,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "init_mode": "gpt2",
         },
         "training": {
-            "steps": 3_000,
+            "steps": 2_000,
             "batch_size": 64,
             "optimizer": "adamw",
             "beta2": 0.95,

@@ -255,6 +255,9 @@ class MarkovChainsConfig(NextTokenConfig):
     concentration: float = Field(default=1.0, ge=0.05, le=1e6)
     """α: the rows of a transition matrix are Dirichlet(α, …, α); 1 is uniform on the simplex, small ones have rows of
     nearly certain transitions."""
+    doubly_stochastic: bool = False
+    """Whether columns of transition matrices sum to 1 too, so that all tokens are equally frequent and counting single
+    tokens tells nothing."""
 
 
 class ModularAdditionConfig(TokensConfig):

@@ -1,8 +1,9 @@
 """Markov chains in context (Edelman et al. 2024): every sequence has another chain, which must be learned from it.
 
-The rows of a transition matrix are Dirichlet(α, …, α), drawn anew for every sequence, and the first token is from the
-chain's stationary distribution. The best prediction of the next token counts what followed the present token before
-(`theory.markov_chains.bigram`): a statistical induction head does so by attending to all these tokens.
+The rows of a transition matrix are Dirichlet(α, …, α), drawn anew for every sequence, and made doubly stochastic if the
+config says so; the first token is from the chain's stationary distribution. The best prediction of the next token counts
+what followed the present token before (`theory.markov_chains.bigram`): a statistical induction head does so by attending
+to all these tokens.
 """
 
 import numpy as np
@@ -103,6 +104,8 @@ class MarkovChainsTask:
         """Sequences of T + 1 tokens, the last of which is the answer of the one before."""
         k, T, rows = self.d_vocab, self.n_pos, np.arange(size)
         transitions = rng.dirichlet(np.full(k, self.config.concentration), (size, k if chains else 1))
+        if chains and self.config.doubly_stochastic:
+            transitions = doubly_stochastic(transitions)
         first = stationary(transitions) if chains else transitions[:, 0]
         cumulative, uniform = transitions.repeat(1 if chains else k, axis=1).cumsum(axis=2), rng.random((T + 1, size))
         tokens, thresholds = np.empty((size, T + 1), np.int64), first.cumsum(axis=1)
@@ -120,6 +123,15 @@ class MarkovChainsTask:
         occurred = one_hot(tokens, self.d_vocab).cumsum(dim=1).take_along_dim(tokens[:, :, None], dim=2)[:, :, 0]
         roles = {"target": target, "repeat": occurred > 1, "correct_item": same, "correct_label": same.roll(1, dims=1)}
         return Batch(tokens, answers[:, -1], roles, tokens, answers=answers)
+
+
+def doubly_stochastic(transitions: Float[np.ndarray, "batch k k"]) -> Float[np.ndarray, "batch k k"]:
+    """Matrices d_i P_ij e_j whose rows sum to 1, and whose columns do to 3·10⁻³ or better (Sinkhorn & Knopp 1967)."""
+    P = transitions + 1e-3
+    for _ in range(100):
+        P = P / P.sum(axis=1, keepdims=True)
+        P = P / P.sum(axis=2, keepdims=True)
+    return P
 
 
 def stationary(transitions: Float[np.ndarray, "batch k k"]) -> Float[np.ndarray, "batch k"]:

@@ -10,7 +10,7 @@ from mechinterp.config import MarkovChainsConfig
 from mechinterp.errors import MechinterpError, UnknownNameError
 from mechinterp.tasks import MarkovChainsTask
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
-from mechinterp.tasks.markov_chains import stationary
+from mechinterp.tasks.markov_chains import doubly_stochastic, stationary
 from mechinterp.theory.markov_chains import bigram_counts
 
 K, T = 3, 40
@@ -61,6 +61,21 @@ def test_stationary_distributions_are_kept_by_a_step(k):
     assert pi.sum(axis=1) == pytest.approx(1)
     slow = np.array([[[1 - 1e-18, 1e-18], [3e-18, 1 - 3e-18]]])  # whose rows are those of the identity, when rounded
     assert stationary(slow)[0] == pytest.approx([0.75, 0.25])
+
+
+@pytest.mark.parametrize(("k", "alpha"), [(2, 1.0), (3, 1.0), (3, 0.05)])
+def test_of_doubly_stochastic_chains_all_tokens_are_equally_frequent(k, alpha):
+    """Rows and columns sum to 1, pairs tell; entries are products of the given ones with a row's and a column's."""
+    given = np.random.default_rng(0).dirichlet(np.full(k, alpha), (500, k))
+    P = doubly_stochastic(given)
+    assert P.sum(axis=2) == pytest.approx(1, abs=1e-12)
+    assert P.sum(axis=1) == pytest.approx(1, abs=3e-3)
+    ratio = np.log(P / (given + 1e-3))
+    assert ratio - ratio[:, :1] - ratio[:, :, :1] + ratio[:, :1, :1] == pytest.approx(0, abs=1e-9)
+    counts = transitions_of(task(n_tokens=k, n_pos=4000, doubly_stochastic=True).sample("icl", 50)).astype(float)
+    assert counts.sum(axis=1).std(axis=1).max() / 4000 < 0.08 < (counts / counts.sum(axis=2, keepdims=True)).std()
+    free = transitions_of(task(n_tokens=k, n_pos=4000).sample("icl", 50)).astype(float)
+    assert free.sum(axis=1).std(axis=1).max() / 4000 > 0.08
 
 
 def test_the_first_token_is_of_the_stationary_distribution():

@@ -1,0 +1,201 @@
+"""The claims of further studies, with the rules by which runs are judged.
+
+Runs are tables of measures by step, by seed. All differ from their papers in something that docs/studies.md names.
+"""
+
+from collections.abc import Mapping
+from math import log
+
+import pandas as pd
+
+from analyses.claims.verdicts import Claim, Verdict, all_hold, format_range, in_range, judge, judge_trend
+from mechinterp.emergence import half_rise, level_crossing
+
+Runs = Mapping[int, pd.DataFrame]
+"""Step × measure, by seed."""
+STRATEGIES = ("kl_to_uniform", "kl_to_unigram", "kl_to_bigram")
+
+
+def of_induction_tokens(two: Runs, one: Runs) -> list[Verdict]:
+    """The claims of Olsson et al. 2022, of networks of two layers and of one."""
+    smaller = "two attention layers, random tokens"
+    ratio = _values(two, lambda run: _half(run["prefix_matching_2"]) / _half(run["icl_accuracy"]))
+    end = {
+        name: _values(two, lambda run, name=name: run[name].iloc[-1]) for name in ("icl_accuracy", "prefix_matching_2")
+    }
+    of_one = {
+        name: _values(one, lambda run, name=name: run[name].iloc[-1]) for name in ("icl_accuracy", "prefix_matching_1")
+    }
+    return [
+        judge(
+            Claim(
+                "1",
+                "induction heads develop when in-context learning increases sharply",
+                follows="other",
+                remark=smaller,
+            ),
+            "prefix matching of layer 2 is halfway at 0.8 to 1.25 times the step at which IC accuracy is",
+            in_range(ratio, 0.8, 1.25),
+            f"ratio {format_range(ratio)}",
+        ),
+        judge(
+            Claim("1", "two layers form induction heads, one layer none", follows="other", remark=smaller),
+            "at the end IC accuracy ≥ 0.9 and prefix matching ≥ 0.5 with two layers, ≤ 0.2 and ≤ 0.3 with one",
+            all_hold(
+                in_range(end["icl_accuracy"], low=0.9),
+                in_range(end["prefix_matching_2"], low=0.5),
+                in_range(of_one["icl_accuracy"], high=0.2),
+                in_range(of_one["prefix_matching_1"], high=0.3),
+            ),
+            f"two layers: IC {format_range(end['icl_accuracy'])}, prefix matching"
+            f" {format_range(end['prefix_matching_2'])}; one: {format_range(of_one['icl_accuracy'])}, {format_range(of_one['prefix_matching_1'])}",
+        ),
+    ]
+
+
+def of_chains(chains: Runs, doubly_stochastic: Runs, one_layer: Runs) -> list[Verdict]:
+    """The claims of Edelman et al. 2024, of two layers on two kinds of chain, and of one layer."""
+    remark = "a number for each distance, learning rate 0.001"
+    nearest = {seed: run[list(STRATEGIES)].idxmin(axis=1) for seed, run in chains.items()}
+    plateau = pd.Series({seed: float(each.eq("kl_to_unigram").sum()) for seed, each in nearest.items()})
+    ends = {seed: (each.iloc[0], each.iloc[-1]) == (STRATEGIES[0], STRATEGIES[2]) for seed, each in nearest.items()}
+    formed, without = (
+        _values(runs, lambda run: _half(run["prefix_matching_2"])) for runs in (chains, doubly_stochastic)
+    )
+    ratio, last = without / formed, {seed: run[list(STRATEGIES)].iloc[-1] for seed, run in one_layer.items()}
+    gap = pd.Series({seed: row["kl_to_bigram"] - row["kl_to_unigram"] for seed, row in last.items()})
+    return [
+        judge(
+            Claim("2", "predictions are uniform, then unigram, then bigram", follows="other", remark=remark),
+            "the nearest strategy is uniform at first, bigram at the end, unigram at 3 checkpoints or more between",
+            all_hold(ends, in_range(plateau, low=3)),
+            f"unigram nearest at {format_range(plateau, 0)} checkpoints",
+        ),
+        judge(
+            Claim("4", "the head forms sooner where unigrams tell nothing", follows="other", remark=remark),
+            "prefix matching of layer 2 is halfway at less than 0.95 times the step",
+            in_range(ratio, high=0.95),
+            f"ratio {format_range(ratio)}; halfway at step {format_range(formed, 0)}, {format_range(without, 0)}",
+        ),
+        judge(
+            Claim("", "does one layer get beyond unigrams?", "our question", remark=remark),
+            "at the end predictions are nearer to bigram than to unigram",
+            in_range(gap, high=0.0),
+            f"KL to bigram less KL to unigram {format_range(gap, 3)}",
+        ),
+    ]
+
+
+def of_several_heads(runs: Runs, heads: pd.DataFrame, clamped: pd.DataFrame) -> list[Verdict]:
+    """The claims of Singh et al. 2024.
+
+    `heads` has columns seed, induction (number of such heads) and without_one, the least accuracy without one head of
+    layer 2 as a share of that with all; `clamped` the steps of the transition, seed × strength of the clamp.
+    """
+    remark = "Gaussian items, learning rate 0.0001"
+    loss = _values(runs, _loss_falls)
+    strength = _values(runs, lambda run: _level(run["tila2"], 0.1))
+    ratio, heads = strength / loss, heads.set_index("seed")
+    shares = clamped.div(clamped[0.0], axis=0)
+    return [
+        judge(
+            Claim("3", "induction heads emerge at the phase change of the loss", follows="other", remark=remark),
+            "attention to the correct label has made a tenth of its rise at 0.75 to 1.33 times the step at which the"
+            " training loss has made a tenth of its fall from ln 2",
+            in_range(ratio, 0.75, 1.33),
+            f"ratio {format_range(ratio)}; loss at step {format_range(loss, 0)}",
+        ),
+        judge(
+            Claim("3b", "there are several induction heads", follows="other", remark=remark),
+            "two or more heads of layer 2 attend to the correct label and matter (`head_roles`)",
+            in_range(heads["induction"], low=2),
+            f"{format_range(heads['induction'], 0)} heads",
+        ),
+        judge(
+            Claim("4a", "without any one of them the others solve the task", follows="other", remark=remark),
+            "without any one head of layer 2 IC accuracy is at least 0.9 of that with all",
+            in_range(heads["without_one"], low=0.9),
+            f"least share {format_range(heads['without_one'])}",
+        ),
+        judge_trend(
+            Claim(
+                "5b",
+                "given previous-token attention, the change comes sooner, by degrees",
+                follows="other",
+                remark=remark,
+            ),
+            "the step of the change falls with the strength of the clamp (0, 0.5, 1), by a tenth or more in all",
+            shares,
+            -0.1,
+            f"share of the step without: {format_range(shares)}",
+        ),
+    ]
+
+
+def of_grokking(runs: Mapping[float, Runs]) -> list[Verdict]:
+    """The claims of Power et al. 2022 and Nanda et al. 2023; the runs are by weight decay too, among them λ = 1."""
+    remark, main = "p = 59, half of the pairs, half the width", runs[1.0]
+    learned, general = (
+        _values(main, lambda run, n=n, at=at: _passed(run[n], at))
+        for n, at in (("train_accuracy", 0.99), ("test_accuracy", 0.9))
+    )
+    first = _values(main, lambda run: _passed(-run["restricted_loss"], -run["restricted_loss"].iloc[0] / 2))
+    later = _values(main, lambda run: _passed(-run["test_loss"], -run["test_loss"].iloc[0] / 2))
+    shares = pd.DataFrame(
+        {
+            decay: _values(each, lambda run: _passed(run["test_accuracy"], 0.9) / run.index[-1])
+            for decay, each in runs.items()
+        }
+    )
+    return [
+        judge(
+            Claim(
+                "Power 1", "the training set is memorised long before the rule is found", follows="other", remark=remark
+            ),
+            "training accuracy passes 0.99 before half the step at which test accuracy passes 0.9",
+            in_range(learned / general, high=0.5),
+            f"training at step {format_range(learned, 0)}, test at {format_range(general, 0)}",
+        ),
+        judge(
+            Claim("Nanda 7", "the restricted loss falls before the test loss", follows="other", remark=remark),
+            "the restricted loss has halved before half the step at which the test loss has",
+            in_range(first / later, high=0.5),
+            f"restricted loss at step {format_range(first, 0)}, test loss at {format_range(later, 0)}",
+        ),
+        judge_trend(
+            Claim("", "is the rule found sooner, the more weights decay?", "our question", remark=remark),
+            "the step at which test accuracy passes 0.9 falls with λ (0.3, 1, 3), by a tenth of the run or more",
+            shares,
+            -0.1,
+            f"share of the run: {format_range(shares)}",
+        ),
+    ]
+
+
+def _values(runs: Runs, of) -> pd.Series:
+    """A number of every run, by seed."""
+    return pd.Series({seed: float(of(run)) for seed, run in runs.items()})
+
+
+def _half(curve: pd.Series) -> float:
+    """The step at which a curve is halfway between its plateaus; not a number if it is nowhere."""
+    step = half_rise(curve)
+    return float("nan") if step is None else step
+
+
+def _level(curve: pd.Series, share: float) -> float:
+    """The step at which a curve has made a share of its way from its start to its end."""
+    step = level_crossing(curve, curve.iloc[0] + share * (curve.iloc[-1] - curve.iloc[0]))
+    return float("nan") if step is None else step
+
+
+def _loss_falls(run: pd.DataFrame) -> float:
+    """The step at which the training loss has made a tenth of its fall from ln 2 to its end."""
+    step = level_crossing(-run["train_loss"], -(0.9 * log(2) + 0.1 * run["train_loss"].iloc[-1]))
+    return float("nan") if step is None else step
+
+
+def _passed(curve: pd.Series, level: float) -> float:
+    """The step at which a curve rises through a level; the last one if it does not."""
+    step = level_crossing(curve, level)
+    return float(curve.index[-1]) if step is None else step

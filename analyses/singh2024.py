@@ -1,0 +1,83 @@
+"""Several induction heads (Singh et al. 2024): do they add up, and what does previous-token attention, given, change?
+
+    python -m analyses.singh2024 [--workers N] [--paper-scale] [--out FOLDER]
+
+Does the study ``singh2024.toml`` (free, and with layer 1's pattern clamped to the token before in half or in whole) and
+writes its tables (of runs and of variants), its page, ``heads.csv`` (attention, effect and role of every head at the
+end, and the in-context accuracy without it), ``verdicts.csv`` and a figure of loss, accuracy and attention.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analyses._common import StudyAnalysis, StudyResult, run_analysis
+from analyses._figures import by_variant
+from analyses.claims.further import of_several_heads
+from mechinterp.circuits.ablation import Ablation, ablate
+from mechinterp.circuits.heads import head_roles
+from mechinterp.circuits.metrics import Metric
+from mechinterp.circuits.patching import Site
+from mechinterp.emergence import level_crossing
+from mechinterp.run import open_run
+
+ROWS = {"loss (nats)": ["train_loss", "icl_loss"], "fraction": ["icl_accuracy", "clamped_icl_accuracy", "tila2"]}
+STRENGTHS = {"free": 0.0, "previous_token_half": 0.5, "previous_token": 1.0}
+CHANGE = 0.75
+"""Accuracy midway between guessing among two labels and knowing."""
+
+
+@dataclass
+class Singh2024(StudyAnalysis):
+    """Several induction heads (Singh et al. 2024): do they add up, and what does previous-token attention change?"""
+
+    n_sequences: int = 1000
+    """Sequences that heads are looked at with."""
+
+    def execute(self) -> None:
+        done = self.conducted("singh2024")
+        runs = {name: done.by_seed(name) for name in done.study.variants}
+        done.write(by_variant(runs, ROWS, "Two layers of eight heads, two pairs in context"), "singh2024")
+        heads = self._heads(done)
+        heads.to_csv(done.out / "heads.csv", index=False, float_format="%.4g")
+        later = heads[heads["layer"] == 1].groupby("seed")
+        summary = pd.DataFrame(
+            {
+                "induction": later["role"].agg(lambda roles: int(roles.eq("induction").sum())),
+                "without_one": later["share_without"].min(),
+            }
+        )
+        print(summary.round(3).to_string())
+        changes = pd.DataFrame(
+            {
+                strength: {seed: self._change(table) for seed, table in runs[name].items()}
+                for name, strength in STRENGTHS.items()
+            }
+        )
+        done.judged(of_several_heads(runs["free"], summary.reset_index(), changes))
+
+    def _heads(self, done: StudyResult) -> pd.DataFrame:
+        """The heads of the unclamped runs at the end."""
+        tables = []
+        for row in done.table[done.table["variant"] == "free"].to_dict("records"):
+            run = open_run(self.runs / f"{row['run']}.h5")
+            network, batch = run.network(run.steps[-1]), run.task.sample("icl", self.n_sequences)
+            table = head_roles(network, run.task, n_pairs=self.n_sequences)
+            sites = [
+                Site(f"blocks.{layer}.attn.hook_z", None, head)
+                for layer, head in table[["layer", "head"]].itertuples(index=False)
+            ]
+            without = ablate(network, batch, sites, Ablation.zero, metric=Metric.accuracy)
+            table["share_without"] = (without["value"] / without["intact"]).to_numpy()
+            tables.append(table.assign(seed=row["seed"]))
+        return pd.concat(tables, ignore_index=True)
+
+    def _change(self, table: pd.DataFrame) -> float:
+        """The step at which in-context accuracy, with the clamps of training, rises through `CHANGE`."""
+        name = "clamped_icl_accuracy" if "clamped_icl_accuracy" in table else "icl_accuracy"
+        step = level_crossing(table[name], CHANGE)
+        return float("nan") if step is None else step
+
+
+if __name__ == "__main__":
+    run_analysis(Singh2024)

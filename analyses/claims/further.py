@@ -47,8 +47,8 @@ def of_induction_tokens(two: Runs, one: Runs) -> list[Verdict]:
                 in_range(of_one["icl_accuracy"], high=0.2),
                 in_range(of_one["prefix_matching_1"], high=0.3),
             ),
-            f"two layers: IC {format_range(end['icl_accuracy'])}, prefix matching"
-            f" {format_range(end['prefix_matching_2'])}; one: {format_range(of_one['icl_accuracy'])}, {format_range(of_one['prefix_matching_1'])}",
+            f"IC {format_range(end['icl_accuracy'])}, prefix matching {format_range(end['prefix_matching_2'])};"
+            f" with one layer {format_range(of_one['icl_accuracy'])}, {format_range(of_one['prefix_matching_1'])}",
         ),
     ]
 

@@ -1,9 +1,9 @@
 """Markov chains in context (Edelman et al. 2024): every sequence has another chain, which must be learned from it.
 
-The rows of a transition matrix are Dirichlet(α, …, α), drawn anew for every sequence, and made doubly stochastic if the
-config says so; the first token is from the chain's stationary distribution. The best prediction of the next token counts
-what followed the present token before (`theory.markov_chains.bigram`): a statistical induction head does so by attending
-to all these tokens.
+The rows of a transition matrix are Dirichlet(α, …, α), drawn anew for every sequence, and made doubly stochastic if
+the config says so; the first token is from the chain's stationary distribution. The best prediction of the next token
+counts what followed the present token before (`theory.markov_chains.bigram`): a statistical induction head does so by
+attending to all these tokens.
 """
 
 import numpy as np

@@ -36,7 +36,7 @@ def loss_and_accuracies(tables: dict[str, pd.DataFrame], title: str) -> go.Figur
 
 
 def by_variant(
-    variants: Mapping[str, Mapping[object, pd.DataFrame]], rows: dict[str, list[str]], title: str
+    variants: Mapping[str, Mapping[int, pd.DataFrame]], rows: dict[str, list[str]], title: str
 ) -> go.Figure:
     """Measures of the runs of several variants: a column of panels for each variant, a row for each list of measures.
 

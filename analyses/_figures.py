@@ -35,9 +35,7 @@ def loss_and_accuracies(tables: dict[str, pd.DataFrame], title: str) -> go.Figur
     return figure.update_yaxes(title_text="accuracy", range=[-0.03, 1.03], row=1, col=2)
 
 
-def by_variant(
-    variants: Mapping[str, Mapping[int, pd.DataFrame]], rows: dict[str, list[str]], title: str
-) -> go.Figure:
+def by_variant(variants: Mapping[str, Mapping[int, pd.DataFrame]], rows: dict[str, list[str]], title: str) -> go.Figure:
     """Measures of the runs of several variants: a column of panels for each variant, a row for each list of measures.
 
     Every run is a pale line; the dark one is their mean. `rows` gives the measures by what their axis says.

@@ -3,7 +3,7 @@
 Runs are tables of measures by step, by seed. All differ from their papers in something that docs/studies.md names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import log
 
 import pandas as pd
@@ -17,38 +17,45 @@ STRATEGIES = ("kl_to_uniform", "kl_to_unigram", "kl_to_bigram")
 
 
 def of_induction_tokens(two: Runs, one: Runs) -> list[Verdict]:
-    """The claims of Olsson et al. 2022, of networks of two layers and of one."""
-    smaller = "two attention layers, random tokens"
+    """The claims of Olsson et al. 2022, of networks of two layers and of one.
+
+    The rules were set after seeds 1 to 3, which are not judged: in one of them accuracy was 1 without prefix matching.
+    """
+    remark = "two attention layers, random tokens"
+    accuracy, matching = (_values(two, _end(name)) for name in ("icl_accuracy", "prefix_matching_2"))
+    of_one, matching_of_one = (_values(one, _end(name)) for name in ("icl_accuracy", "prefix_matching_1"))
     ratio = _values(two, lambda run: _half(run["prefix_matching_2"]) / _half(run["icl_accuracy"]))
-    end = {
-        name: _values(two, lambda run, name=name: run[name].iloc[-1]) for name in ("icl_accuracy", "prefix_matching_2")
-    }
-    of_one = {
-        name: _values(one, lambda run, name=name: run[name].iloc[-1]) for name in ("icl_accuracy", "prefix_matching_1")
-    }
+    heads = matching[matching >= 0.5]
     return [
         judge(
             Claim(
                 "1",
                 "induction heads develop when in-context learning increases sharply",
                 follows="other",
-                remark=smaller,
+                remark=f"{remark}; seeds that have such heads",
             ),
-            "prefix matching of layer 2 is halfway at 0.8 to 1.25 times the step at which IC accuracy is",
-            in_range(ratio, 0.8, 1.25),
-            f"ratio {format_range(ratio)}",
+            "prefix matching of layer 2 is halfway at 0.67 to 1.5 times the step at which IC accuracy is",
+            in_range(ratio[heads.index], 0.67, 1.5),
+            f"ratio {format_range(ratio[heads.index])}",
         ),
         judge(
-            Claim("1", "two layers form induction heads, one layer none", follows="other", remark=smaller),
-            "at the end IC accuracy ≥ 0.9 and prefix matching ≥ 0.5 with two layers, ≤ 0.2 and ≤ 0.3 with one",
-            all_hold(
-                in_range(end["icl_accuracy"], low=0.9),
-                in_range(end["prefix_matching_2"], low=0.5),
-                in_range(of_one["icl_accuracy"], high=0.2),
-                in_range(of_one["prefix_matching_1"], high=0.3),
+            Claim("1", "one-layer networks have no induction heads", follows="other", remark=remark),
+            "at the end IC accuracy ≥ 0.9 with two layers, ≤ 0.4 with one, whose prefix matching is ≤ 0.3",
+            all_hold(in_range(accuracy, low=0.9), in_range(of_one, high=0.4), in_range(matching_of_one, high=0.3)),
+            f"IC {format_range(accuracy)}; one layer: {format_range(of_one)}, prefix matching"
+            f" {format_range(matching_of_one)}",
+        ),
+        Verdict.on(
+            Claim(
+                "",
+                "does every network that learns the task have a prefix-matching head?",
+                "our question",
+                remark=remark,
             ),
-            f"IC {format_range(end['icl_accuracy'])}, prefix matching {format_range(end['prefix_matching_2'])};"
-            f" with one layer {format_range(of_one['icl_accuracy'])}, {format_range(of_one['prefix_matching_1'])}",
+            "prefix matching of layer 2 ≥ 0.5 in every seed",
+            len(heads) == len(matching),
+            f"{len(heads)} of {len(matching)}",
+            f"prefix matching {format_range(matching)}",
         ),
     ]
 
@@ -172,9 +179,14 @@ def of_grokking(runs: Mapping[float, Runs]) -> list[Verdict]:
     ]
 
 
-def _values(runs: Runs, of) -> pd.Series:
+def _values(runs: Runs, of: Callable[[pd.DataFrame], float]) -> pd.Series:
     """A number of every run, by seed."""
     return pd.Series({seed: float(of(run)) for seed, run in runs.items()})
+
+
+def _end(name: str) -> Callable[[pd.DataFrame], float]:
+    """The last value of a measure."""
+    return lambda run: float(run[name].iloc[-1])
 
 
 def _half(curve: pd.Series) -> float:

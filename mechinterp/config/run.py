@@ -62,12 +62,7 @@ class RunConfig(Section):
 
     @classmethod
     def preset(cls, name: str, *, seed: int = 0) -> "RunConfig":
-        """A named config.
-
-        "reddy2023" (figures 3 and 4), "reddy2023-fast" (ten times the learning rate), "reddy2023-minimal"
-        (the minimal induction head, figure 6a); "nguyen2024" (the one-layer network of the 2024 paper),
-        "nguyen2024-fast" (N=32, a narrower MLP, ten times sooner) or "nguyen2024-minimal" (the additive model).
-        """
+        """A named config, one of `PRESETS`, which docs/configuration.md explains; UnknownNameError for another name."""
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         return cls.from_dict({**PRESETS[name], "seed": seed}, source=f"preset {name}")

@@ -26,18 +26,19 @@ def of_induction_tokens(two: Runs, one: Runs) -> list[Verdict]:
     of_one, matching_of_one = (_values(one, _end(name)) for name in ("icl_accuracy", "prefix_matching_1"))
     ratio = _values(two, lambda run: _half(run["prefix_matching_2"]) / _half(run["icl_accuracy"]))
     heads = matching[matching >= 0.5]
+    claim = Claim(
+        "1",
+        "induction heads develop when in-context learning increases sharply",
+        follows="other",
+        remark=f"{remark}; seeds that have such heads",
+    )
+    rule = "prefix matching of layer 2 is halfway at 0.67 to 1.5 times the step at which IC accuracy is"
+    together = Verdict.on(claim, rule, None, "0 of 0", "no seed has such a head")
+    if len(heads):
+        numbers = f"ratio {format_range(ratio[heads.index])}"
+        together = judge(claim, rule, in_range(ratio[heads.index], 0.67, 1.5), numbers)
     return [
-        judge(
-            Claim(
-                "1",
-                "induction heads develop when in-context learning increases sharply",
-                follows="other",
-                remark=f"{remark}; seeds that have such heads",
-            ),
-            "prefix matching of layer 2 is halfway at 0.67 to 1.5 times the step at which IC accuracy is",
-            in_range(ratio[heads.index], 0.67, 1.5),
-            f"ratio {format_range(ratio[heads.index])}",
-        ),
+        together,
         judge(
             Claim("1", "one-layer networks have no induction heads", follows="other", remark=remark),
             "at the end IC accuracy ≥ 0.9 with two layers, ≤ 0.4 with one, whose prefix matching is ≤ 0.3",

@@ -65,6 +65,10 @@ SWEEPS = tuple(
         "race_authors",
         "race_conventions",
         "race_landscape",
+        "induction_tokens",
+        "singh2024",
+        "edelman2024",
+        "grokking",
     )
 )
 """These vary settings that `SMALL` has smaller, or take long; their own tests in tests/analyses/ run them."""

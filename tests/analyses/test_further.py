@@ -1,4 +1,4 @@
-"""The claims of further studies: rules say yes where a claim is true, and no on decoys; every module runs end to end."""
+"""The claims of further studies: rules say yes where a claim is true and no on decoys; modules run end to end."""
 
 import importlib
 from pathlib import Path

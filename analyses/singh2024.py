@@ -2,12 +2,14 @@
 
     python -m analyses.singh2024 [--workers N] [--paper-scale] [--out FOLDER]
 
-Does the study ``singh2024.toml`` (free, and with layer 1's pattern clamped to the token before in half or in whole) and
-writes its tables (of runs and of variants), its page, ``heads.csv`` (attention, effect and role of every head at the
-end, and the in-context accuracy without it), ``verdicts.csv`` and a figure of loss, accuracy and attention.
+Does the study ``singh2024.toml`` (free, and with the pattern of one head of layer 1 clamped to the token before, in
+half or in whole, or of all heads) and writes its tables (of runs and of variants), its page, ``heads.csv`` (attention,
+effect and role of every head at the end, and the in-context accuracy without it), ``solved.csv`` (the steps at which
+runs solve the task), ``verdicts.csv`` and a figure of loss, accuracy and attention.
 """
 
 from dataclasses import dataclass
+from math import log
 
 import pandas as pd
 
@@ -21,10 +23,10 @@ from mechinterp.circuits.patching import Site
 from mechinterp.emergence import level_crossing
 from mechinterp.run import open_run
 
-ROWS = {"loss (nats)": ["train_loss", "icl_loss"], "fraction": ["icl_accuracy", "clamped_icl_accuracy", "tila2"]}
-STRENGTHS = {"free": 0.0, "previous_token_half": 0.5, "previous_token": 1.0}
-CHANGE = 0.75
-"""Accuracy midway between guessing among two labels and knowing."""
+ROWS = {"loss (nats)": ["train_loss", "clamped_train_loss"], "fraction": ["icl_accuracy", "tila2", "tla2"]}
+STRENGTHS = {"free": 0.0, "previous_token_half": 0.5, "previous_token": 1.0, "previous_token_all_heads": "all"}
+SOLVED = 0.4 * log(2)
+"""The training loss below which the task counts as solved; ln 2 is guessing between the two labels."""
 
 
 @dataclass
@@ -48,13 +50,14 @@ class Singh2024(StudyAnalysis):
             }
         )
         print(summary.round(3).to_string())
-        changes = pd.DataFrame(
+        solved = pd.DataFrame(
             {
-                strength: {seed: self._change(table) for seed, table in runs[name].items()}
+                strength: {seed: self._solved(table) for seed, table in runs[name].items()}
                 for name, strength in STRENGTHS.items()
             }
         )
-        done.judged(of_several_heads(runs["free"], summary.reset_index(), changes))
+        solved.to_csv(done.out / "solved.csv", index_label="seed", float_format="%.0f")
+        done.judged(of_several_heads(runs["free"], summary.reset_index(), solved))
 
     def _heads(self, done: StudyResult) -> pd.DataFrame:
         """The heads of the unclamped runs at the end."""
@@ -72,11 +75,11 @@ class Singh2024(StudyAnalysis):
             tables.append(table.assign(seed=row["seed"]))
         return pd.concat(tables, ignore_index=True)
 
-    def _change(self, table: pd.DataFrame) -> float:
-        """The step at which in-context accuracy, with the clamps of training, rises through `CHANGE`."""
-        name = "clamped_icl_accuracy" if "clamped_icl_accuracy" in table else "icl_accuracy"
-        step = level_crossing(table[name], CHANGE)
-        return float("nan") if step is None else step
+    def _solved(self, table: pd.DataFrame) -> float:
+        """The step at which the training loss, under clamps, falls through `SOLVED`; the last if never."""
+        loss = table["clamped_train_loss" if "clamped_train_loss" in table else "train_loss"]
+        step = level_crossing(-loss, -SOLVED)
+        return float(table.index[-1]) if step is None else step
 
 
 if __name__ == "__main__":

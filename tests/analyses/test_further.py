@@ -66,14 +66,17 @@ def test_strategies_follow_one_another():
 
 
 def test_several_heads_add_up():
-    true = runs(train_loss=rise(300, np.log(2) + 0.01, 0), tila2=rise(310, 0.2, 0.8))
+    true = runs(train_loss=rise(300, np.log(2) + 0.01, 0), tila2=rise(310, 0.2, 0.8), tla2=rise(310, 0.4, 0.8))
     heads = pd.DataFrame({"seed": SEEDS, "induction": [2, 3, 4], "without_one": [0.95, 1.0, 0.99]})
-    clamped = pd.DataFrame({0.0: [300.0, 310, 320], 0.5: [200.0, 210, 200], 1.0: [100.0, 120, 90]}, index=list(SEEDS))
-    assert verdicts(further.of_several_heads(true, heads, clamped)) == ["reproduced"] * 4
-    late = runs(train_loss=rise(300, np.log(2) + 0.01, 0), tila2=rise(700, 0.2, 0.8))
+    clamped = pd.DataFrame(
+        {0.0: [300.0, 310, 320], 0.5: [200.0, 210, 200], 1.0: [100.0, 120, 90], "all": [900, 900, 900]},
+        index=list(SEEDS),
+    )
+    assert verdicts(further.of_several_heads(true, heads, clamped)) == ["reproduced"] * 4 + ["no"]
+    late = runs(train_loss=rise(300, np.log(2) + 0.01, 0), tila2=rise(700, 0.2, 0.8), tla2=rise(700, 0.4, 0.8))
     single, unmoved = heads.assign(induction=1, without_one=0.4), clamped.mul(0).add(300.0)
     found = further.of_several_heads(late, single, unmoved)
-    assert verdicts(found) == ["another convention"] * 4
+    assert verdicts(found) == ["another convention"] * 4 + ["no"]
 
 
 def test_grokking_is_told_from_learning_at_once():

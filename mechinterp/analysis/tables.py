@@ -83,16 +83,16 @@ def paths(
     n_pairs: Pairs = 256,
     seed: Seed = 0,
 ) -> pd.DataFrame:
-    """Path patching of every edge: sender, receiver, value, effect, attribution.
-
-    By default what followed the target's item is changed (`composition_corruption`), or where a task has no such
-    corruption, labels are swapped, or its first one is used.
-    """
-    composition = composition_corruption(task)
-    known = getattr(task, "corruptions", ())
-    by_default = next((it for it in (composition, Corruption.swap_label) if it in known), _default(task))
-    pairs = corrupted_pairs(task, corruption or by_default, n_pairs=n_pairs, seed=seed)
+    """Path patching of every edge: sender, receiver, value, effect, attribution, by default with `path_corruption`."""
+    pairs = corrupted_pairs(task, corruption or path_corruption(task), n_pairs=n_pairs, seed=seed)
     return patch_paths(network, pairs, metric=metric, direction=direction, scale=scale)
+
+
+def path_corruption(task: Task) -> Corruption:
+    """What changes what followed the target's item (`composition_corruption`), or where a task has no such corruption,
+    swap_label, or its first one."""
+    wanted, known = (composition_corruption(task), Corruption.swap_label), getattr(task, "corruptions", ())
+    return next((corruption for corruption in wanted if corruption in known), _default(task))
 
 
 def _default(task: Task) -> Corruption:

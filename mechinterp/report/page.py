@@ -183,7 +183,7 @@ class _RunPage:
         return self.curves(
             names,
             "Progress measures",
-            f"{f'{means}. ' if means else ''}Each is the mean over"
+            f"{f'{means}. ' if means else ''}Each is the mean"
             " sequences of an evaluation set, the same ones at every step. Dotted lines: located transitions; shaded:"
             " their 95 % intervals.",
             emergence=self.emergence,
@@ -226,9 +226,10 @@ class _RunPage:
         )
 
     def _paths(self) -> str:
+        from mechinterp.analysis.tables import path_corruption
         from mechinterp.circuits.patching import mask_unresolved
 
-        rows = mask_unresolved(self._analysed("paths"))
+        rows, corruption = mask_unresolved(self._analysed("paths")), path_corruption(self.run.task).name
         if bool(pd.Series(rows["effect"]).isna().all()):
             raise MechinterpError("at no step is there an answer to restore, beyond two standard errors")
         return self._strongest(
@@ -236,8 +237,8 @@ class _RunPage:
             ("sender", "receiver"),
             "effect",
             "Paths that carry the pairing",
-            "Path patching with shuffled positions: the share of the answer that one edge (sender, receiver) restores,"
-            f" mean over {_SIZES['paths']['n_pairs']} pairs of sequences, where there is an answer to restore (beyond"
+            f"Path patching ({corruption}): the share of the answer that one edge (sender, receiver) restores, mean"
+            f" over {_SIZES['paths']['n_pairs']} pairs of sequences, where there is an answer to restore (beyond"
             " two standard errors). The eight largest at the end.",
         )
 

@@ -9,6 +9,7 @@ from mechinterp.analysis.checkpoints import analyse
 from mechinterp.circuits.evidence import Fact
 from mechinterp.emergence import Emergence, describe, steps_around
 from mechinterp.errors import MechinterpError
+from mechinterp.measures import main_measure
 from mechinterp.run import Run
 from mechinterp.tasks.base import Task
 
@@ -51,11 +52,6 @@ def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> He
     level = guessing_level(run.task, float(after or 0.0)) if measure == main_measure(run.task) else None
     steps = steps_around(emergence, run.steps) if emergence.transition else run.steps[-1:]
     return Headline(describe(measure, emergence), level, *_induction_head(run, steps))
-
-
-def main_measure(task: Task) -> str:
-    """The measure whose transition is the result by default: the accuracy on the task's first evaluation set."""
-    return f"{task.evaluations[0]}_accuracy"
 
 
 def guessing_level(task: Task, accuracy: float) -> str | None:

@@ -281,7 +281,7 @@ def _label_embeddings(network: Network, task: Task) -> Float[Tensor, "n_labels d
         if task.n_labels > network.parameters["embed.W_E"].shape[0]:
             raise MechinterpError(f"task {type(task).__qualname__}: its labels are no tokens, so no head copies them")
         return network.parameters["embed.W_E"][: task.n_labels]
-    item_label = require_item_label(task)
+    item_label = require_item_label(task, positions=False)
     tokens = torch.zeros(task.n_labels, task.d_model, dtype=network.dtype)
     tokens[:, item_label.token_parts["content"]] = torch.from_numpy(item_label.label_vectors).to(network.dtype)
     return network.embed(tokens) - network.embed(torch.zeros_like(tokens))

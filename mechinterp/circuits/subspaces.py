@@ -132,14 +132,14 @@ def _token_parts(task: Task) -> dict[str, slice]:
     return parts
 
 
-def require_item_label(task: Task) -> ItemLabelTask:
-    """The task, if its tokens are position ⊕ content; else MechinterpError."""
+def require_item_label(task: Task, *, positions: bool = True) -> ItemLabelTask:
+    """The task, if its tokens are position ⊕ content, or at least content; else MechinterpError."""
     if not isinstance(task, ItemLabelTask):
         raise MechinterpError(
             f"task {type(task).__qualname__}: only item–label tokens are known to be position ⊕ content; use patch,"
             " paths or ablate"
         )
-    if not task.config.position_dim:
+    if positions and not task.config.position_dim:
         raise MechinterpError("task.position_dim is 0: tokens are content without position; use patch, paths or ablate")
     return task
 

@@ -54,8 +54,9 @@ class Emergence:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.analysis.headline import headline, main_measure
+        from mechinterp.analysis.headline import headline
         from mechinterp.emergence import locate_emergence
+        from mechinterp.measures import main_measure
         from mechinterp.run import open_run
         from mechinterp.training.spikes import spikes_of
 

@@ -59,10 +59,10 @@ class Run(Train):
     """The measure whose transition is the result; by default the accuracy on the task's first evaluation set."""
 
     def execute(self) -> None:
-        from mechinterp.analysis.headline import headline, main_measure
+        from mechinterp.analysis.headline import headline
         from mechinterp.emergence import locate_or_say_why
         from mechinterp.files import replace_text, require_writable
-        from mechinterp.measures import columns_for, measure
+        from mechinterp.measures import columns_for, main_measure, measure
         from mechinterp.report import write_report
         from mechinterp.tasks import build_task
         from mechinterp.training.spikes import spikes_of

@@ -7,9 +7,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from mechinterp.measures.base import MEASURES, Measure, Observation, Requirement, register
-from mechinterp.measures.table import columns_for, columns_of, measure
+from mechinterp.measures.table import columns_for, columns_of, main_measure, measure
 
-__all__ = ["MEASURES", "Measure", "Observation", "Requirement", "columns_for", "columns_of", "measure", "register"]
+__all__ = [
+    "MEASURES",
+    "Measure",
+    "Observation",
+    "Requirement",
+    "columns_for",
+    "columns_of",
+    "main_measure",
+    "measure",
+    "register",
+]
 
 for _module in sorted(module.name for module in iter_modules(__path__)):
     import_module(f"{__name__}.{_module}")

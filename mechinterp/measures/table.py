@@ -70,6 +70,11 @@ def columns_for(task: Task, model: ModelConfig, names: Sequence[str] | None = No
     return [possible[name] for name in names]
 
 
+def main_measure(task: Task) -> str:
+    """The measure whose transition is the result by default: the accuracy on the task's first evaluation set."""
+    return f"{task.evaluations[0]}_accuracy"
+
+
 @torch_defaults()
 def measure(
     run: Run,

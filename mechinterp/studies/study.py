@@ -2,7 +2,7 @@
 
 preset = "reddy2023-fast"                 # or config = "run.toml", beside this file
 seeds = [0, 1, 2]
-measures = ["icl_accuracy", "ila1"]       # whose transitions are located; the first is the main one
+measures = ["icl_accuracy", "ila1"]       # whose transitions are located; the first is the main one; else a default
 
 [base]                                    # what differs from the preset, in all variants
 checkpoints.every = 50
@@ -30,7 +30,7 @@ With `keep = "last"`, only the last checkpoint of a run is kept once it has been
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -71,11 +71,14 @@ class Study:
     seeds: Sequence[int] = (0, 1, 2)
     """The seeds with which every variant is trained."""
     measures: Sequence[str] = DEFAULT_MEASURES
-    """Measures whose transitions are located; the first is the main one."""
+    """Measures whose transitions are located; the first is the main one. By default `DEFAULT_MEASURES`, or where a
+    variant lacks one of them, the accuracy on the task's first evaluation set and those of them that all have."""
     keep: Keep = "all"
     """Which checkpoints are kept of a completed run; with "last", the last one and the measured curves."""
 
     def __post_init__(self) -> None:
+        if self.measures is DEFAULT_MEASURES and self.variants:  # nobody named them
+            object.__setattr__(self, "measures", _default_measures(self.variants.values()))
         for what in ("variants", "seeds", "measures"):
             values = list(getattr(self, what))
             if not values:
@@ -178,6 +181,18 @@ class Study:
             raise ConfigError("has a preset and a config; start from one of them")
         start = RunConfig.from_toml(path.parent / config) if config else RunConfig.preset(preset or "reddy2023-fast")
         return cls.of(file.name or path.stem, start.updated(base), variants, seeds, file.measures, file.keep)
+
+
+def _default_measures(configs: Iterable[RunConfig]) -> tuple[str, ...]:
+    """`Study.measures` by default."""
+    if all(config.task.kind == "item_label" and not config.model.answers_everywhere for config in configs):
+        return DEFAULT_MEASURES
+    from mechinterp.measures import columns_for, main_measure  # imports torch
+    from mechinterp.tasks import build_task
+
+    tasks = [(build_task(config), config.model) for config in configs]
+    known = [{column.name for column in columns_for(task, model)} for task, model in tasks]
+    return (main_measure(tasks[0][0]), *(name for name in DEFAULT_MEASURES[1:] if all(name in each for each in known)))
 
 
 class _Larger(Section):

@@ -7,7 +7,7 @@ from mechinterp.config import ItemLabelConfig
 from mechinterp.config.interventions import Window
 from mechinterp.errors import ConfigError, MechinterpError
 from mechinterp.studies.jobs import grouped, jobs_of
-from mechinterp.studies.study import Study, flat
+from mechinterp.studies.study import DEFAULT_MEASURES, Study, flat
 
 STUDY = """
 preset = "reddy2023-fast"
@@ -110,6 +110,15 @@ def test_paper_scale_of_a_study_without_one_is_refused(file):
     file.write_text(STUDY[: STUDY.index("[paper_scale]")])
     with pytest.raises(ConfigError, match=r"no section \[paper_scale\]"):
         Study.from_toml(file, paper_scale=True)
+
+
+def test_measures_that_nobody_names_are_those_of_the_task(tiny_config):
+    config = mi.RunConfig.preset("grokking")
+    assert Study.of("sums", config, {"free": {}}).measures == ("test_accuracy",)
+    assert Study.of("pairs", mi.RunConfig.preset("nguyen2024-fast"), {"free": {}}).measures[0] == "icl_accuracy"
+    assert Study.of("items", tiny_config, {"free": {}}).measures == DEFAULT_MEASURES
+    mixed = Study("both", {"heads": mi.RunConfig.preset("singh2024"), "items": tiny_config})
+    assert mixed.measures == ("icl_accuracy", "cla", "tla2", "ila1", "tila2")
 
 
 @pytest.mark.parametrize("changes", [{"variants": {}}, {"seeds": []}, {"measures": []}, {"name": "a/b"}])

@@ -13,6 +13,8 @@ from mechinterp.emergence import half_rise, level_crossing
 
 Runs = Mapping[int, pd.DataFrame]
 """Step × measure, by seed."""
+RISE = 0.2
+"""The least rise of an attention or accuracy that counts as one."""
 STRATEGIES = ("kl_to_uniform", "kl_to_unigram", "kl_to_bigram")
 
 
@@ -94,27 +96,30 @@ def of_chains(chains: Runs, doubly_stochastic: Runs, one_layer: Runs) -> list[Ve
     ]
 
 
-def of_several_heads(runs: Runs, heads: pd.DataFrame, solved: pd.DataFrame) -> list[Verdict]:
+def of_several_heads(
+    runs: Runs, strengths: Mapping[int, pd.DataFrame], heads: pd.DataFrame, solved: pd.DataFrame
+) -> list[Verdict]:
     """The claims of Singh et al. 2024.
 
-    `heads` has columns seed, induction (number of such heads) and without_one, the least accuracy without one head of
-    layer 2 as a share of that with all. `solved` has the steps at which the training loss falls through 0.4 ln 2, the
-    threshold of the authors' code: seed × strength of the clamp of one head to the token before, and ``all``, of all
-    heads. Induction strength is theirs too: attention to the correct label less that to the other.
+    `strengths` has the induction strength of every head of layer 2, step × head: the mean attention of the target to
+    the correct label less that to the other. `heads` has columns seed, induction (number of such heads) and
+    without_one, the least accuracy without one head of layer 2 as a share of that with all. `solved` has the steps at
+    which the training loss falls through 0.4 ln 2, the threshold of the authors' code: seed × strength of the clamp of
+    one head to the token before, and ``all``, of all heads; the last step if it never does.
 
-    The rules on the phase change and on clamps were set after seeds 1 to 3, which are not judged. There the first had
-    attention to the correct label alone, which rises earlier, with that to all labels; and all heads were clamped.
+    The rules on the phase change and on clamps were set after seeds 1 to 3, which are not judged: there attention to
+    the correct label alone, and a clamp of all heads, were looked at.
     """
     remark = "Gaussian items, learning rate 0.0001"
     loss = _values(runs, _loss_falls)
-    strength = _values(runs, lambda run: _level(2 * run["tila2"] - run["tla2"], 0.1))
+    strength = _values(strengths, lambda each: _level(each[each.iloc[-1].idxmax()], 0.1))
     ratio, heads = strength / loss, heads.set_index("seed")
     shares = solved.div(solved[0.0], axis=0)
     return [
         judge(
             Claim("3", "induction heads emerge at the phase change of the loss", follows="other", remark=remark),
-            "induction strength has made a tenth of its rise at 0.67 to 1.5 times the step at which the training loss"
-            " has made a tenth of its fall from ln 2",
+            "the strength of the strongest head has made a tenth of its rise at 0.67 to 1.5 times the step at which the"
+            " training loss has made a tenth of its fall from ln 2",
             in_range(ratio, 0.67, 1.5),
             f"ratio {format_range(ratio)}; loss at step {format_range(loss, 0)}",
         ),
@@ -158,7 +163,7 @@ def of_grokking(runs: Mapping[float, Runs]) -> list[Verdict]:
     later = _values(main, lambda run: _passed(-run["test_loss"], -run["test_loss"].iloc[0] / 2))
     shares = pd.DataFrame(
         {
-            decay: _values(each, lambda run: _passed(run["test_accuracy"], 0.9) / run.index[-1])
+            decay: _values(each, lambda run: _passed(run["test_accuracy"], 0.9) / run.index[-1]).fillna(1.0)
             for decay, each in runs.items()
         }
     )
@@ -198,8 +203,8 @@ def _end(name: str) -> Callable[[pd.DataFrame], float]:
 
 
 def _half(curve: pd.Series) -> float:
-    """The step at which a curve is halfway between its plateaus; not a number if it is nowhere."""
-    step = half_rise(curve)
+    """The step at which a curve that rises by 0.2 or more is halfway between its plateaus; else not a number."""
+    step = half_rise(curve) if curve.iloc[-1] - curve.iloc[0] >= RISE else None
     return float("nan") if step is None else step
 
 
@@ -216,6 +221,6 @@ def _loss_falls(run: pd.DataFrame) -> float:
 
 
 def _passed(curve: pd.Series, level: float) -> float:
-    """The step at which a curve rises through a level; the last one if it does not."""
+    """The step at which a curve rises through a level; not a number if it does not."""
     step = level_crossing(curve, level)
-    return float(curve.index[-1]) if step is None else step
+    return float("nan") if step is None else step

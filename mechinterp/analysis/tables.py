@@ -24,7 +24,7 @@ from mechinterp.circuits.qk_ov import (
     qk_strengths,
     singular_directions,
 )
-from mechinterp.errors import MechinterpError, NamedEnum
+from mechinterp.errors import NamedEnum
 from mechinterp.models.network import Network
 from mechinterp.run import Run
 from mechinterp.tasks.base import Task
@@ -201,11 +201,9 @@ def logits(
     """
     pairs = corrupted_pairs(task, corruption or _default(task), n_pairs=n_pairs, seed=seed)
     parts = [logit_lens(network, pairs).rename(columns={"hook": "name"}).assign(quantity="lens")]
-    try:
+    if network.model.answers_everywhere or not network.depth:  # a classifier with ReLU layers has the lens alone
         direct = logit_attribution(network, pairs).rename(columns={"component": "name"})
         parts.insert(0, direct.assign(quantity="direct", accuracy=float("nan")))
-    except MechinterpError:  # a classifier with ReLU layers has the lens alone
-        pass
     table = pd.concat(parts, ignore_index=True)
     return table[["quantity", "name", "lead", "accuracy"]]
 

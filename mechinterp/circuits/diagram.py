@@ -16,7 +16,7 @@ without effect, negative for an edge that lowers the lead. To remove an edge, th
   this role, what the receiver reads of this sender is that of another sequence (`paths`, with one role instead of all,
   and the scale of the patched input).
 
-The other sequence is the next one of the batch, at the same positions. The effect of a node is that of replacing its
+The other sequence is the one before in the batch, at the same positions. The effect of a node is that of replacing its
 whole activation by the other sequence's; that of the answer is 1. The heads of a layer are taken together; where there
 are several, a node names those that have an effect alone. `svg` draws the graph.
 

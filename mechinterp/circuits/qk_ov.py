@@ -119,7 +119,7 @@ def written_blocks(
     W_V, W_O = network.matrix_of_head(layer, "V", head), network.parameters.get(f"blocks.{layer}.attn.W_O")
     b_V, circuit = network.parameters.get(f"blocks.{layer}.attn.b_V"), W_V if W_O is None else W_V @ W_O[head]
     places = {"residual": slice(None)}
-    if network.model.is_classic:
+    if network.model.is_classic and "position" in getattr(task, "token_parts", {}):
         P, width = require_item_label(task).config.position_dim, task.d_model
         places = {"position": slice(0, P), "content": slice(P, width), "other": slice(width, network.d_model)}
     result = {}
@@ -158,7 +158,8 @@ def singular_directions(model: AnyNetwork, task: Task, *, n: int = 8) -> pd.Data
     have the coordinates of the task's vectors have no such columns.
     """
     network, rows = network_of(model), []
-    spaces = subspaces(network, task) if network.model.is_classic else {}
+    known = network.model.is_classic and "position" in getattr(task, "token_parts", {})
+    spaces = subspaces(network, task) if known else {}
     spaces = {name: space for name, space in spaces.items() if name in PARTS}
     for layer, head in product(range(network.n_layers), range(network.n_heads)):
         for name, circuit in (("qk", qk(network, layer, head)), ("ov", ov(network, layer, head))):
@@ -252,8 +253,8 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
     λ are the eigenvalues of C [L, L]: C_ℓm is the derivative of logit_m with respect to what the head writes, at the
     target, in the direction e_ℓ W_V W_O, minus its mean over m, which softmax ignores. e_ℓ is the embedding of label ℓ
     (of tokens: of token ℓ). The output, with its normalisation, is linearised at the batch's targets and averaged. 0 if
-    no logit changes relative to the others (to rounding). MechinterpError for a task whose labels are not among its
-    tokens.
+    no logit changes relative to the others (to rounding). Of a task on tokens, labels are taken to be its first
+    tokens; MechinterpError if it has fewer tokens than labels.
     """
     network = network_of(model)
     if any(weights.is_inference() for weights in network.parameters.values()):  # these know no gradients

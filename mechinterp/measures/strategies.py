@@ -6,7 +6,7 @@ is the direction of the authors' code. The strategies are those of `theory.marko
 
 * ``kl_to_uniform``: all tokens are equally likely;
 * ``kl_to_unigram``: as often as they have occurred in the sequence;
-* ``kl_to_bigram``: as often as they have followed the present token, which is the best prediction.
+* ``kl_to_bigram``: as often as they have followed the present token: nearly the best prediction.
 """
 
 from jaxtyping import Float

@@ -183,7 +183,7 @@ class _RunPage:
         return self.curves(
             names,
             "Progress measures",
-            f"{f'{means}. ' if means else ''}Each is the mean"
+            f"{f'{means}. ' if means else ''}Each is the mean over"
             " sequences of an evaluation set, the same ones at every step. Dotted lines: located transitions; shaded:"
             " their 95 % intervals.",
             emergence=self.emergence,

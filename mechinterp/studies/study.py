@@ -192,7 +192,10 @@ def _default_measures(configs: Iterable[RunConfig]) -> tuple[str, ...]:
 
     tasks = [(build_task(config), config.model) for config in configs]
     known = [{column.name for column in columns_for(task, model)} for task, model in tasks]
-    return (main_measure(tasks[0][0]), *(name for name in DEFAULT_MEASURES[1:] if all(name in each for each in known)))
+    main = dict.fromkeys(main_measure(task) for task, _ in tasks)
+    if len(main) > 1:
+        raise ConfigError(f"variants have tasks with different main measures ({', '.join(main)}): name measures")
+    return (*main, *(name for name in DEFAULT_MEASURES[1:] if all(name in each for each in known)))
 
 
 class _Larger(Section):

@@ -109,9 +109,15 @@ class ItemLabelTask:
 
     def corrupted(self, corruption: Corruption, n_pairs: int, seed: int = 0) -> tuple[Batch, Batch]:
         """In-context sequences and their corrupt twins; a pure function of its arguments."""
-        if corruption is Corruption.break_pairing and self.config.copies > 1:
+        config = self.config
+        if corruption is Corruption.break_pairing and config.copies > 1:
             raise MechinterpError(
-                f"break_pairing needs labels that stand once (burstiness is {self.config.burstiness}); use swap_label"
+                f"break_pairing needs labels that stand once (burstiness is {config.burstiness}); use swap_label"
+            )
+        may_repeat = not config.distinct_labels and config.label_assignment != "by_sequence"
+        if corruption is Corruption.swap_item and may_repeat:
+            raise MechinterpError(
+                "swap_item needs classes that do not repeat: set task.distinct_labels = true, or use swap_label"
             )
         rng, clean = generator(self.seed, Stream.CORRUPTION, seed), self.sample("icl", n_pairs, seed)
         assert clean.table is not None

@@ -61,7 +61,8 @@ class MarkovChainsTask:
 
         The label of a sequence is here the token that has followed the target most often. Pairs in which it is not
         unique, or is the same in both sequences, are left out. swap_label: at the tokens after earlier occurrences of
-        the target, the label and another token change places. replace_target: the last token becomes another one.
+        the target, the label and another token change places; with three tokens or more, neither is the target, which
+        occurs where it did. replace_target: the last token becomes another one.
         swap_item: before the last token, that token and another one change places. MechinterpError if hardly any
         sequence will do.
         """
@@ -78,8 +79,12 @@ class MarkovChainsTask:
                 twins[:, T - 1 : T] = (targets + other) % k
             else:
                 twins[:, : T - 1] = exchanged(tokens[:, : T - 1], targets, (targets + other) % k)
+            moved = torch.from_numpy((tokens == targets) != (twins == targets)).any(dim=1)
+            alike = ~moved if corruption is Corruption.swap_label and k > 2 else torch.ones(n_pairs, dtype=torch.bool)
             (labels, definite), (wrong, also) = self._labels(tokens), self._labels(twins)
-            kept.append(torch.from_numpy(np.stack([tokens, twins], axis=1))[definite & also & (labels != wrong)])
+            kept.append(
+                torch.from_numpy(np.stack([tokens, twins], axis=1))[alike & definite & also & (labels != wrong)]
+            )
             if sum(map(len, kept)) >= n_pairs:
                 clean, corrupt = torch.cat(kept)[:n_pairs].numpy().swapaxes(0, 1)
                 return self._labelled(clean), self._labelled(corrupt)

@@ -5,7 +5,8 @@ in them, n_ij that it follows i, n_i the sum of n_ij over j, and α the concentr
 
 * uniform: 1/k;
 * unigram: (n_j + α) / (t + kα), Bayes-optimal for tokens that are i.i.d. from a Dirichlet distribution;
-* bigram: (n_ij + α) / (n_i + kα) with i = x_t, Bayes-optimal for chains whose rows are Dirichlet.
+* bigram: (n_ij + α) / (n_i + kα) with i = x_t, Bayes-optimal for chains whose rows are Dirichlet and
+  whose first token tells nothing of them.
 
 α = 1 is the paper's case. Networks pass through them in this order.
 """

@@ -71,7 +71,9 @@ class Optimizer:
         limits = [training.gradient_clip for training in self._trainings]
         if limits == [None] * len(limits):
             return gradient
-        shares = [min(1.0, (limit or norm) / (norm + 1e-6)) for limit, norm in zip(limits, norms, strict=True)]
+        shares = [
+            1.0 if limit is None else min(1.0, limit / (norm + 1e-6)) for limit, norm in zip(limits, norms, strict=True)
+        ]
         return gradient * self._by_run(shares, gradient)
 
     def _move(self, name: str, value: Tensor, gradient: Tensor, rates: Sequence[float], steps: Sequence[int]) -> None:

@@ -61,6 +61,10 @@ def test_strategies_follow_one_another():
     one = chains(300, 100, 2_000)  # never bigram
     true = further.of_chains(chains(500, 100, 400), chains(300, 100, 400), one)
     assert verdicts(true) == ["reproduced", "reproduced", "no"]
+    dissolves = chains(500, 100, 400), chains(300, 100, 400)
+    for each in (*dissolves[0].values(), *dissolves[1].values()):
+        each["prefix_matching_2"] = 1 - each["prefix_matching_2"]  # it falls
+    assert verdicts(further.of_chains(*dissolves, one))[1] == "another convention"
     skips = further.of_chains(chains(300, 100, 110), chains(500, 100, 400), chains(300, 100, 400))
     assert verdicts(skips) == ["another convention", "another convention", "yes"]
 
@@ -72,11 +76,18 @@ def test_several_heads_add_up():
         {0.0: [300.0, 310, 320], 0.5: [200.0, 210, 200], 1.0: [100.0, 120, 90], "all": [900, 900, 900]},
         index=list(SEEDS),
     )
-    assert verdicts(further.of_several_heads(true, heads, clamped)) == ["reproduced"] * 4 + ["no"]
+    strong = strengths(310)
+    assert verdicts(further.of_several_heads(true, strong, heads, clamped)) == ["reproduced"] * 4 + ["no"]
     late = runs(train_loss=rise(300, np.log(2) + 0.01, 0), tila2=rise(700, 0.2, 0.8), tla2=rise(700, 0.4, 0.8))
     single, unmoved = heads.assign(induction=1, without_one=0.4), clamped.mul(0).add(300.0)
-    found = further.of_several_heads(late, single, unmoved)
+    found = further.of_several_heads(late, strengths(700), single, unmoved)
     assert verdicts(found) == ["another convention"] * 4 + ["no"]
+
+
+def strengths(step: float) -> dict[int, pd.DataFrame]:
+    """Two heads of layer 2: one becomes an induction head, the other attends to the wrong label."""
+    heads = {0: rise(100, 0, -0.3), 1: rise(step, 0, 0.8)}
+    return {seed: pd.DataFrame(heads, index=pd.Index(STEPS, name="step")) for seed in SEEDS}
 
 
 def test_grokking_is_told_from_learning_at_once():
@@ -88,6 +99,8 @@ def test_grokking_is_told_from_learning_at_once():
     found = further.of_grokking(true)
     assert verdicts(found) == ["reproduced", "reproduced", "yes"]
     assert found[2].numbers.startswith("share of the run: 0.3: 1.00, 1.0: 0.7")  # one that never passes counts as late
+    never = {decay: grokking(5_000, 200) for decay in true}
+    assert verdicts(further.of_grokking(never)) == ["another convention", "another convention", "no"]
     at_once = {decay: grokking(120, 110) for decay in true}
     assert verdicts(further.of_grokking(at_once)) == ["another convention", "another convention", "no"]
 
@@ -101,7 +114,7 @@ def test_grokking_is_told_from_learning_at_once():
         ("grokking", "Grokking"),
     ],
 )
-def test_a_further_study_end_to_end(module, command, tmp_path, monkeypatch):
+def test_a_further_study_runs_end_to_end(module, command, tmp_path, monkeypatch):
     """Its own variants at three seeds, with narrow networks that learn nothing in a few steps."""
     small = {"model.d_model": 16, "model.d_head": 2, "training.batch_size": 4, "training.steps": 8}
     real_from_toml = Study.from_toml

@@ -17,7 +17,7 @@ class StepResult(NamedTuple):
     """Numbers of an update, all of before it."""
 
     loss: float
-    """Mean cross-entropy at the target, nats."""
+    """The loss of the batch, by default the mean cross-entropy at the target, nats."""
     accuracy: float
     """Share of targets classified correctly."""
     gradient_norm: float
@@ -26,7 +26,7 @@ class StepResult(NamedTuple):
 
 
 class Engine(ABC):
-    """Takes steps of SGD, p ← (1−λ)·p − lr·∂ℒ/∂p, with ℒ the mean cross-entropy at the target.
+    """Takes steps of the config's optimizer (`training.optimizers`) on its loss ℒ.
 
     Losses, accuracies and gradients are those of the forward pass under interventions.
     """

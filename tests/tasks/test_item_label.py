@@ -322,6 +322,12 @@ def test_sequences_without_positions_are_corrupted_by_their_order(corruption, bu
         assert changed.sum(dim=1).eq(2 * burstiness).all()
 
 
+def test_items_of_classes_that_may_repeat_are_not_swapped():
+    made = singh(n_pairs=6, n_novel_classes=10, distinct_labels=False, label_assignment="by_class")
+    with pytest.raises(MechinterpError, match=r"set task\.distinct_labels = true, or use swap_label"):
+        corrupted_pairs(made, "swap_item")
+
+
 def test_only_tokens_with_positions_are_shuffled():
     with pytest.raises(MechinterpError, match="whose tokens carry no position; use one of swap_label"):
         corrupted_pairs(singh(), "shuffle_positions")

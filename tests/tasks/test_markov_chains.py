@@ -148,6 +148,9 @@ def test_corruptions_change_what_they_say():
     assert torch.equal(replaced, target)
     at_labels = pairs[Corruption.swap_label].roles["correct_label"] & ~target
     assert not (swapped & ~at_labels).any()
+    of_labels = pairs[Corruption.swap_label]
+    occurs = [batch.inputs == batch.inputs[:, -1:] for batch in (of_labels.clean, of_labels.corrupt)]
+    assert torch.equal(*occurs)  # one thing differs: what followed the target, not where it occurred
     swapped, clean = (pairs[Corruption.swap_item].corrupt.inputs, pairs[Corruption.swap_item].clean.inputs)
     assert torch.equal(swapped[:, -1], clean[:, -1])
     followed = (clean[:, :-2] == clean[:, -1:]).sum(dim=1)

@@ -117,6 +117,16 @@ def test_ten_updates_are_those_of_torch(rule, theirs, clip):
         torch.testing.assert_close(ours[name][0], parameter.detach(), rtol=1e-12, atol=1e-13)
 
 
+def test_a_run_without_a_clip_is_not_scaled_beside_one_with_it():
+    trainings = [TrainingConfig(learning_rate=0.1, weight_decay=0.0, gradient_clip=clip) for clip in (None, 1.0)]
+    small = {name: 1e-8 * value for name, value in drawn(2).items()}
+    together, alone = stacked([drawn(0), drawn(1)]), stacked([drawn(0)])
+    Optimizer(trainings, together).update(together, stacked([small, drawn(3)]), [0, 0])
+    Optimizer(trainings[:1], alone).update(alone, stacked([small]), [0])
+    for name, value in alone.items():
+        assert torch.equal(together[name][0], value[0])
+
+
 def test_runs_with_moments_are_updated_together_as_alone_from_the_moments_that_were_kept():
     trainings = [
         TrainingConfig(optimizer="adamw", learning_rate=rate, weight_decay=decay, warmup_steps=4, decayed=("*.W*",))

@@ -173,9 +173,13 @@ def train(
     for pattern in config.training.decayed:
         if not any(fnmatchcase(name, pattern) for name in parameters):
             raise ConfigError(f"training.decayed: {unknown_name('parameter', pattern, parameters)}")
-    first = trained_on.train_batch(0, 2)
-    if config.training.loss_at != "target":
-        first.answers_at(config.training.loss_at)  # raises if nothing would be trained
+    size, where = config.training.batch_size, config.training.loss_at
+    first = trained_on.train_batch(0, min(size, 2))
+    if where != "target" and not bool((trained_on.train_batch(0, size).answers_at(where) >= 0).any()):
+        raise ConfigError(
+            f"training.loss_at = {where!r}: no position of the first batch has an answer there; choose another role,"
+            " a larger training.batch_size or longer sequences"
+        )
     ForwardInterventions(forward_interventions(config), first, config.model.n_layers - 1).hooks()  # raises if it cannot
     ParameterInterventions(config).apply_scheduled(0, parameters)
     engine = build_engine(config, parameters, device=device)
@@ -347,3 +351,11 @@ def _require_batches(task: Task) -> None:
     is_vector = batch.labels.shape == (2,) and batch.labels.dtype == torch.int64
     if not is_vector or not bool(((batch.labels >= 0) & (batch.labels < task.n_labels)).all()):
         raise ConfigError(f"task {name}: labels must be 2 int64 from 0 to {task.n_labels - 1}, got {batch.labels}")
+    answers = batch.answers
+    if answers is None:
+        return
+    if (tuple(answers.shape), answers.dtype) != ((2, task.n_pos), torch.int64):
+        got = f"{tuple(answers.shape)} {answers.dtype}"
+        raise ConfigError(f"task {name}: answers are {got}, expected {(2, task.n_pos)} torch.int64")
+    if not bool(((answers >= -1) & (answers < task.n_labels)).all()) or not torch.equal(answers[:, -1], batch.labels):
+        raise ConfigError(f"task {name}: answers must be -1 (none) to {task.n_labels - 1}, the last ones the labels")

@@ -156,9 +156,16 @@ class TransformerConfig(ModelConfig):
             raise ValueError(
                 "attention_init_std has no effect on attention_init = 'torch_linear': leave one of them out"
             )
+        relative = "relative_positional_bias"
         for name, needed, has_effect in (
             ("act_fn", "d_mlp", self.d_mlp is not None),
             ("final_norm", "normalization_type", self.normalization_type is not None),
+            ("attention_init", "init_mode = 'reddy2023'", self.init_mode == "reddy2023"),
+            ("attention_init_std", "init_mode = 'reddy2023'", self.init_mode == "reddy2023"),
+            *(
+                (name, f"positional_embedding_type = '{relative}'", self.positional_embedding_type == relative)
+                for name in ("relative_attention_num_buckets", "relative_attention_max_distance")
+            ),
             ("rotary_dim", "positional_embedding_type = 'rotary'", self.positional_embedding_type == "rotary"),
             ("rotary_base", "positional_embedding_type = 'rotary'", self.positional_embedding_type == "rotary"),
         ):

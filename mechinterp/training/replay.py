@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.store import RunFile, Trajectory, lock_run_file
 from mechinterp.store.layout import digest
@@ -95,8 +96,10 @@ def replay_steps(
             checked.append(stop)
             if digest(engine.parameters).hex() != file.digest(stop):
                 rebuilt = {name: value.detach().cpu() for name, value in engine.parameters.items()}
-                gap, moved = (_largest_difference(other, file.weights(stop)) for other in (rebuilt, stored))
-                deviation, relative = max(deviation, gap), max(relative, gap / moved if moved else math.inf)
+                deviation = max(deviation, _largest_difference(file.weights(stop), rebuilt))
+                effective = _with_effect(trajectory.config, file.weights(stop))
+                gap, moved = (_largest_difference(effective, other) for other in (rebuilt, stored))
+                relative = max(relative, gap / moved if moved else math.inf)
             elif set(kept) <= {start} and not _as_recorded(run, file, stop):
                 wrong.append(stop)
         if wanted and wanted[-1] == saved[-1]:
@@ -169,6 +172,13 @@ def environment_changes(recorded: Mapping[str, str]) -> tuple[str, ...]:
     removed = (f"its engine, {engine}, is no longer there",) if engine in ("hooked", "captured") else ()
     changed = [name for name in _BITS_DEPEND_ON if recorded.get(name) != now[name]]
     return *batched, *removed, *(f"{name} was {recorded.get(name)}, is {now[name]}" for name in changed)
+
+
+def _with_effect(config: RunConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without the biases of keys, unless positions are rotary: these move all scores of a query alike, so
+    that their gradients are rounding errors, which Adam makes steps of."""
+    rotary = getattr(config.model, "positional_embedding_type", None) == "rotary"
+    return {name: value for name, value in weights.items() if rotary or not name.endswith("attn.b_K")}
 
 
 def _largest_difference(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:

@@ -187,7 +187,7 @@ def test_a_network_with_all_parts_learns_the_task(tmp_path):
     ("changes", "model", "message"),
     [
         ({"loss_at": "repaet"}, {}, "did you mean 'repeat'"),
-        ({"loss_at": "none"}, {}, "no position of this batch has an answer"),
+        ({"loss_at": "none"}, {}, "no position of the first batch has an answer"),
         ({"loss_at": "all"}, {"output": "classifier"}, "a classifier answers at the target only"),
         ({"decayed": ("*.w_*",)}, {}, "decayed"),
         ({}, {"interventions": [{"kind": "copy"}]}, "copy takes the place of a classifier"),
@@ -195,6 +195,8 @@ def test_a_network_with_all_parts_learns_the_task(tmp_path):
         ({}, {"positional_embedding_type": "rotary", "d_head": 7}, "make model.d_head even"),
         ({}, {"input": "as_is", "d_model": None}, "the task's sequences are tokens: set model.input = 'tokens'"),
         ({}, {"output_matrix": "identity"}, "need a W_O"),
+        ({}, {"init_mode": "gpt2", "attention_init_std": 0.3}, "has no effect without init_mode = 'reddy2023'"),
+        ({}, {"relative_attention_num_buckets": 7}, "without positional_embedding_type = 'relative_positional_bias'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_before_anything_is_written(tmp_path, changes, model, message):
@@ -208,6 +210,40 @@ def test_what_cannot_be_is_refused_in_a_line_before_anything_is_written(tmp_path
         mi.train(config_of(changes, model), tmp_path / "r.h5", task=Task(), progress=False)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda answers: answers.float(), r"answers are \(2, 8\) torch.float32, expected \(2, 8\) torch.int64"),
+        (lambda answers: answers[:, :3], r"answers are \(2, 3\) torch.int64"),
+        (lambda answers: answers - 7, r"answers must be -1 \(none\) to 6, the last ones the labels"),
+        (lambda answers: (answers + 1) % 7, "the last ones the labels"),
+    ],
+)
+def test_wrong_answers_of_a_task_are_refused_before_anything_is_written(tmp_path, wrong, message):
+    class Wrong(RepeatedTokens):
+        def _batch(self, stream: int, step: int, size: int) -> Batch:
+            batch = super()._batch(stream, step, size)
+            return Batch(batch.inputs, batch.labels, batch.roles, answers=wrong(batch.answers))
+
+    with pytest.raises(MechinterpError, match=message):
+        mi.train(config_of(), tmp_path / "r.h5", task=Wrong(), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_without_the_role_of_the_loss_is_a_step_of_loss_0(tmp_path):
+    class Sometimes(RepeatedTokens):
+        def _batch(self, stream: int, step: int, size: int) -> Batch:
+            batch = super()._batch(stream, step, size)
+            batch.roles["repeat"] = batch.roles["repeat"] & torch.tensor(step != 5)
+            return batch
+
+    run = mi.train(config_of({"loss_at": "repeat"}), tmp_path / "r.h5", task=Sometimes(), progress=False)
+    losses = run.series["train_loss"]
+    assert losses.eq(0).sum() == 1
+    assert losses.min() == 0
+    assert np.isfinite(run.metrics["train_loss"].iloc[1:]).all()
 
 
 def test_tokens_and_labels_out_of_range_are_refused_with_the_step(tmp_path):

@@ -108,7 +108,7 @@ class AutogradEngine(Engine):
         if training.loss_at == "target":
             losses, accuracies = losses.mean(dim=1), right.double().mean(dim=1)
         else:
-            count = (labels >= 0).sum(dim=(1, 2))
+            count = (labels >= 0).sum(dim=(1, 2)).clamp(min=1)  # a batch without an answer there has loss 0
             losses, accuracies = losses.sum(dim=(1, 2)) / count, right.double().sum(dim=(1, 2)) / count
         gradients = torch.autograd.grad(
             losses.sum(), list(self._leaves.values()), allow_unused=bool(hooks), materialize_grads=bool(hooks)

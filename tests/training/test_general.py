@@ -225,7 +225,8 @@ def test_wrong_answers_of_a_task_are_refused_before_anything_is_written(tmp_path
     class Wrong(RepeatedTokens):
         def _batch(self, stream: int, step: int, size: int) -> Batch:
             batch = super()._batch(stream, step, size)
-            return Batch(batch.inputs, batch.labels, batch.roles, answers=wrong(batch.answers))
+            batch.answers = wrong(batch.answers)
+            return batch
 
     with pytest.raises(MechinterpError, match=message):
         mi.train(config_of(), tmp_path / "r.h5", task=Wrong(), progress=False)

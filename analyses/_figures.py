@@ -49,6 +49,7 @@ def by_variant(variants: Mapping[str, Mapping[int, pd.DataFrame]], rows: dict[st
         vertical_spacing=0.06,
         column_titles=list(variants),
     )
+    named = set[str]()
     colours = dict(zip([name for names in rows.values() for name in names], cycle(PALETTE), strict=False))
     for column, tables in enumerate(variants.values(), start=1):
         for row, names in enumerate(rows.values(), start=1):
@@ -62,7 +63,8 @@ def by_variant(variants: Mapping[str, Mapping[int, pd.DataFrame]], rows: dict[st
                 for run, values in runs.items():
                     hover = {"hovertext": f"{run}: {name}", "opacity": 0.35, "showlegend": False}
                     figure.add_scatter(x=x, y=values.to_numpy(), line=line, **shared, **hover, **place)
-                label = {"name": NAMES.get(name, name.replace("_", " ")), "showlegend": column == 1}
+                label = {"name": NAMES.get(name, name.replace("_", " ")), "showlegend": name not in named}
+                named.add(name)
                 y = runs.mean(axis=1).to_numpy()
                 figure.add_scatter(x=x, y=y, line={**line, "width": 3}, **shared, **label, **place)
     for row, name in enumerate(rows, start=1):

@@ -175,6 +175,8 @@ def train(
             raise ConfigError(f"training.decayed: {unknown_name('parameter', pattern, parameters)}")
     size, where = config.training.batch_size, config.training.loss_at
     first = trained_on.train_batch(0, min(size, 2))
+    if where not in ("target", "all", *first.roles):
+        raise ConfigError(f"training.loss_at: {unknown_name('role', where, ['target', 'all', *first.roles])}")
     if where != "target" and not bool((trained_on.train_batch(0, size).answers_at(where) >= 0).any()):
         raise ConfigError(
             f"training.loss_at = {where!r}: no position of the first batch has an answer there; choose another role,"

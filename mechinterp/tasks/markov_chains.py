@@ -22,6 +22,8 @@ from mechinterp.torch_state import torch_defaults
 
 _ROUNDS = 200
 """Draws, of as many sequences as pairs are asked for, after which no more are made."""
+_IN_VAIN = 10
+"""Draws without any pair after which no more are made."""
 
 
 @register_task(MarkovChainsConfig)
@@ -68,7 +70,9 @@ class MarkovChainsTask:
         """
         rng, k, T = generator(self.seed, Stream.CORRUPTION, seed), self.d_vocab, self.n_pos
         kept: list[Tensor] = []
-        for _ in range(_ROUNDS):
+        for drawn in range(_ROUNDS):
+            if drawn >= _IN_VAIN and not any(map(len, kept)):
+                break
             tokens = self._draw(rng, n_pairs)
             twins, other, targets = tokens.copy(), rng.integers(1, k, (n_pairs, 1)), tokens[:, T - 1 : T]
             if corruption is Corruption.swap_label:

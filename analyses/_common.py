@@ -17,7 +17,7 @@ from mechinterp.cli.study import MOST_SIDE_BY_SIDE
 from mechinterp.emergence import level_crossing, locate_or_say_why, steps_around
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder, replace_text
-from mechinterp.measures import measure
+from mechinterp.measures import main_measure, measure
 from mechinterp.report.study import write_study_report
 from mechinterp.run import Run, open_runs
 from mechinterp.studies.cost import Spent, spent
@@ -68,7 +68,7 @@ class RunAnalysis(Analysis):
 
 def steps_shown(run: Run, *, during: bool = False) -> list[int]:
     """The saved steps that show the transition of accuracy on the first evaluation set (`steps_around`)."""
-    name = f"{run.task.evaluations[0]}_accuracy"
+    name = main_measure(run.task)
     found = locate_or_say_why(measure(run, [name], progress=True)[name])
     if not found.transition:
         print(f"{run.path.stem}: {name} makes no transition ({found.reason})")

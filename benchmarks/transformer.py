@@ -25,10 +25,10 @@ from torch.nn import functional
 
 import mechinterp as mi
 from analyses._common import run_analysis
+from benchmarks.patching import two_ways
 from benchmarks.timing import interleaved, machine, median_ratio
 from mechinterp.circuits.activations import activations_of
-from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import patch, replaced, sites
+from mechinterp.circuits.patching import sites
 from mechinterp.config import TransformerConfig
 from mechinterp.errors import MechinterpError
 from mechinterp.models.hooked import HookedNetwork, HookedTransformer, HookedTransformerConfig
@@ -102,7 +102,8 @@ class Transformer:
             *((name, lambda name=name: _steps(name), [("ours", "plain"), ("ours", "plain_fused"), ("lens", "ours")])
               for name in CASES),
             *((name, lambda name=name: _seeds(name), [("alone", "together")]) for name in SEEDS),
-            *((f"patching_{name}", lambda name=name: _patching(name), [("loop", "patch")]) for name in list(CASES)[:2]),
+            *((f"patching_{name}", lambda name=name: _patching(name), [("run_with_hooks", "patch")])
+              for name in list(CASES)[:2]),
         ]  # fmt: skip
         for name, make, ratios in parts:
             if self.only and name not in self.only:
@@ -333,27 +334,7 @@ def _patching(name: str) -> dict[str, Callable[[], int]]:
     network, model = Network(config, start), lens_model(config, start)
     pairs = corrupted_pairs(task, Corruption.replace_target, n_pairs=256)
     where = sites(activations_of(network)(pairs.clean.inputs[:2]), pairs.roles)
-
-    def ours() -> list[float]:
-        return patch(network, pairs, where)["value"].tolist()
-
-    def loop() -> list[float]:
-        with torch.no_grad():
-            _, source = model.run_with_cache(pairs.clean.inputs)
-            values = []
-            for site in where:
-
-                def put(activation, hook, site=site):
-                    return replaced(activation, source[hook.name], site, pairs.roles)
-
-                logits = model.run_with_hooks(pairs.corrupt.inputs, fwd_hooks=[(site.hook, put)])[:, -1]
-                values.append(float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels)))
-        return values
-
-    worst = max(abs(a - b) for a, b in zip(ours(), loop(), strict=True))
-    if worst > 1e-3:
-        raise MechinterpError(f"{name}: the two ways of patching differ by {worst:g}")
-    return {"patch": lambda: len(ours()), "loop": lambda: len(loop())}
+    return two_ways(network, model, pairs, where)[0]
 
 
 if __name__ == "__main__":

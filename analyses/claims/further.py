@@ -210,14 +210,12 @@ def _half(curve: pd.Series) -> float:
 
 def _level(curve: pd.Series, share: float) -> float:
     """The step at which a curve has made a share of its way from its start to its end."""
-    step = level_crossing(curve, curve.iloc[0] + share * (curve.iloc[-1] - curve.iloc[0]))
-    return float("nan") if step is None else step
+    return _passed(curve, curve.iloc[0] + share * (curve.iloc[-1] - curve.iloc[0]))
 
 
 def _loss_falls(run: pd.DataFrame) -> float:
     """The step at which the training loss has made a tenth of its fall from ln 2 to its end."""
-    step = level_crossing(-run["train_loss"], -(0.9 * log(2) + 0.1 * run["train_loss"].iloc[-1]))
-    return float("nan") if step is None else step
+    return _passed(-run["train_loss"], -(0.9 * log(2) + 0.1 * run["train_loss"].iloc[-1]))
 
 
 def _passed(curve: pd.Series, level: float) -> float:

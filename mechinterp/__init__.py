@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from mechinterp.run import Run as Run
     from mechinterp.run import open_run as open_run
     from mechinterp.run import replay as replay
-    from mechinterp.run import resume as resume
-    from mechinterp.run import train as train
     from mechinterp.studies.runner import run_study as run_study
     from mechinterp.studies.study import Study as Study
     from mechinterp.tasks import Batch as Batch
     from mechinterp.tasks import Task as Task
     from mechinterp.tasks import build_task as build_task
     from mechinterp.tasks.corruption import corrupted_pairs as corrupted_pairs
+    from mechinterp.training.runs import resume as resume
+    from mechinterp.training.runs import train as train
     from mechinterp.verification import verify as verify
 
     __version__: str

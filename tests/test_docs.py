@@ -40,7 +40,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import mechinterp as mi
-import mechinterp.run
+import mechinterp.training.runs
 from mechinterp.cli import _COMMANDS, main
 from mechinterp.cli.analyses import analysis_commands
 from mechinterp.config import PRESETS
@@ -175,7 +175,11 @@ def fast_run(small_presets, tmp_path_factory) -> Path:
 @pytest.fixture
 def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterator[None]:
     """Training copies the run of the fast preset, and studies copy one tiny run."""
-    real_train, tiny, one_by_one = mechinterp.run.train, tmp_path_factory.getbasetemp() / "tiny", threading.Lock()
+    real_train, tiny, one_by_one = (
+        mechinterp.training.runs.train,
+        tmp_path_factory.getbasetemp() / "tiny",
+        threading.Lock(),
+    )
     tiny.mkdir(exist_ok=True)
 
     def train(config, path, **options):
@@ -191,7 +195,7 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
                 shutil.copy(made, Path(job["folder"]) / f"{job['id']}{made.suffix}")
             write_sealed_json(file_of(job, ".json"), {**read_sealed_json(tiny / "tiny.json"), "id": job["id"]})
 
-    monkeypatch.setattr(mechinterp.run, "train", train)
+    monkeypatch.setattr(mechinterp.training.runs, "train", train)
 
     def ask(request):
         """What a worker would answer; none is started."""

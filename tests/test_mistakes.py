@@ -27,10 +27,10 @@ from mechinterp.measures import MEASURES
 from mechinterp.models.forward import forward, run_with_cache
 from mechinterp.models.hooked import HookedNetwork
 from mechinterp.models.planted import memorising_decoy
-from mechinterp.run import train_batched
 from mechinterp.tasks import ItemLabelTask
 from mechinterp.tasks.base import Batch
 from mechinterp.tasks.registry import register_task
+from mechinterp.training.runs import train_batched
 from tests.helpers import hooked, random_network, random_parameters
 
 

@@ -14,7 +14,7 @@ import mechinterp as mi
 from mechinterp.store.writer import RunWriter
 
 try:
-    from mechinterp.run import resume as go_on
+    from mechinterp.training.runs import resume as go_on
 except ImportError:  # version 0.4.0
     from mechinterp.training.trainer import resume as go_on  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -41,7 +41,7 @@ class Train:
         print_result(summary, self.json, f"trained {run.steps[-1]} steps ({engine} engine): {run.path}")
 
     def train(self):
-        from mechinterp.run import train
+        from mechinterp.training.runs import train
 
         return train(self.settings, self.run_path(), device=self.device, overwrite=self.overwrite)
 
@@ -97,7 +97,7 @@ class Resume:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.run import resume
+        from mechinterp.training.runs import resume
 
         run = resume(self.run, until=self.until)
         summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1]}

@@ -29,6 +29,7 @@ from mechinterp.store.layout import (
     STATUSES,
     Array,
     Header,
+    Origin,
     digest,
     digested_name,
     header_length,
@@ -61,8 +62,13 @@ class RunFile:
     def config(self) -> RunConfig:
         """The config that the run was trained by."""
         if self._config is None:
-            raise RunFileError(f"{self.path}: has no config: it was not trained by this package")
+            raise RunFileError(f"{self.path}: was trained elsewhere: it has no config")
         return self._config
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the run comes from that this package has not trained; None for one that it has."""
+        return None if self._config else self.header.origin or Origin(how="recorded")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -140,9 +146,13 @@ class RunFile:
         """The state of the optimizer at a committed step, by name; empty if that checkpoint has none."""
         import torch
 
+        return {name: torch.from_numpy(array) for name, array in self.rest(step)[1].items()}
+
+    def rest(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What a committed step has besides its weights and metrics: the series since the checkpoint before it, and the
+        state of the optimizer."""
         with self._open() as file:
-            _, state = self._rest(file, self._row(file, step))
-        return {name: torch.from_numpy(array) for name, array in state.items()}
+            return self._rest(file, self._row(file, step))
 
     def series(self, step: int | None = None) -> "pd.DataFrame":
         """The numbers of single updates, by the step that the update led to, up to the last checkpoint.

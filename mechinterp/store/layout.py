@@ -100,6 +100,19 @@ class Contents(_Part):
     """Every so-manyth checkpoint has that state, from the first on."""
 
 
+class Origin(_Part):
+    """Where checkpoints come from that this package has not trained."""
+
+    how: Literal["recorded", "imported"]
+    """recorded: by the loop that trained the network, through `mi.record`. imported: from files of checkpoints."""
+    network: dict[str, Any] | None = None
+    """The network as circuit analyses take it (`models.foreign`); null if it is none of those that are known."""
+    unknown: Text = ""
+    """Why it is none of them."""
+    left_out: Annotated[tuple[Text, ...], Field(max_length=100_000)] = ()
+    """Constants of the module that were not stored, as masks of attention are."""
+
+
 class Header(_Part):
     """What a file says of itself."""
 
@@ -108,6 +121,8 @@ class Header(_Part):
     created: Text
     config: dict[str, Any] | None
     """The config of the run; null if it was not trained by this package."""
+    origin: Origin | None = None
+    """Where the run comes from, if it was not; there is no such key in the header of other runs."""
     environments: dict[Step, dict[Text, Text]]
     """Versions, processor and threads of the updates, by the step from which on."""
     side_of: RunId | None = None
@@ -157,15 +172,16 @@ class Header(_Part):
 
     def attributes(self) -> dict[str, str]:
         """What the HDF5 says of the run, as text."""
-        about = self.model_dump(mode="json", include={"id", "created", "config", "environments"})
+        parts = {"id", "created", "config", "environments"} | ({"origin"} if self.origin else set())
+        about = self.model_dump(mode="json", include=parts)
         text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in about.items()}
         return text | {"format": "mechinterp-run", "schema_version": str(SCHEMA_VERSION)}
 
     def to_bytes(self) -> bytes:
         """The header as it stands at the beginning of a file."""
-        body = self.model_dump_json().encode()
+        body = self.model_dump_json(exclude=None if self.origin else {"origin"}).encode()
         if len(body) > MAX_HEADER:
-            raise RunFileError(f"the config takes {len(body):,} bytes; at most {MAX_HEADER:,} go into a run file")
+            raise RunFileError(f"the header takes {len(body):,} bytes; at most {MAX_HEADER:,} go into a run file")
         line = MAGIC + f"{SCHEMA_VERSION} {len(body):020} {hashlib.sha256(body).hexdigest()}\n".encode()
         return line + body
 

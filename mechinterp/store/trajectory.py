@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from mechinterp.config import RunConfig
+    from mechinterp.store.layout import Origin
+
 
 def dense_path(path: Path) -> Path:
     """The path of a run's side file of rebuilt steps: fast.dense.h5 beside fast.h5."""
@@ -28,8 +31,18 @@ class Trajectory:
         self.path = Path(path)
         self.file = RunFile(self.path)
         self.side_file: RunFile | None = None
-        self.config, self.environment, self.created = self.file.config, self.file.environment, self.file.created
+        self.environment, self.created = self.file.environment, self.file.created
         self.open_side_file()
+
+    @property
+    def config(self) -> "RunConfig":
+        """The config that the run was trained by; RunFileError of one that this package has not trained."""
+        return self.file.config
+
+    @property
+    def origin(self) -> "Origin | None":
+        """Where the run comes from that this package has not trained; None for one that it has."""
+        return self.file.origin
 
     @property
     def dense_path(self) -> Path:

@@ -11,7 +11,8 @@ The writer has the lock of the path. The file appears under its name with its fi
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from mechinterp.files import (
 )
 from mechinterp.store.file import RunFile, rest_digest, series_rows
 from mechinterp.store.hdf5 import hdf5_pieces
-from mechinterp.store.layout import END_TYPE, STATUSES, Array, Header, array_of, digest, sealed
+from mechinterp.store.layout import END_TYPE, MAX_METRICS, STATUSES, Array, Header, array_of, digest, sealed
 from mechinterp.store.trajectory import dense_path
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class RunWriter:
         for name, value in parameters.items():
             if not bool(value.isfinite().all()):
                 raise DivergedError(
-                    f"{self.path}: {name} is not finite at step {step}; lower training.learning_rate."
+                    f"{self.path}: {name} is not finite at step {step}; lower the learning rate."
                     " Earlier checkpoints are kept"
                 )
         contents = self.header.contents
@@ -170,6 +171,16 @@ class RunWriter:
             if self._live:
                 self._publish()
         self._rows, self._last = self._rows + 1, step
+
+    def extend(self, metrics: Collection[str], optimizer: Mapping[str, Array]) -> None:
+        """Give all checkpoints further metrics, not a number so far, and further numbers of the optimizer, 0 so far."""
+        contents = self.header.contents
+        names = (*contents.metrics, *(name for name in metrics if name not in contents.metrics))
+        state = {**contents.optimizer, **optimizer}
+        if len(names) > MAX_METRICS:
+            raise MechinterpError(f"{self.path}: {len(names)} metrics; a checkpoint has {MAX_METRICS} at most")
+        update = {"metrics": names, "optimizer": state}
+        self._move(self.header.model_copy(update={"contents": contents.model_copy(update=update)}))
 
     def finish(self, status: str) -> None:
         """Record how the run ended, give back the room that is left, and close the file."""
@@ -260,7 +271,11 @@ class RunWriter:
     def _copy_rows(self, source: int, old: Header) -> None:
         """Copy the committed rows of all arrays."""
         arrays, states = old.contents, -(-self._rows // old.contents.optimizer_every)
-        ranges = [(old.checkpoints, self.header.checkpoints, self._rows * old.record_type.itemsize)]
+        ranges = []
+        if {*self.header.contents.optimizer} == {*arrays.optimizer} and self.header.record_type == old.record_type:
+            ranges = [(old.checkpoints, self.header.checkpoints, self._rows * old.record_type.itemsize)]
+        else:
+            self._convert_records()
         for group, rows in (("weights", self._rows), ("optimizer", states), ("series", self._series_length(old))):
             new = getattr(self.header.contents, group)
             ranges += [(a.offset, new[name].offset, rows * a.row_bytes) for name, a in getattr(arrays, group).items()]
@@ -270,6 +285,28 @@ class RunWriter:
                 if len(content) < min(_COPY, length - at):
                     raise RunFileError(f"{self.path}: is shorter than it was written; it is damaged")
                 write_at(self._file, content, target + at)
+
+    def _convert_records(self) -> None:
+        """Write the records of all checkpoints into a file with further metrics or numbers of the optimizer."""
+        file, contents = RunFile(self.path), self.header.contents
+        metrics = file.metrics()
+        for row, (previous, step) in enumerate(pairwise([-1, *file.steps])):
+            series, state = file.rest(step)
+            state |= {
+                name: np.zeros(array.shape, array.dtype)
+                for name, array in contents.optimizer.items()
+                if name not in state and row % contents.optimizer_every == 0
+            }
+            record = np.zeros((), self.header.record_type)
+            record["step"], record["previous"] = step, previous
+            record["digest"] = np.frombuffer(bytes.fromhex(file.digest(step)), "u1")
+            record["rest_digest"] = np.frombuffer(
+                rest_digest(series, {name: state[name] for name in contents.optimizer if name in state}), "u1"
+            )
+            for name in contents.metrics:
+                record["metrics"][name] = metrics[name][step] if name in metrics else np.nan
+            place = self.header.checkpoints + row * self.header.record_type.itemsize
+            write_at(self._file, sealed(self.header.id, row, record), place)
 
     def _require_there(self, descriptor: int) -> None:
         """RunFileError if a file is no longer the one at the path."""

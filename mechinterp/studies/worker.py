@@ -33,7 +33,7 @@ from mechinterp.interventions.forward import forward_interventions
 from mechinterp.interventions.parameters import pin_graft_digests
 from mechinterp.measures import columns_for, measure
 from mechinterp.models.registry import initial_parameters
-from mechinterp.run import Run, open_run, resume, train, train_batched
+from mechinterp.run import Run, open_run
 from mechinterp.store import keep_last, lock_run_file
 from mechinterp.studies import WORKER_GONE
 from mechinterp.studies.jobs import Job
@@ -44,6 +44,7 @@ from mechinterp.tasks import build_task
 from mechinterp.training.engines import Device, build_engine, require_device
 from mechinterp.training.loop import TrainingRun, steps_of
 from mechinterp.training.prefetch import limit_cores
+from mechinterp.training.runs import resume, train, train_batched
 from mechinterp.training.spikes import spikes_of
 
 _TIMED_STEPS = 40

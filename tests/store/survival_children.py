@@ -9,8 +9,8 @@ import torch
 
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
-from mechinterp.run import resume
 from mechinterp.store.layout import digest
+from mechinterp.training.runs import resume
 
 
 @contextmanager

@@ -14,11 +14,11 @@ import torch
 import mechinterp as mi
 from mechinterp.errors import MechinterpError, RunFileError, UnknownNameError
 from mechinterp.models.registry import initial_parameters
-from mechinterp.run import resume
 from mechinterp.store import Array, Contents, Header, RunFile, RunWriter, dense_path, keep_last
 from mechinterp.store.hdf5 import require_same_hdf5
 from mechinterp.store.layout import END_TYPE, STATUSES, digest, sealed
 from mechinterp.training.recording import new_run_file
+from mechinterp.training.runs import resume
 from mechinterp.verification import verify
 from tests.helpers import as_if_killed, with_header
 

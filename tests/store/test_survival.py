@@ -72,7 +72,7 @@ def test_a_run_killed_at_random_moments_and_resumed_has_the_same_bits(spawn, sur
             assert not seen
     if not path.exists():
         mi.train(survivor_config.updated({"training.steps": 10}), path, progress=False)
-    from mechinterp.run import resume
+    from mechinterp.training.runs import resume
     from tests.store.survival_children import one_thread
 
     with one_thread():
@@ -120,7 +120,7 @@ def test_a_live_reader_sees_only_committed_checkpoints(spawn, survivor_config, s
 
 
 def test_a_second_writer_is_refused(spawn, survivor_config, tmp_path):
-    from mechinterp.run import resume
+    from mechinterp.training.runs import resume
     from tests.store.survival_children import train_or_resume
 
     path = tmp_path / "run.h5"
@@ -158,7 +158,7 @@ sys.exit(main({["train", "--config", str(tmp_path / "run.toml"), "--out", str(pa
 
 
 def test_resume_goes_on_after_an_end_and_refuses_to_go_back(tiny_run, tiny_config, tmp_path):
-    from mechinterp.run import resume
+    from mechinterp.training.runs import resume
 
     path = shutil.copy(tiny_run.path, tmp_path / "run.h5")
     run = resume(path, until=30, progress=False)
@@ -171,8 +171,8 @@ def test_resume_goes_on_after_an_end_and_refuses_to_go_back(tiny_run, tiny_confi
 
 
 def test_a_resume_that_stops_short_of_the_end_says_so(tiny_config, tmp_path, monkeypatch):
-    from mechinterp.run import resume
     from mechinterp.training.engines import FusedEngine
+    from mechinterp.training.runs import resume
 
     path, original, calls = tmp_path / "run.h5", FusedEngine.step_runs, []
 
@@ -294,9 +294,9 @@ def test_verify_refuses_what_no_environment_explains(tiny_run, tmp_path, monkeyp
 
 def test_nobody_goes_on_with_a_run_that_a_resume_is_about_to_write(tiny_config, tmp_path, monkeypatch):
     """The file is locked from before it is looked at until the end."""
-    from mechinterp import run as runs
     from mechinterp.errors import BusyError
-    from mechinterp.run import resume
+    from mechinterp.training import runs
+    from mechinterp.training.runs import resume
 
     path, build = tmp_path / "run.h5", runs.build_engine
     mi.train(tiny_config.updated({"training.steps": 10}), path, progress=False)

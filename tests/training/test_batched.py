@@ -7,9 +7,9 @@ import mechinterp as mi
 from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import ConfigError, DivergedError
 from mechinterp.models.registry import initial_parameters
-from mechinterp.run import train_batched
 from mechinterp.studies.jobs import distinct_jobs, grouped
 from mechinterp.training.engines import AutogradEngine
+from mechinterp.training.runs import train_batched
 
 FULL = mi.RunConfig.preset("reddy2023")
 

@@ -221,7 +221,7 @@ def test_fixed_frozen_and_grafted_parameters(tiny_config, tiny_run, tmp_path):
 
 @pytest.mark.parametrize("others", [[], FORWARD], ids=["parameters", "all"])
 def test_runs_under_interventions_replay_and_resume_exactly(tiny_config, tiny_run, tmp_path, others):
-    from mechinterp.run import resume
+    from mechinterp.training.runs import resume
 
     config = under(
         tiny_config,

@@ -10,8 +10,8 @@ import torch
 
 import mechinterp as mi
 from mechinterp.models.forward import forward
-from mechinterp.run import resume, train_batched
 from mechinterp.training.engines import AutogradEngine
+from mechinterp.training.runs import resume, train_batched
 from mechinterp.training.spikes import DEVIATIONS, LEAST, MEMORY, RECENT, SPIKES, LossSpikes, Spikes, spikes_of
 
 

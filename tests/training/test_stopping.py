@@ -7,7 +7,7 @@ import mechinterp as mi
 from mechinterp.errors import ConfigError, MechinterpError
 from mechinterp.models.network import Network
 from mechinterp.models.registry import initial_parameters
-from mechinterp.run import resume
+from mechinterp.training.runs import resume
 from mechinterp.training.stopping import StopRule
 from tests.helpers import as_if_killed, hooked
 

@@ -315,7 +315,7 @@ class _Cuts:
     def changes(self, receiver: Receiver) -> dict[str, Float[Tensor, "batch pos d_model"]]:
         """What tokens, heads and MLPs before a receiver write in the other sequence, minus what they write here."""
         hooks = {"token": "hook_embed"}
-        for n in range(min(receiver.layer + (receiver.through == "mlp"), len(self.layers))):
+        for n in range(receiver.n_layers_read(self.base.network.model)):
             hooks[str(n)] = f"blocks.{n}.hook_attn_out"
             hooks |= {f"{n}.mlp": f"blocks.{n}.hook_mlp_out"} if n < receiver.layer and self.mlps else {}
         return {name: self.other[hook] - self.base[hook] for name, hook in hooks.items()}

@@ -1,7 +1,8 @@
 """Path patching: the effect of every edge between two components (Wang et al. 2023, Goldowsky-Dill et al. 2023).
 
 A receiver (a head's query, key or value, an MLP, or the output) reads x, the sum of what senders (the embedding,
-earlier heads and MLPs) write into the residual stream. To patch the edge sender → receiver, the sender's term s is
+earlier heads and MLPs) write into the residual stream. An MLP reads the heads of its layer too, unless it is in
+parallel with them. To patch the edge sender → receiver, the sender's term s is
 taken from the other run, in the input of this receiver alone:
 
     x′ = x_base − s_base + s_source,   and the receiver's activation becomes N(x′) W
@@ -28,10 +29,11 @@ from torch import Tensor, nn
 from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
 from mechinterp.circuits.patching import Direction, clean_corrupt_gap
+from mechinterp.config import TransformerConfig
 from mechinterp.errors import NamedEnum, member
 from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations, run_with_cache
-from mechinterp.models.layer import normalized, scale_of
+from mechinterp.models.layer import mlp_input, normalized, scale_of
 from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs
 from mechinterp.torch_state import torch_defaults
@@ -71,6 +73,10 @@ class Receiver:
             return "classifier.hook_in" if self.through == "classifier" else "unembed.hook_out"
         return f"blocks.{self.layer}." + ("mlp.hook_pre" if self.through == "mlp" else f"attn.hook_{self.through}")
 
+    def n_layers_read(self, model: TransformerConfig) -> int:
+        """The number of layers whose heads it reads: of an MLP its own layer too, unless it is in parallel with it."""
+        return self.layer + (self.through == "mlp" and not model.parallel_attn_mlp)
+
     def reads(self, run: Activations, change: Float[Tensor, "batch pos d_model"], scale: Scale) -> Tensor:
         """The change of its activation in a run with that of the residual stream that it reads."""
         parameters = run.network.parameters
@@ -81,7 +87,8 @@ class Receiver:
             return _normalized_change(run, "ln_final", last, change, scale) @ parameters["unembed.W_U"]
         block = f"blocks.{self.layer}"
         if self.through == "mlp":
-            read = _normalized_change(run, f"{block}.ln2", run[f"{block}.hook_resid_mid"], change, scale)
+            x = run[f"{block}.{mlp_input(run.network.model)}"]
+            read = _normalized_change(run, f"{block}.ln2", x, change, scale)
             return read @ parameters[f"{block}.mlp.W_in"]
         read = _normalized_change(run, f"{block}.ln1", run[f"{block}.hook_resid_pre"], change, scale)
         W = run.network.matrix(self.layer, self.through.upper())
@@ -110,7 +117,7 @@ def senders(run: Activations, receiver: Receiver) -> dict[str, Float[Tensor, "ba
     With the vectors of positions and attention's biases, their sum is the residual stream that the receiver reads.
     """
     written = {"embed": run["hook_embed"]}
-    for layer in range(min(receiver.layer + (receiver.through == "mlp"), run.n_layers)):
+    for layer in range(receiver.n_layers_read(run.network.model)):
         z, W_O = run[f"blocks.{layer}.attn.hook_z"], run.network.parameters.get(f"blocks.{layer}.attn.W_O")
         heads = z if W_O is None else torch.einsum("bphk,hkd->bphd", z, W_O)
         written |= {f"{layer}.{head}": heads[:, :, head] for head in range(z.shape[2])}

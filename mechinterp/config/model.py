@@ -81,6 +81,9 @@ class TransformerConfig(ModelConfig):
     """Width of the MLP after every attention; by default there is none (attn_only)."""
     act_fn: Literal["relu", "gelu", "gelu_new", "silu"] = "relu"
     """Activation function of the MLPs; gelu_new is GPT-2's approximation."""
+    parallel_attn_mlp: bool = False
+    """Whether the MLP reads what attention reads, the residual stream before the layer, instead of what attention has
+    written (GPT-J, GPT-NeoX)."""
     normalization_type: Literal["LN", "LNPre", "RMS", "RMSPre"] | None = None
     """Normalisation of what attention, MLPs and the output read: LayerNorm or RMSNorm; Pre: without trained scale and
     shift. By default none."""
@@ -159,6 +162,7 @@ class TransformerConfig(ModelConfig):
         relative = "relative_positional_bias"
         for name, needed, has_effect in (
             ("act_fn", "d_mlp", self.d_mlp is not None),
+            ("parallel_attn_mlp", "d_mlp", self.d_mlp is not None),
             ("final_norm", "normalization_type", self.normalization_type is not None),
             ("attention_init", "init_mode = 'reddy2023'", self.init_mode == "reddy2023"),
             ("attention_init_std", "init_mode = 'reddy2023'", self.init_mode == "reddy2023"),

@@ -22,7 +22,8 @@ Networks with further parts (`models.layer`) also have, where they have the part
 ``blocks.{l}.ln{1,2}.hook_scale``           [B, T, 1], σ of what attention and the MLP read
 ``blocks.{l}.ln{1,2}.hook_normalized``      [B, T, d], normalised, before the trained scale and shift
 ``blocks.{l}.attn.hook_rot_{q,k}``          [B, T, H, d_head], rotated queries and keys
-``blocks.{l}.hook_resid_mid``               [B, T, d], the residual stream between attention and the MLP
+``blocks.{l}.hook_resid_mid``               [B, T, d], the residual stream between attention and the MLP, unless they
+                                            are in parallel
 ``blocks.{l}.mlp.hook_{pre,post}``          [B, T, d_mlp]
 ``blocks.{l}.hook_mlp_out``                 [B, T, d]
 ``ln_final.hook_{scale,normalized}``        [B, T, 1] and [B, T, d]; of a classifier [B, 1] and [B, d]
@@ -134,7 +135,7 @@ class Activations:
             prefix = f"blocks.{start}."
             replaced = hook.removeprefix(prefix)
             of_layer = {name.removeprefix(prefix): known[name] for name in known if name.startswith(prefix)}
-            of_layer = unchanged_by(replaced, of_layer) | {replaced: value, **also}
+            of_layer = unchanged_by(network.model, replaced, of_layer) | {replaced: value, **also}
         else:
             of_layer = {"hook_resid_pre": _placed(network, known["hook_embed"], positions), **also}
         for layer in range(start, self.n_layers):

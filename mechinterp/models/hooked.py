@@ -239,6 +239,7 @@ class HookedNetwork(CheckedHooks, HookedTransformer):
                     d_vocab=config.task.d_vocab or n_labels,
                     d_vocab_out=n_labels,
                     attn_only=model.attn_only,
+                    parallel_attn_mlp=model.parallel_attn_mlp,
                     normalization_type=model.normalization_type,
                     eps=EPSILON,
                     positional_embedding_type="standard" if positions in (None, "sinusoidal") else positions,

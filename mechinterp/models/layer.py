@@ -7,10 +7,13 @@ With N the normalisation and x the residual stream, as in TransformerLens:
     x ← x + Σ_heads z W_O + b_O
     x ← x + f(N(x) W_in + b_in) W_out + b_out                               with an MLP
 
+With `parallel_attn_mlp` the MLP reads the x that attention reads, and both are added to it.
+
 Normalisation is (x − ⟨x⟩)/σ ⊙ w + b with σ² = ⟨(x − ⟨x⟩)²⟩ + ε (LN), or without the mean and b (RMS).
 
 Sources: Vaswani et al. 2017 (sinusoidal positions), Ba et al. 2016 (LayerNorm), Zhang & Sennrich 2019 (RMSNorm), Su et
-al. 2021 (rotary), Press et al. 2021 (shortformer), Raffel et al. 2020 (buckets of distances).
+al. 2021 (rotary), Press et al. 2021 (shortformer), Raffel et al. 2020 (buckets of distances), Wang & Komatsuzaki 2021
+(attention and MLP in parallel, GPT-J).
 """
 
 import math
@@ -56,6 +59,12 @@ _INPUTS = {
     "hook_resid_post": ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out"),
 }
 """What the activations of a layer are computed from, in the order of computation."""
+_INPUTS_PARALLEL = {
+    name: tuple("hook_resid_pre" if other == "hook_resid_mid" else other for other in inputs)
+    for name, inputs in _INPUTS.items()
+    if name != "hook_resid_mid"
+}
+"""The same where attention and the MLP are in parallel."""
 
 
 _OF_ALL = ("hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_k", "attn.hook_rot_k", "attn.hook_v")
@@ -71,13 +80,22 @@ def layer_hooks(model: TransformerConfig) -> list[str]:
         left_out |= {"attn.hook_rot_q", "attn.hook_rot_k"}
     if model.attn_only:
         left_out |= {"hook_resid_mid", "ln2.", "mlp.", "hook_mlp_out"}
-    return ["hook_resid_pre", *(name for name in _INPUTS if not name.startswith(tuple(left_out)))]
+    return ["hook_resid_pre", *(name for name in _inputs(model) if not name.startswith(tuple(left_out)))]
 
 
-def unchanged_by(name: str, activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def mlp_input(model: TransformerConfig) -> str:
+    """The hook of the residual stream that the MLP of a layer reads, without the layer's prefix."""
+    return "hook_resid_pre" if model.parallel_attn_mlp else "hook_resid_mid"
+
+
+def _inputs(model: TransformerConfig) -> dict[str, tuple[str, ...]]:
+    return _INPUTS_PARALLEL if model.parallel_attn_mlp else _INPUTS
+
+
+def unchanged_by(model: TransformerConfig, name: str, activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The activations of a layer that do not depend on the one of this name."""
     changed = {name}
-    for other, inputs in _INPUTS.items():
+    for other, inputs in _inputs(model).items():
         if changed.intersection(inputs):
             changed.add(other)
     return {other: value for other, value in activations.items() if other not in changed}
@@ -128,12 +146,12 @@ class Layer:
     def _ln1_normalized(self) -> Tensor:
         return normalized(self._model, self["hook_resid_pre"], self["ln1.hook_scale"])
 
-    def _read(self, norm: str, residual: str) -> Float[Tensor, "batch pos d_model"]:
+    def _read(self, norm: str, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What attention or the MLP reads of the residual stream."""
         if self._model.normalization_type is None:
-            return self[residual]
+            return residual
         if not self._needs(f"{norm}.hook_scale", f"{norm}.hook_normalized"):
-            return normalized_at_once(self._model, self._parameters, norm, self[residual])
+            return normalized_at_once(self._model, self._parameters, norm, residual)
         return scaled_and_shifted(self._parameters, norm, self[f"{norm}.hook_normalized"])
 
     def _needs(self, *names: str) -> bool:
@@ -146,7 +164,7 @@ class Layer:
     def _projected(self, name: str) -> Float[Tensor, "batch pos head d_head"]:
         """Queries, keys or values: those that are computed of the same vectors by one product."""
         if name not in self._products:
-            x, apart = self._read("ln1", "hook_resid_pre"), ("Q" if self._target_only else "")
+            x, apart = self._read("ln1", self["hook_resid_pre"]), ("Q" if self._target_only else "")
             if self._positions is not None and (name != "V"):
                 x = x + self._positions
             apart += "V" if self._positions is not None else ""
@@ -246,14 +264,20 @@ class Layer:
     def _resid_mid(self) -> Float[Tensor, "batch query d_model"]:
         return self._asking(self["hook_resid_pre"]) + self["hook_attn_out"]
 
+    @property
+    def _mlp_input(self) -> Float[Tensor, "batch query d_model"]:
+        """The residual stream that the MLP reads."""
+        residual = self[mlp_input(self._model)]
+        return self._asking(residual) if self._model.parallel_attn_mlp else residual
+
     def _ln2_scale(self) -> Tensor:
-        return scale_of(self._model, self["hook_resid_mid"])
+        return scale_of(self._model, self._mlp_input)
 
     def _ln2_normalized(self) -> Tensor:
-        return normalized(self._model, self["hook_resid_mid"], self["ln2.hook_scale"])
+        return normalized(self._model, self._mlp_input, self["ln2.hook_scale"])
 
     def _mlp_pre(self) -> Float[Tensor, "batch query d_mlp"]:
-        x = self._read("ln2", "hook_resid_mid")
+        x = self._read("ln2", self._mlp_input)
         return linear(x, self._parameters["mlp.W_in"], self._parameters.get("mlp.b_in"))
 
     def _mlp_post(self) -> Float[Tensor, "batch query d_mlp"]:
@@ -265,7 +289,8 @@ class Layer:
     def _resid_post(self) -> Float[Tensor, "batch query d_model"]:
         if self._model.attn_only:
             return self._resid_mid()
-        return self["hook_resid_mid"] + self["hook_mlp_out"]
+        after_attention = self._resid_mid() if self._model.parallel_attn_mlp else self["hook_resid_mid"]
+        return after_attention + self["hook_mlp_out"]
 
 
 def linear(x: Float[Tensor, "*any into"], W: Float[Tensor, "into out"], b: Tensor | None) -> Float[Tensor, "*any out"]:

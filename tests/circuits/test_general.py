@@ -164,8 +164,9 @@ def test_a_network_of_another_form_cannot_have_the_planted_head():
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("norm", ["LN", "RMSPre", None])
-def test_what_all_senders_change_is_what_a_receiver_reads(task, positions, norm):
-    network = full_network(positions, normalization_type=norm)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_what_all_senders_change_is_what_a_receiver_reads(task, positions, norm, parallel):
+    network = full_network(positions, normalization_type=norm, parallel_attn_mlp=parallel)
     pairs = corrupted_pairs(task, "swap_label", n_pairs=6)
     base, source = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
     for receiver in receivers(base):
@@ -325,6 +326,27 @@ def test_an_mlp_has_edges_of_its_own_and_none_if_it_writes_nothing(task):
     assert without.loc[of_mlp, "value"].std() < 1e-9 < table.loc[before, "value"].std()
     holds = pd.DataFrame({"fact": [fact.name for fact in Fact], "value": 0.0})
     assert operations(table, holds) == {}
+
+
+def test_an_mlp_in_parallel_reads_no_head_of_its_layer(task):
+    """It has edges from earlier layers, and attention's output of its own layer does not change it."""
+    network, pairs = full_network(parallel_attn_mlp=True), corrupted_pairs(task, "swap_label", n_pairs=6)
+    table = patch_paths(network, pairs)
+    of_mlp = {layer: set(table.loc[table["receiver"] == f"{layer}.mlp", "sender"]) for layer in (0, 1)}
+    assert of_mlp == {0: {"embed"}, 1: {"embed", "0.0", "0.1", "0.mlp"}}
+    edges = circuit_edges(network, task, n_pairs=6)
+    into = set(edges.loc[edges["target"] == "1.mlp.target", "source"])
+    assert into == {"token.target", "0.target", "0.mlp.target"}
+    assert set(edges.loc[edges["target"] == "0.mlp.target", "source"]) == {"token.target"}
+    assert "layer 2: MLP" in to_svg(graph_of(edges))
+    base = run_with_cache(network, pairs.clean.inputs)
+    assert "blocks.0.hook_resid_mid" not in base.values
+    direct = logit_attribution(network, pairs)
+    leads = logit_lens(network, pairs)["lead"]
+    assert direct["lead"].sum() == pytest.approx(leads.iloc[-1])
+    serial = {name: value for name, value in network.parameters.items()}
+    other = Network(network.config.updated({"model.parallel_attn_mlp": False}), serial)
+    assert set(patch_paths(other, pairs).query("receiver == '0.mlp'")["sender"]) == {"embed", "0.0", "0.1"}
 
 
 def test_classifiers_behind_a_normalisation_are_analysed_too(tiny_config):

@@ -46,6 +46,7 @@ def models(draw) -> dict[str, Any]:
     }
     if choose(True, False):
         model |= {"d_mlp": choose(3, 16), "act_fn": choose("relu", "gelu", "gelu_new", "silu")}
+        model["parallel_attn_mlp"] = choose(True, False)
     if model["normalization_type"] and choose(True, False):
         model["final_norm"] = False
     if model["positional_embedding_type"] == "rotary" and choose(True, False):
@@ -103,6 +104,7 @@ def transformer_lens_model(network: Network) -> HookedTransformer:
                 d_mlp=model.d_mlp,
                 act_fn=model.act_fn,
                 attn_only=model.d_mlp is None,
+                parallel_attn_mlp=model.parallel_attn_mlp,
                 n_ctx=N_POS,
                 d_vocab=network.config.task.d_vocab or 2,
                 d_vocab_out=network.config.task.n_labels,

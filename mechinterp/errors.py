@@ -57,6 +57,10 @@ class UnknownMemberError(UnknownNameError, AttributeError):
     """A member of an enum that does not exist."""
 
 
+class UnrecognisedNetwork(MechinterpError):
+    """A network of another library has a part that the forward pass here lacks, or its settings are not known."""
+
+
 class DivergedError(MechinterpError):
     """Training met a loss or weight that is not finite."""
 

@@ -309,7 +309,7 @@ class CustomTaskConfig(TaskConfig):
     """Number of different tokens; 0 of vectors."""
     n_pos: int = Field(ge=1, le=8_192)
     """Number of tokens in a sequence."""
-    n_labels: int = Field(ge=1, le=10_000)
+    n_labels: int = Field(ge=1, le=1_000_000)
     """Number of the network's outputs."""
 
     @property

@@ -27,10 +27,18 @@ if TYPE_CHECKING:
     from mechinterp.emergence import emergence_table as emergence_table
     from mechinterp.emergence import locate_emergence as locate_emergence
     from mechinterp.errors import MechinterpError as MechinterpError
+    from mechinterp.exchange.importer import import_checkpoints as import_checkpoints
+    from mechinterp.exchange.recorder import Recorder as Recorder
+    from mechinterp.exchange.recorder import Schedule as Schedule
+    from mechinterp.exchange.recorder import record as record
+    from mechinterp.exchange.tables import write_table as write_table
     from mechinterp.measures import Observation as Observation
     from mechinterp.measures import Requirement as Requirement
     from mechinterp.measures import measure as measure
     from mechinterp.measures import register as register
+    from mechinterp.measures.functions import linear_cka as linear_cka
+    from mechinterp.measures.functions import loss_barrier as loss_barrier
+    from mechinterp.measures.functions import weight_drift as weight_drift
     from mechinterp.models.network import Network as Network
     from mechinterp.randomness import generator as generator
     from mechinterp.report import write_report as write_report

@@ -4,16 +4,20 @@ A run can be opened while it is being written.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from mechinterp.config import CustomTaskConfig
-from mechinterp.errors import ConfigError, MechinterpError, RunFileError
+from mechinterp.config import CustomTaskConfig, RunConfig
+from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnrecognisedNetwork
+from mechinterp.exchange.export import export
+from mechinterp.exchange.modules import load_weights, unwrapped
+from mechinterp.interventions.forward import forward_interventions
+from mechinterp.models.foreign import ForeignNetwork, require_same_answers
 from mechinterp.models.network import Network
-from mechinterp.store import Trajectory
+from mechinterp.store import Origin, RunFile, Trajectory
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import torch_defaults
@@ -37,6 +41,26 @@ class Run(Trajectory):
         if task is not None:
             _require_same_task(self, task)
         self._task = task
+
+    @property
+    def network_config(self) -> RunConfig:
+        """The config of the run's network: shapes, and what it computes."""
+        return self.config
+
+    @property
+    def can_be_analysed(self) -> bool:
+        """Whether circuit analyses and the measures of a task apply: it has a task and a `Network`."""
+        return True
+
+    @property
+    def why_not_analysed(self) -> str:
+        """Why they do not apply, if they do not."""
+        return ""
+
+    @property
+    def has_clamps(self) -> bool:
+        """Whether interventions of training changed activations."""
+        return bool(forward_interventions(self.config))
 
     @property
     def task(self) -> Task:
@@ -101,13 +125,118 @@ class Run(Trajectory):
         self.open_side_file()
         return check
 
+    def export(
+        self,
+        steps: int | Sequence[int] | None,
+        path: str | Path,
+        *,
+        format: str | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """The paths of checkpoints written in another program's format; see `exchange.export`."""
+        return export(self, steps, path, format=format, overwrite=overwrite)
+
     def __repr__(self) -> str:
         steps = self.steps
         return f"Run({str(self.path)!r}, {self.status}, {len(steps)} steps up to {steps[-1] if steps else None})"
 
 
-def open_run(path: str | Path, *, task: Task | None = None) -> Run:
-    """The run of a file, also while it is being written. A run on a custom task needs that `task`."""
+class RecordedRun(Run):
+    """A trajectory that was trained elsewhere: recorded in a loop of its own, or imported from checkpoints.
+
+    It has the saved steps only. A `task` and a network that is known (`models.foreign`) let all analyses apply.
+    """
+
+    def __init__(self, path: str | Path, *, task: Task | None = None, build: Callable[[], nn.Module] | None = None):
+        self._build = build
+        self._foreign: ForeignNetwork | None = None
+        super().__init__(path, task=task)
+
+    @property
+    def origin(self) -> Origin:
+        """Where it comes from."""
+        origin = self.file.origin
+        assert origin is not None
+        return origin
+
+    @property
+    def network_config(self) -> RunConfig:
+        return self._foreign_network().config
+
+    @property
+    def can_be_analysed(self) -> bool:
+        return not self.why_not_analysed
+
+    @property
+    def why_not_analysed(self) -> str:
+        try:
+            _ = self._foreign_network(), self.task
+        except MechinterpError as error:
+            return str(error).removeprefix(f"{self.path}: ")
+        return ""
+
+    @property
+    def has_clamps(self) -> bool:
+        return False
+
+    @property
+    def task(self) -> Task:
+        """The task that `open_run` was given."""
+        if self._task is None:
+            raise RunFileError(
+                f"{self.path}: was trained elsewhere, and has no task; give one: mi.open_run(path, task=your_task)"
+            )
+        return self._task
+
+    @torch_defaults()
+    def network(self, step: int) -> Network:
+        """The network at a saved step; UnrecognisedNetwork, with the reason, unless it is one that is known."""
+        return Network(self.network_config, self._foreign_network().parameters(self.weights(step)))
+
+    def model(self, step: int) -> Any:
+        """What `build` makes, with the weights of a saved step and in evaluation mode; without `build`, the
+        HookedTransformer view of `network`."""
+        if self._build is None:
+            return super().model(step)
+        module = self._build()
+        if not isinstance(module, nn.Module):
+            raise MechinterpError(f"build returns a {type(module).__name__}; expected the torch.nn.Module recorded")
+        load_weights(module, self.weights(step), self.origin.left_out, str(self.path))
+        return module.eval()
+
+    def densify(self, **options: Any) -> ReplayCheck:
+        """RunFileError: a run that was trained elsewhere cannot be replayed."""
+        raise RunFileError(f"{self.path}: was trained elsewhere: steps between its checkpoints cannot be rebuilt")
+
+    def _foreign_network(self) -> "ForeignNetwork":
+        """The network that the file names, which computes what the module of `build` does, if there is one."""
+        if self._foreign is None:
+            origin = self.origin
+            if origin.network is None:
+                why = origin.unknown or "its file does not say what it computes"
+                raise UnrecognisedNetwork(f"{self.path}: is no network that circuit analyses know: {why}")
+            known, last = ForeignNetwork.from_json(origin.network), self.steps[-1]
+            if self._build is not None:
+                network = Network(known.config, known.parameters(self.weights(last)))
+                require_same_answers(network, unwrapped(self.model(last)))
+            self._foreign = known
+        return self._foreign
+
+
+@overload
+def open_run(path: str | Path, *, task: Task | None = None) -> Run: ...
+@overload
+def open_run(path: str | Path, *, task: Task | None = None, build: Callable[[], nn.Module]) -> RecordedRun: ...
+def open_run(path: str | Path, *, task: Task | None = None, build: Callable[[], nn.Module] | None = None) -> Run:
+    """The run of a file, also while it is being written. A run on a custom task needs that `task`.
+
+    Of a run that was trained elsewhere (`mi.record`, `mi.import_checkpoints`), `build` makes the module whose weights
+    are stored, and `task` is that of the sequences to analyse it on.
+    """
+    if RunFile(Path(path)).origin is not None:
+        return RecordedRun(path, task=task, build=build)
+    if build is not None:
+        raise MechinterpError(f"{path}: was trained by this package, and needs no build; leave it out")
     return Run(path, task=task)
 
 
@@ -125,14 +254,30 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
 @torch_defaults()
 def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False) -> ReplayCheck:
     """Rebuild steps of a run and pass them to `keep`; see `training.replay.replay_steps`."""
+    _ = run.config  # raises for a run that was trained elsewhere
     return replay_steps(run, run.task, steps, keep, progress=progress)
 
 
 def _require_same_task(run: Run, task: Task) -> None:
     """RunFileError if a run was trained on another task; of a custom one, the file has the name and shape only."""
+    if run.origin is not None:
+        _require_task_fits(run, task)
+        return
     ours = {name: getattr(run.config.task, name) for name in ("d_model", "n_pos", "n_labels")}
     theirs = {name: getattr(task, name) for name in ours}
     if ours != theirs:
         raise RunFileError(f"{run.path}: the run was trained on a task with {ours}, the given task has {theirs}")
     if not isinstance(run.config.task, CustomTaskConfig) and config_of_task(task, run.config) != run.config:
         raise RunFileError(f"{run.path}: the given task is not the one of the run's config; leave `task` out")
+
+
+def _require_task_fits(run: Run, task: Task) -> None:
+    """RunFileError if a network that was trained elsewhere cannot take a task's sequences."""
+    try:
+        theirs = run.network_config.task
+    except UnrecognisedNetwork:
+        return  # the module of `build` takes what it takes
+    for name in ("d_model", "d_vocab", "n_labels", "n_pos"):
+        needed, there = getattr(task, name, 0), getattr(theirs, name)
+        if needed > there if name == "n_pos" else needed != there:
+            raise RunFileError(f"{run.path}: its network has {name} = {there}, the given task has {needed}")

@@ -41,8 +41,8 @@ def analyse(
     entry, chosen = analysis_of(analysis), checked_arguments(analysis, arguments)
     wanted = run.chosen_steps(steps)
     digests, function = [run.digest(step) for step in wanted], entry.function(analysis)
-    keep = keep and run.config.task.kind != "custom"  # the file of a custom task does not contain the task
-    kept = TableCache(run.path, run.config, analysis, entry.home, chosen, keep=keep)
+    keep = keep and run.network_config.task.kind != "custom"  # the file of a custom task does not contain the task
+    kept = TableCache(run.path, run.network_config, analysis, entry.home, chosen, keep=keep)
     task, tables = run.task, []
     try:
         for step, digest in tqdm(

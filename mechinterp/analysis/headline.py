@@ -45,10 +45,13 @@ def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> He
     `curve` is the measure by step, `emergence` what `locate_emergence` says of it. A rise is not yet an induction head:
     an accuracy also rises from guessing any label to guessing among the labels of the context. That level is compared
     with the plateau after the transition; without a transition with the median of the last tenth of the curve. The
-    evidence (`circuits.evidence`) is of the checkpoints before the transition and at the end, or of the end alone.
+    evidence (`circuits.evidence`) is of the checkpoints before the transition and at the end, or of the end alone. Of a
+    run without a task, or whose network is not known, there is the transition alone.
     """
     measure = str(curve.name)
     after = emergence.after if emergence.transition else curve.iloc[-max(len(curve) // 10, 1) :].median()
+    if not run.can_be_analysed:
+        return Headline(describe(measure, emergence))
     level = guessing_level(run.task, float(after or 0.0)) if measure == main_measure(run.task) else None
     steps = steps_around(emergence, run.steps) if emergence.transition else run.steps[-1:]
     return Headline(describe(measure, emergence), level, *_induction_head(run, steps))

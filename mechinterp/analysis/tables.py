@@ -157,7 +157,7 @@ def null_bands(run: Run, *, n_sequences: int, seed: int = 0) -> pd.DataFrame:
     tables = []
     for strengths in (qk_strengths, ov_strengths):
         with torch_threads(1):
-            band = null_band(run.config, batch, run.task, strengths)
+            band = null_band(run.network_config, batch, run.task, strengths)
         named = pd.DataFrame(block_rows(band, "null_mean")).rename(columns={"value": "mean"}).drop(columns="index")
         tables.append(named.assign(low=band["null_low"], high=band["null_high"]))
     return pd.concat(tables, ignore_index=True)

@@ -15,6 +15,7 @@ import tyro
 from pydantic import ValidationError
 
 from mechinterp.cli.analyses import Circuit, Emergence, Measure, analysis_commands
+from mechinterp.cli.exchange import Export, Import
 from mechinterp.cli.report import Report
 from mechinterp.cli.runs import Info, Replay, Resume, Run, Train, Verify
 from mechinterp.cli.study import Study, StudyCollect, StudyRetry, StudyStatus
@@ -32,6 +33,8 @@ _COMMANDS: dict[str, type] = {
     "emergence": Emergence,
     "circuit": Circuit,
     "report": Report,
+    "import": Import,
+    "export": Export,
     "study": Study,
     "study status": StudyStatus,
     "study retry": StudyRetry,

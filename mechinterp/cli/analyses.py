@@ -46,7 +46,8 @@ class Emergence:
 
     run: RunPath
     measure: str | None = None
-    """The measure; by default the accuracy on the task's first evaluation set (icl_accuracy)."""
+    """The measure; by default the accuracy on the task's first evaluation set (icl_accuracy), or the first number that
+    was recorded with a run that was trained elsewhere."""
     scale: Literal["step", "log_step"] = "step"
     """Fit in the step or in its logarithm."""
     n_sequences: int = 1000
@@ -56,12 +57,12 @@ class Emergence:
     def execute(self) -> None:
         from mechinterp.analysis.headline import headline
         from mechinterp.emergence import locate_emergence
-        from mechinterp.measures import main_measure
+        from mechinterp.measures.table import main_column
         from mechinterp.run import open_run
         from mechinterp.training.spikes import spikes_of
 
         run = open_run(self.run)
-        name = self.measure or main_measure(run.task)
+        name = self.measure or main_column(run)
         curve = _measured(self.run, [name], None, self.n_sequences)[name]
         emergence, spikes = locate_emergence(curve, scale=self.scale), spikes_of(run.file.metrics())
         found = headline(run, curve, emergence)

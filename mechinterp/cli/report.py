@@ -21,7 +21,7 @@ class Report:
         tyro.conf.arg(metavar="RUN [RUN …]", help="The run; others are laid over its curves, aligned at 50 percent."),
     ] = ()
     measure: str | None = None
-    """The measure whose transition is the headline; by default the first."""
+    """The measure whose transition is the headline; by default that of `mechinterp emergence`."""
     study: Path | None = None
     """A study's TOML file, instead of a run."""
     paper_scale: bool = False
@@ -44,14 +44,14 @@ class Report:
 
     def _run_page(self) -> Path:
         from mechinterp.files import require_place
-        from mechinterp.measures import columns_of, measure
+        from mechinterp.measures.table import measure, require_measures
         from mechinterp.report import write_report
         from mechinterp.run import open_runs
 
         out = require_place(self.out or self.files[0].with_suffix(".html"))
         runs = open_runs(self.files)
         for run in runs.values():
-            columns_of(run, [self.measure.removeprefix("clamped_")] if self.measure else None)
+            require_measures(run, [self.measure] if self.measure else None)
         tables = {name: measure(run, progress=True) for name, run in runs.items()}
         first, *others = runs
         overlaid = {name: tables[name] for name in others}

@@ -168,10 +168,12 @@ class Info:
             "status": run.status,
             "created": run.created,
             "environment": run.environment,
-            "config": json_module.loads(run.config.canonical_json()),
+            "origin": run.origin and run.origin.model_dump(mode="json"),
+            "config": None if run.origin else json_module.loads(run.config.canonical_json()),
             "steps": list(digests),
             "digests": {str(step): digest for step, digest in digests.items()},
         }
-        lines = [f"{name:12} {value}" for name, value in facts.items() if name not in ("steps", "digests")]
+        shown = [name for name, value in facts.items() if name not in ("steps", "digests") and value is not None]
+        lines = [f"{name:12} {facts[name]}" for name in shown]
         lines += [f"step {step:>8,}  {digest}" for step, digest in digests.items()]
         print_result(facts, self.json, "\n".join(lines))

@@ -140,7 +140,7 @@ class CheckpointConfig(Section):
             steps.update(range(0, last + 1, self.every))
         if self.per_decade and last:
             n_points = int(self.per_decade * math.log10(last)) + 1
-            steps.update(min(last, round(10 ** (i / self.per_decade))) for i in range(n_points))
+            steps.update(min(last, logarithmic_step(index, self.per_decade)) for index in range(n_points))
         return sorted(steps)
 
     def require_fits(self, training: TrainingConfig) -> None:
@@ -161,3 +161,8 @@ class CheckpointConfig(Section):
                 f"training.stop_plateau = {window} compares two halves, and checkpoints are {distance} steps apart:"
                 f" set checkpoints.every to {window // 2} or less"
             )
+
+
+def logarithmic_step(index: int, per_decade: int) -> int:
+    """The step with a number, from 0, among so many logarithmically spaced ones per decade."""
+    return round(10 ** (index / per_decade))

@@ -1,6 +1,6 @@
 """The table of all measures at all checkpoints of a run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,9 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mechinterp.config import ModelConfig
-from mechinterp.errors import MechinterpError, require_integer, unknown_name
-from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
+from mechinterp.errors import MechinterpError, UnknownNameError, require_integer, unknown_name
+from mechinterp.interventions.forward import ForwardInterventions
 from mechinterp.measures.base import MEASURES, Measure, Observation
+from mechinterp.measures.functions import Function, measure_functions
+from mechinterp.measures.weights import WEIGHT_MEASURES, weight_measures
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network, hook_names
 from mechinterp.run import Run
@@ -46,7 +48,7 @@ class Column:
 
 def columns_of(run: Run, names: Sequence[str] | None = None) -> list[Column]:
     """The columns that a run's task and model admit, or those of `names`; a name that they do not admit raises."""
-    return columns_for(run.task, run.config.model, names)
+    return columns_for(run.task, run.network_config.model, names)
 
 
 def columns_for(task: Task, model: ModelConfig, names: Sequence[str] | None = None) -> list[Column]:
@@ -75,60 +77,105 @@ def main_measure(task: Task) -> str:
     return f"{task.evaluations[0]}_accuracy"
 
 
-@torch_defaults()
+def main_column(run: Run) -> str:
+    """The column whose transition is the result by default: the task's main measure (`main_measure`); of a run that was
+    trained elsewhere and cannot be analysed, the first number that was recorded, or else the norm of the weights."""
+    if run.can_be_analysed:
+        return main_measure(run.task)
+    return next(iter(run.metrics), WEIGHT_MEASURES[0])
+
+
 def measure(
     run: Run,
-    names: str | Sequence[str] | None = None,
+    names: str | Sequence[str] | Mapping[str, Function] | None = None,
     *,
     steps: int | Iterable[int] | None = None,
     n_sequences: int = 1000,
     seed: int = 0,
+    reference: int | str = "first",
     progress: bool = False,
 ) -> pd.DataFrame:
     """Progress measures of a run: one row per checkpoint (index ``step``), one column per measure.
 
     A measure is the mean over `n_sequences` sequences of an evaluation set, the same ones at every step (`seed` chooses
     others). By default all measures that apply and all saved steps, and ``spikes``, ``spike_step`` and
-    ``spike_height``, the loss spikes of training since the checkpoint before (`training.spikes`). An unknown name or
-    step raises.
-    `progress` shows a bar on a terminal.
+    ``spike_height``, the loss spikes of training since the checkpoint before (`training.spikes`). Of a run that was
+    trained elsewhere, also the numbers that were recorded, and measures of the weights alone (`measures.weights`);
+    measures of sequences need its task, and a network that is known. An unknown name or step raises. `progress` shows a
+    bar on a terminal.
+
+    In place of names, `{"accuracy": f}` takes functions of one's own (`measures.functions`): f(model) of the model at a
+    step, or f(model, other) of it and the model at the `reference`: a step, or the ``first``, ``last`` or ``previous``
+    one.
 
     Measures are of the weights, without the interventions of training. Where interventions act on activations,
     ``clamped_{measure}`` is the measure under those of the step, as in training.
     """
     require_integer("n_sequences", n_sequences)
-    names = [names] if isinstance(names, str) else names
-    if names and not forward_interventions(run.config):
-        for name in names:
-            if name.startswith("clamped_"):
-                raise MechinterpError(
-                    f"{run.path}: {name}: nothing is clamped in this run; measure it without clamped_"
-                )
-    columns = columns_of(run, names and list(dict.fromkeys(name.removeprefix("clamped_") for name in names)))
     wanted = run.chosen_steps(steps)
+    for step in wanted:
+        run.digest(step)  # raises for a step that is not stored
+    if isinstance(names, Mapping):
+        return measure_functions(run, names, wanted, reference, progress=progress)
+    return _table(run, [names] if isinstance(names, str) else names, wanted, n_sequences, seed, progress)
+
+
+def require_measures(run: Run, names: Sequence[str] | None) -> tuple[list[Column], list[str]]:
+    """The named measures of sequences, or all; and the other columns, which are recorded or of the weights alone.
+
+    A name that is none of them, or does not apply to the run, raises.
+    """
+    recorded = [*run.metrics] if run.origin else [name for name in SPIKES if name in run.metrics and names is None]
+    further = [name for name in recorded if names is None or name in names]
+    further += [name for name in WEIGHT_MEASURES if (run.origin if names is None else name in names)]
+    return _selected(run, further, None if names is None else [name for name in names if name not in further]), further
+
+
+@torch_defaults()
+def _table(
+    run: Run, names: Sequence[str] | None, steps: list[int], n_sequences: int, seed: int, progress: bool
+) -> pd.DataFrame:
+    """The table of the named measures, or of all, at some steps."""
+    metrics = run.metrics
+    columns, further = require_measures(run, names)
     evaluations = dict.fromkeys(column.evaluation for column in columns)
     batches = {evaluation: run.task.sample(evaluation, n_sequences, seed) for evaluation in evaluations}
-    rows = [
-        _row(run, step, columns, batches)
-        for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)
-    ]
+    rows = list[dict[str, float]]()
+    for step in tqdm(steps, unit="checkpoint", disable=None if progress else True):
+        rows.append(_row(run, step, columns, batches) if columns else {})
+        if any(name in WEIGHT_MEASURES for name in further):
+            first, before = run.steps[0], max((stored for stored in run.steps if stored < step), default=step)
+            rows[-1] |= weight_measures(*(run.weights(at) for at in (step, first, before)))
     released = [column.name for column in columns]
     clamped = [f"clamped_{name}" for name in released if rows and f"clamped_{name}" in rows[0]]
-    table = pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=released + clamped)
-    metrics = run.metrics
-    return table if names else table.join(metrics[[name for name in SPIKES if name in metrics]])
+    of_weights = [name for name in further if name in WEIGHT_MEASURES]
+    table = pd.DataFrame(rows, index=pd.Index(steps, name="step"), columns=[*released, *clamped, *of_weights])
+    return table.join(metrics[[name for name in further if name not in of_weights]])[[*released, *clamped, *further]]
+
+
+def _selected(run: Run, further: list[str], names: Sequence[str] | None) -> list[Column]:
+    """The columns of measures of sequences: those of `names`, or all but those of the same name as `further` ones."""
+    if names is None:
+        return [column for column in columns_of(run) if column.name not in further] if run.can_be_analysed else []
+    for name in names if not run.has_clamps else ():
+        if name.startswith("clamped_"):
+            raise MechinterpError(f"{run.path}: {name}: nothing is clamped in this run; measure it without clamped_")
+    if names and not run.can_be_analysed:
+        unknown = unknown_name("measure", names[0], [*run.metrics, *WEIGHT_MEASURES])
+        raise UnknownNameError(f"{unknown}; measures of sequences do not apply: {run.why_not_analysed}")
+    return columns_of(run, list(dict.fromkeys(name.removeprefix("clamped_") for name in names))) if names else []
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
     """All columns at one step, by name; one forward pass per evaluation set."""
-    network, released, clamped = Network(run.config, run.weights(step)), {}, {}  # a step that is saved
+    network, released, clamped = run.network(step), {}, {}
     for evaluation, batch in batches.items():
         selected = [column for column in columns if column.evaluation == evaluation]
         hooks = {hook for column in selected for hook in column.measure.hooks}
         with torch.no_grad():
             seen = observe(network, batch, hooks, task=run.task)
             released |= {column.name: column.value(seen) for column in selected}
-            if forward_interventions(run.config):
+            if run.has_clamps:
                 seen = observe(network, batch, hooks, run, step, run.task)
                 clamped |= {f"clamped_{column.name}": column.value(seen) for column in selected}
     return released | clamped

@@ -21,13 +21,13 @@ def attention(run: Run, steps: Sequence[int]) -> str:
     """Every head's attention on one sequence of the first evaluation set, query × key."""
     evaluation = run.task.evaluations[0]
     batch = run.task.sample(evaluation, 1)
-    hooks = [f"blocks.{layer}.attn.hook_pattern" for layer in range(run.config.model.n_layers)]
+    hooks = [f"blocks.{layer}.attn.hook_pattern" for layer in range(run.network_config.model.n_layers)]
     caches = [run_with_cache(run.network(step), batch.inputs, hooks) for step in steps]
     names = figures.token_names(batch.inputs.shape[1], {role: mask[0].numpy() for role, mask in batch.roles.items()})
     drawings = []
-    for layer, head in product(range(run.config.model.n_layers), range(run.config.model.n_heads)):
+    for layer, head in product(range(run.network_config.model.n_layers), range(run.network_config.model.n_heads)):
         patterns = np.stack([cache[hooks[layer]][0, head].numpy() for cache in caches])
-        title = figures.head_name(layer, head, run.config.model.n_heads)
+        title = figures.head_name(layer, head, run.network_config.model.n_heads)
         visible = np.tri(len(names), dtype=bool) & np.isfinite(patterns)
         frames = np.where(visible, np.rint(254 * np.nan_to_num(patterns)), 255).astype(np.uint8)
         drawings.append(Drawing(figures.attention_map(patterns[-1], names, title), frames=frames, scale=1 / 254))

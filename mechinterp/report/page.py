@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mechinterp.analysis.headline import headline as headline_of
 from mechinterp.emergence import emergence_table, level_crossing
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.files import require_place
+from mechinterp.measures.table import main_column
+from mechinterp.measures.weights import WEIGHT_MEASURES
 from mechinterp.report import checkpoints, figures, html
 from mechinterp.run import Run
 from mechinterp.training.spikes import SPIKES, Spikes, spikes_of
@@ -36,6 +39,8 @@ _MEANS = {
     "tca1": "attention of the target to its copy, in layer 1",
     "tca2": "attention of the target to its copy, in layer 2",
 }
+_MOST_READ = 6
+"""So many recorded numbers stand beside the slider."""
 _VARIANTS = ("ila1_all", "cla_mass")
 """Measures that differ little from another one: in the emergence table only."""
 _SETS = (
@@ -55,9 +60,9 @@ def write_report(
 ) -> Path:
     """The path of a run's page, written from its table of measures.
 
-    `measure` is the column whose transition is the headline, by default the first. `others` are the tables of other
-    runs, by name, which are drawn over this run, aligned where that measure crosses 50 %. With `progress`, bars show
-    the progress of the analyses.
+    `measure` is the column whose transition is the headline, by default the run's main one. `others` are the tables of
+    other runs, by name, which are drawn over this run, aligned where that measure crosses 50 %. With `progress`, bars
+    show the progress of the analyses.
 
     A slider over the table's checkpoints moves attention, the circuit, the QK and OV circuits and the order parameters,
     and marks its step on all curves. The emergence table and the config follow. Parts that do not apply to the run's
@@ -66,7 +71,7 @@ def write_report(
     require_place(Path(path))
     if table.empty:
         raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
-    headline = measure or str(table.columns[0])
+    headline = measure or (name if (name := main_column(run)) in table else str(table.columns[0]))
     if headline not in table:
         raise unknown_name("measure", headline, list(table.columns))
     if run.path.stem in (others or {}):
@@ -74,7 +79,8 @@ def write_report(
     page = _RunPage(run, table, emergence_table(table), headline, others or {}, progress)
     views, views_omitted = _applicable(page.at_a_step())
     curves, curves_omitted = _applicable(page.over_training())
-    omitted = " ".join([*views_omitted, *curves_omitted])
+    why = f"Circuits and attention: {run.why_not_analysed}." if not run.can_be_analysed else ""
+    omitted = " ".join([*filter(None, [why]), *views_omitted, *curves_omitted])
     parts = [
         html.lead(f"{headline_of(run, table[headline], page.emergence.loc[headline])}."),
         *([html.note(f"{spikes}.")] if (spikes := page.spikes) else []),
@@ -96,7 +102,7 @@ def write_report(
         html.table(page.emergence),
         html.section("What was run"),
         html.table(_facts(run)),
-        html.code(run.config.model_dump_json(indent=2)),
+        html.code((run.origin or run.config).model_dump_json(indent=2)),
     ]
     return html.write_page(Path(path), f"Run {run.path.name}", parts)
 
@@ -146,16 +152,19 @@ class _RunPage:
 
     def readout(self) -> list[str]:
         """The measures whose values are displayed beside the slider."""
-        return self._measured([self.headline, *_PROGRESS, "iwl_accuracy", "train_loss"])
+        recorded = [*self.run.metrics][:_MOST_READ] if self.run.origin else []
+        return self._measured([self.headline, *_PROGRESS, "iwl_accuracy", "train_loss", *recorded])
 
     def at_a_step(self) -> dict[str, Part]:
         """The figures that the slider moves."""
         run, steps = self.run, self.steps
+        if not run.can_be_analysed:
+            return {}
         return {
             "Circuit": lambda: checkpoints.circuit(run, steps, _SIZES["circuit"]["n_pairs"], progress=self.progress),
             "Attention": lambda: checkpoints.attention(run, steps),
             "QK and OV circuits": lambda: checkpoints.blocks(
-                self._analysed("qkov"), _SIZES["qkov"]["n_sequences"], run.config.model.n_heads
+                self._analysed("qkov"), _SIZES["qkov"]["n_sequences"], run.network_config.model.n_heads
             ),
             "Order parameters": lambda: checkpoints.order_parameters(
                 self._analysed("order_parameters"), _SIZES["order_parameters"]["n_sequences"]
@@ -164,6 +173,33 @@ class _RunPage:
 
     def over_training(self) -> dict[str, Part]:
         """The curves on which the slider's step is marked."""
+        parts = self._of_elsewhere() if self.run.origin else dict[str, Part]()
+        if self.run.can_be_analysed:
+            parts |= self._of_the_task()
+        return parts | ({"Runs, aligned": self._aligned} if self.others else {})
+
+    def _of_elsewhere(self) -> dict[str, Part]:
+        """The curves of a run that was trained elsewhere."""
+        recorded = self._measured([*self.run.metrics])
+        weights = self._measured([*WEIGHT_MEASURES])
+        others = [name for name in self.table if name not in {*recorded, *weights}]
+        captions = {
+            "Recorded": (recorded, "Numbers that the training loop recorded with every checkpoint."),
+            "Weights": (
+                weights,
+                "The norm of all weights, and their distance from the first checkpoint and from the one before, as a"
+                " share of the norm there.",
+            ),
+            "Measures": (others, "Measures of the network at every checkpoint."),
+        }
+        return {
+            title: partial(self.curves, names, title, caption, emergence=self.emergence)
+            for title, (names, caption) in captions.items()
+            if names and not (title == "Measures" and self.run.can_be_analysed)
+        }
+
+    def _of_the_task(self) -> dict[str, Part]:
+        """The curves of measures of sequences, and of circuit analyses."""
         parts: dict[str, Part] = {
             "Progress measures": self._progress_measures,
             "Accuracy": lambda: self._evaluations("accuracy", "Share of right answers on each evaluation set."),
@@ -174,10 +210,13 @@ class _RunPage:
         }
         if any(name.startswith("clamped_") for name in self.table):
             parts["Under the interventions"] = self._clamped
-        return parts | ({"Runs, aligned": self._aligned} if self.others else {})
+        return parts
 
     def _progress_measures(self) -> str:
-        rest = [name for name in self.table if not (re.search("_accuracy$|_loss$|^clamped_", name) or name in SPIKES)]
+        elsewhere = {*self.run.metrics, *WEIGHT_MEASURES} if self.run.origin else {*SPIKES}
+        rest = [
+            name for name in self.table if not (re.search("_accuracy$|_loss$|^clamped_", name) or name in elsewhere)
+        ]
         names = self._measured([self.headline, *_PROGRESS, *(name for name in rest if name not in _VARIANTS)])
         means = "; ".join(f"{name}: {_MEANS[name]}" for name in names if name in _MEANS)
         return self.curves(
@@ -203,25 +242,26 @@ class _RunPage:
         names = [name for name in self.table if name.endswith(f"_{what}") and not name.startswith("clamped_")]
         if not names:
             raise MechinterpError(f"no {what} was measured")
-        if self.run.config.task.kind != "custom":
+        if self.run.origin is None and self.run.config.task.kind != "custom":
             caption = f"{caption} {_SETS}"
         return self.curves(names, what.title(), caption, y=what)
 
     def _interactions(self) -> str:
         from mechinterp.analysis.tables import null_bands
 
-        rows, untrained = self._analysed("qkov"), null_bands(self.run, **_SIZES["qkov"])
-        rows, untrained = (_with_names(table) for table in (rows, untrained))
-        names = _joined(untrained, "head", "block")
-        bands = dict(zip(names, zip(untrained["low"], untrained["high"], strict=True), strict=True))
+        rows, bands, shaded = _with_names(self._analysed("qkov")), None, ""
+        if self.run.origin is None:  # else it is not known how its weights began
+            untrained = _with_names(null_bands(self.run, **_SIZES["qkov"]))
+            names = _joined(untrained, "head", "block")
+            bands = dict(zip(names, zip(untrained["low"], untrained["high"], strict=True), strict=True))
+            shaded = "; shaded: 95 % of untrained networks"
         return self._strongest(
             rows[rows["quantity"] == "qk"],
             ("head", "block"),
             "value",
             "Query–key interactions",
             "How strongly each interaction (query part–key part) of each head (layer.head, from 0) moves attention, in"
-            " score units; buffer is what earlier layers wrote. The eight strongest at the end; shaded: 95 % of"
-            " untrained networks.",
+            f" score units; buffer is what earlier layers wrote. The eight strongest at the end{shaded}.",
             bands,
         )
 

@@ -62,7 +62,10 @@ class RunFile:
     def config(self) -> RunConfig:
         """The config that the run was trained by."""
         if self._config is None:
-            raise RunFileError(f"{self.path}: was trained elsewhere: it has no config")
+            raise RunFileError(
+                f"{self.path}: was trained elsewhere, and has no config to resume or replay it by: go on in its own"
+                " loop, with mi.record(path, model, resume=True)"
+            )
         return self._config
 
     @property

@@ -282,7 +282,7 @@ def test_any_weights_metrics_series_and_optimizer_state(tmp_path):
     assert series.loc[[5, 10, 15, 20, 25, 300]].tolist() == [0, 1, 2, 3, 4, 59]
     assert series.loc[50:285].isna().all()
     with pytest.raises(RunFileError, match="has no config"):
-        mi.open_run(path)
+        _ = mi.open_run(path).config
     require_same_hdf5(path, file.header)
 
 

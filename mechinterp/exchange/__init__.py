@@ -1,0 +1,1 @@
+"""Networks that were trained elsewhere, recorded in their loops or imported from files; and export of checkpoints."""

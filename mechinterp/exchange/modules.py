@@ -1,0 +1,177 @@
+"""The state of a torch module and of its optimizer, as a run file stores it, and back.
+
+Stored are all parameters, and those buffers that training may change, as the means of BatchNorm. Constants that a
+module makes itself, as masks of attention, are left out. bfloat16 becomes float32, and truth values become bytes, which
+loses nothing: loading converts them back.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mechinterp.errors import MechinterpError
+from mechinterp.store import Array
+
+_CONSTANT = re.compile(r"(^|\.)(IGNORE|masked_bias|inv_freq|rotary_sin|rotary_cos|position_ids)$")
+"""Names of buffers that do not change: of HookedTransformer, GPT-2 and GPT-NeoX."""
+_MASK = re.compile(r"(^|\.)(mask|causal_mask|tril|attn\.bias|attention\.bias)$")
+"""Names of buffers that are masks if they have the values 0 and 1, or −∞."""
+_WIDER = {torch.bfloat16: torch.float32, torch.bool: torch.uint8, torch.int8: torch.int32, torch.int16: torch.int32}
+_STORED = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8)
+_WRAPPERS = ("_orig_mod", "module")
+"""Attributes under which torch.compile and DistributedDataParallel keep the module that they wrap."""
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside those of torch.compile and DistributedDataParallel."""
+    for name in _WRAPPERS:
+        if isinstance(inner := getattr(module, name, None), nn.Module) and len(list(module.children())) == 1:
+            return unwrapped(inner)
+    return module
+
+
+def constants_of(state: Mapping[str, Tensor], parameters: Collection[str] | None = None) -> tuple[str, ...]:
+    """The entries of a state dict that a module makes itself: masks and tables of known names, and truth values.
+
+    Where the names of the module's `parameters` are known, none of them is, and other entries that are not finite are.
+    """
+    return tuple(
+        name
+        for name, value in state.items()
+        if (parameters is None or name not in parameters)
+        and (
+            value.dtype == torch.bool
+            or _CONSTANT.search(name)
+            or (_MASK.search(name) and _is_mask(value))
+            or (parameters is not None and not bool(torch.isfinite(value).all()))
+        )
+    )
+
+
+def _is_mask(value: Tensor) -> bool:
+    """Whether a tensor has two axes or more, and 0 and 1, or −∞, in it."""
+    return value.ndim >= 2 and bool(((value == 0) | (value == 1) | (value == -torch.inf)).all())
+
+
+def stored_state(state: Mapping[str, Tensor], left_out: Collection[str]) -> dict[str, Tensor]:
+    """The entries of a state dict but for those left out, on the CPU and in types that a run file has."""
+    return {name: _stored(name, value) for name, value in state.items() if name not in left_out}
+
+
+def layout_of(values: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Shapes and types of the rows of a run file for these values."""
+    arrays = {}
+    for name, value in values.items():
+        if not name or "/" in name or not name.isprintable():
+            raise MechinterpError(f"the parameter {name!r} cannot be stored: a name is printable text without '/'")
+        arrays[name] = Array(shape=tuple(value.shape), dtype=_dtype(value))
+    return arrays
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], left_out: Collection[str], source: str) -> None:
+    """Load stored weights into a module; MechinterpError unless they are those of its state, but for constants."""
+    inner = unwrapped(module)
+    state = inner.state_dict()
+    constants = constants_of(state, parameter_names(inner).values())
+    odd = sorted((state.keys() - {*left_out, *constants}) ^ weights.keys())
+    if odd and not (odd[0] in weights and odd[0] in state):
+        what = "is not in the module" if odd[0] in weights else "is not stored"
+        raise MechinterpError(f"{source}: {odd[0]} {what}; build the network whose weights were stored")
+    for name, value in weights.items():
+        if state[name].shape != value.shape:
+            raise MechinterpError(
+                f"{source}: {name} is {tuple(value.shape)}, in the module {tuple(state[name].shape)};"
+                " build the network whose weights were stored"
+            )
+    inner.load_state_dict(dict(weights), strict=False)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """The state of an optimizer as tensors, by parameter and key, with the numbers of its parameter groups.
+
+    `names` are the parameters' names by their `id`. ``present`` says of every parameter whether there is a state of it.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    values = {"present": torch.tensor([bool(optimizer.state.get(parameter)) for parameter in parameters]).byte()}
+    for number, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if isinstance(value, Tensor) or _is_number(value):
+                values[f"group{number}.{key}"] = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    for number, parameter in enumerate(parameters):
+        name = names.get(id(parameter), f"parameter{number}")
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) and not _is_number(value):
+                raise MechinterpError(
+                    f"the optimizer's state {key!r} of {name} is a {type(value).__name__}, and only numbers and tensors"
+                    " are stored; leave optimizer out of record()"
+                )
+            values[f"{name}.{key}"] = _stored(key, torch.as_tensor(value))
+    return values
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, values: Mapping[str, Tensor], names: Mapping[int, str], source: str
+) -> None:
+    """Load the stored state of an optimizer; MechinterpError if it is another optimizer's."""
+    state = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(values["present"]) != len(parameters):
+        raise MechinterpError(
+            f"{source}: the stored optimizer has {len(values['present'])} parameters, the given one {len(parameters)};"
+            " give the optimizer that was recorded"
+        )
+    for number, group in enumerate(state["param_groups"]):
+        for key, value in group.items():
+            stored = values.get(f"group{number}.{key}")
+            if stored is not None:
+                group[key] = stored if isinstance(value, Tensor) else type(value)(stored.item())
+    state["state"] = {}
+    for number, parameter in enumerate(parameters):
+        if not values["present"][number]:
+            continue
+        prefix = f"{names.get(id(parameter), f'parameter{number}')}."
+        entries = {
+            name.removeprefix(prefix): value
+            for name, value in values.items()
+            if name.startswith(prefix) and "." not in name.removeprefix(prefix)
+        }
+        if not entries:
+            raise MechinterpError(f"{source}: has no optimizer state of {prefix[:-1]}; give the optimizer recorded")
+        state["state"][number] = entries
+    optimizer.load_state_dict(state)
+
+
+def parameter_names(module: nn.Module) -> dict[int, str]:
+    """The names of a module's parameters, by their `id`."""
+    return {id(parameter): name for name, parameter in unwrapped(module).named_parameters()}
+
+
+def first_not_finite(values: Mapping[str, Tensor], names: Collection[str] | None = None) -> str | None:
+    """The first value that is not finite everywhere."""
+    wanted = values.keys() if names is None else names
+    return next((name for name in wanted if not bool(torch.isfinite(values[name]).all())), None)
+
+
+def _stored(name: str, value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    value = value.to(_WIDER.get(value.dtype, value.dtype))
+    if value.dtype not in _STORED:
+        raise MechinterpError(f"{name} is {value.dtype}, which a run file does not store; convert it to float32")
+    if value.numel() == 0 or value.layout != torch.strided or value.is_quantized:
+        raise MechinterpError(f"{name} of shape {tuple(value.shape)} is empty, sparse or quantized; leave it out")
+    return value.contiguous()
+
+
+def _dtype(value: Tensor) -> Any:
+    kind = np.dtype(str(value.dtype).removeprefix("torch."))
+    return kind.newbyteorder("<").str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,254 @@
+"""The recorder: checkpoints of any torch module, from a loop of one's own, in a run file.
+
+with mi.record("x.h5", model, schedule=mi.Schedule(every=100, per_decade=20), optimizer=optimizer) as recorder:
+    for step in range(recorder.last_step + 1, steps):
+        ...                                  # your loss, your optimizer
+        recorder(step, loss=loss.item())     # saves where the schedule says
+
+Every checkpoint is on the disk when the call returns. A step has the number under which the loop calls.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechinterp.config.training import logarithmic_step
+from mechinterp.errors import DivergedError, MechinterpError, RunFileError, require_integer
+from mechinterp.exchange.modules import (
+    constants_of,
+    first_not_finite,
+    layout_of,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+    parameter_names,
+    stored_state,
+    unwrapped,
+)
+from mechinterp.exchange.origin import new_header, origin_of
+from mechinterp.store import Contents, RunFile, RunWriter, lock_run_file
+from mechinterp.training.recording import environment
+
+_FIRST_ROOM = 64
+"""Checkpoints for which room is made first; it doubles where it is used up."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps that a recorder saves: the union of the rules, and the last step of the loop."""
+
+    every: int | None = 100
+    """Multiples of this number, and step 0."""
+    per_decade: int | None = None
+    """So many logarithmically spaced steps per decade."""
+    at: tuple[int, ...] = ()
+    """These very steps."""
+    optimizer_every: int = 1
+    """Every so-manyth checkpoint has the optimizer's state too, if there is an optimizer."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "per_decade", "optimizer_every"):
+            if getattr(self, name) is not None or name == "optimizer_every":
+                require_integer(f"Schedule.{name}", getattr(self, name))
+        object.__setattr__(self, "at", tuple(require_integer("a step of Schedule.at", step, 0) for step in self.at))
+        if not (self.every or self.per_decade or self.at):
+            raise MechinterpError("Schedule saves no step; give every, per_decade or at")
+
+    def saves(self, step: int) -> bool:
+        """Whether a step is saved."""
+        if step == 0 or step in self.at or (self.every and step % self.every == 0):
+            return True
+        if not self.per_decade:
+            return False
+        near = int(self.per_decade * math.log10(step))
+        return any(logarithmic_step(index, self.per_decade) == step for index in (near, near + 1))
+
+
+def record(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    schedule: Schedule | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    network: object | None = None,
+) -> "Recorder":
+    """A recorder of a module's checkpoints; use it as a context, or call its `close` at the end.
+
+    The file at `path` appears with the first checkpoint. An existing one is refused, unless `overwrite` replaces it, or
+    `resume` goes on with it: the last checkpoint is then loaded into `model` and `optimizer`, and `last_step` is its
+    step (−1 where there is no file yet). The state of random numbers, data loaders and learning-rate schedulers is the
+    loop's own affair.
+
+    A HookedTransformer, a GPT-2 or a GPT-NeoX is recognised by its parameters and settings (`models.foreign`), and the
+    run opens with all circuit analyses. `network` gives the settings where the module does not have them as ``cfg`` or
+    ``config``.
+    """
+    if not isinstance(model, nn.Module):
+        raise MechinterpError(f"record takes a torch.nn.Module; got a {type(model).__name__}")
+    if resume and overwrite:
+        raise MechinterpError("resume and overwrite exclude each other; give one of them")
+    if not schedule:
+        schedule = Schedule()
+    return Recorder(Path(path), model, schedule, optimizer, resume=resume, overwrite=overwrite, network=network)
+
+
+@dataclass
+class Recorder:
+    """Saves the checkpoints of a loop; made by `record`."""
+
+    path: Path
+    model: nn.Module = field(repr=False)
+    schedule: Schedule
+    optimizer: torch.optim.Optimizer | None = field(repr=False)
+    resume: bool = field(kw_only=True)
+    overwrite: bool = field(kw_only=True)
+    network: object | None = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.last_step = -1
+        """The last step that the recorder was called with, or that the resumed file has; −1 before the first."""
+        self._saved = -1
+        self._writer: RunWriter | None = None
+        self._metrics: Mapping[str, Any] = {}
+        self._names = parameter_names(self.model)
+        self._left_out: tuple[str, ...] | None = None
+        if self.resume and self.path.exists():
+            self._go_on()
+        elif self.path.exists() and not self.overwrite:
+            raise RunFileError(
+                f"{self.path}: exists already; go on with it (resume=True) or replace it (overwrite=True)"
+            )
+
+    def __call__(self, step: int, **metrics: Any) -> None:
+        """Save the model as it is now, with these numbers, if the schedule saves this step; steps must ascend."""
+        if step <= self.last_step:
+            step = require_integer("step", step, 0)
+            raise MechinterpError(f"{self.path}: step {step} does not follow step {self.last_step}, the last one")
+        self.last_step, self._metrics = step, metrics
+        if self.schedule.saves(step):
+            self.save()
+
+    def save(self) -> None:
+        """Save the model as it is now, under the step of the last call, also where the schedule does not."""
+        step = require_integer("step", self.last_step, 0)
+        if step == self._saved:
+            return
+        state_dict = unwrapped(self.model).state_dict()
+        if self._left_out is None:
+            self._left_out = constants_of(state_dict, self._names.values())
+        values = stored_state(state_dict, self._left_out)
+        if name := first_not_finite(values):
+            raise DivergedError(
+                f"{self.path}: {name} is not finite at step {step}; lower the learning rate."
+                " Earlier checkpoints are kept"
+            )
+        metrics = {name: _number(name, value) for name, value in self._metrics.items()}
+        state = optimizer_state(self.optimizer, self._names) if self.optimizer else {}
+        if self._writer is None:
+            self._writer = self._new_writer(values, self._left_out, tuple(metrics), state)
+        contents = self._writer.header.contents
+        further = {name: value for name, value in state.items() if name not in contents.optimizer}
+        if further or not metrics.keys() <= {*contents.metrics}:
+            self._writer.extend(metrics, layout_of(further))
+        absent = {
+            name: torch.zeros(array.shape, dtype=getattr(torch, _TORCH[array.dtype]))
+            for name, array in self._writer.header.contents.optimizer.items()
+            if name not in state
+        }
+        self._writer.append(step, values, metrics, optimizer=state | absent)
+        self._saved = step
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Save the last step, if it was not, and record that the run is complete, or how `error` ended it."""
+        try:
+            if error is None and self.last_step > self._saved:
+                self.save()
+        except BaseException as fault:
+            error = fault
+            raise
+        finally:
+            if self._writer is not None:
+                self._writer.close(error)
+                self._writer = None
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(error)
+
+    def _new_writer(
+        self,
+        values: Mapping[str, Tensor],
+        left_out: tuple[str, ...],
+        metrics: tuple[str, ...],
+        state: dict[str, Tensor],
+    ) -> RunWriter:
+        """The writer of a new file."""
+        contents = Contents(
+            weights=layout_of(values),
+            metrics=metrics,
+            optimizer=layout_of(state),
+            optimizer_every=self.schedule.optimizer_every,
+        )
+        origin = origin_of(
+            "recorded",
+            values,
+            left_out,
+            module=self.model,
+            settings=self.network,
+            given=self.network is not None,
+        )
+        return RunWriter(self.path, new_header(contents, origin, _FIRST_ROOM), overwrite=self.overwrite)
+
+    def _go_on(self) -> None:
+        """Load the last checkpoint and go on with its file."""
+        lock = lock_run_file(self.path)
+        try:
+            file = RunFile(self.path)
+            if file.origin is None:
+                raise RunFileError(f"{self.path}: was trained by this package; go on with mi.resume, or record another")
+            last, self._left_out = file.steps[-1], file.origin.left_out
+            load_weights(self.model, file.weights(last), self._left_out, str(self.path))
+            if self.optimizer is not None:
+                contents = file.header.contents
+                state = file.optimizer_state(last)
+                if not state:
+                    why = "every checkpoint" if not contents.optimizer else f"step {last}"
+                    raise RunFileError(
+                        f"{self.path}: has no optimizer state at {why}; resume without optimizer, or record it anew"
+                    )
+                load_optimizer(self.optimizer, state, self._names, str(self.path))
+            self._writer = RunWriter.continuing(
+                file,
+                lock,
+                checkpoints=len(file.steps) + _FIRST_ROOM,
+                series_rows=0,
+                config=None,
+                environment=environment(),
+            )
+        except BaseException:
+            lock.release()
+            raise
+        self.last_step = self._saved = last
+
+
+_TORCH = {"<f2": "float16", "<f4": "float32", "<f8": "float64", "<i4": "int32", "<i8": "int64", "|u1": "uint8"}
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric as a number."""
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise MechinterpError(f"the metric {name} is {str(value)[:80]!r}; expected one number") from None

@@ -1,0 +1,222 @@
+"""Files of checkpoints that another program wrote: what is read of them, and what is refused."""
+
+import json
+import pickle
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import mechinterp as mi
+from mechinterp.errors import MechinterpError
+from mechinterp.exchange.importer import EqualWeightsWarning
+from mechinterp.run import RecordedRun
+from tests.exchange.loops import Gated, made, update
+
+STEPS = (0, 5, 40, 100)
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[int, dict[str, torch.Tensor]]:
+    """State dicts by step, of the loop of one's own."""
+    model, optimizer = made()
+    kept = {}
+    for step in range(101):
+        if step in STEPS:
+            kept[step] = {name: value.clone() for name, value in model.state_dict().items()}
+        update(model, optimizer, step)
+    return kept
+
+
+def as_imported(run: RecordedRun, states, left_out=("forbidden",)) -> None:
+    """The run has these states, but for constants, and its modules compute."""
+    assert run.steps == list(states)
+    for step in states:
+        expected = {name: value for name, value in states[step].items() if name not in left_out}
+        assert expected.keys() == run.weights(step).keys()
+        assert all(torch.equal(run.weights(step)[name], value) for name, value in expected.items())
+    assert run.origin.how == "imported"
+    assert mi.verify(run.path).sound
+
+
+def drop(state):
+    """Without the mask of −∞, which an importer that does not have the module must be told of."""
+    return {name: value for name, value in state.items() if name != "forbidden"}
+
+
+@pytest.mark.parametrize("wrap", ["bare", "nested", "compiled", "parallel"])
+def test_files_of_torch_save(wrap, states, tmp_path):
+    for step, state in states.items():
+        prefix = {"compiled": "_orig_mod.", "parallel": "module."}.get(wrap, "")
+        content = {f"{prefix}{name}": value for name, value in drop(state).items()}
+        if wrap == "nested":
+            content = {
+                "model": content,
+                "optimizer": {"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.1}]},
+                "args": Namespace(lr=np.float64(0.1)),
+                "loss": np.float32(step),
+                "iteration": step,
+            }
+        torch.save(content, tmp_path / f"ckpt_step={step}.pt")
+    run = mi.import_checkpoints(
+        str(tmp_path / "ckpt_*.pt"), tmp_path / "x.h5", progress=False, metrics=["loss"] if wrap == "nested" else None
+    )
+    as_imported(run, {step: drop(state) for step, state in states.items()})
+    if wrap == "nested":
+        assert run.metrics["loss"].tolist() == [float(step) for step in STEPS]
+    opened = mi.open_run(tmp_path / "x.h5", build=Gated).model(40)
+    assert torch.equal(opened.out.weight, states[40]["out.weight"])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".tar"])
+def test_other_files(suffix, states, tmp_path):
+    for step, state in states.items():
+        path = tmp_path / f"run7_{step:05}{suffix}"
+        if suffix == ".safetensors":
+            save_file(drop(state), path)
+        elif suffix == ".npz":
+            np.savez(path, **{name: value.numpy() for name, value in drop(state).items()})
+        else:
+            torch.save({"epoch": step // 5, "state_dict": drop(state)}, path)
+    run = mi.import_checkpoints(tmp_path.glob(f"*{suffix}"), tmp_path / "x.h5", progress=False)
+    as_imported(run, {step: drop(state) for step, state in states.items()})
+
+
+def test_folders_of_hugging_face(states, tmp_path):
+    for step, state in states.items():
+        folder = tmp_path / "out" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        names = list(drop(state))
+        index = {"weight_map": {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}}
+        for part in range(2):
+            save_file({name: state[name] for name in names[part::2]}, folder / f"part-{part}.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        history = [{"step": at, "loss": 100.0 - at, "text": "x"} for at in STEPS]
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    run = mi.import_checkpoints(tmp_path / "out", tmp_path / "x.h5", progress=False)
+    as_imported(run, {step: drop(state) for step, state in states.items()})
+    assert run.metrics["loss"].tolist() == [100.0 - step for step in STEPS]
+
+
+def test_a_list_of_states_in_one_file(states, tmp_path):
+    content = {"state_dicts": [drop(state) for state in states.values()], "test_losses": [4.0, 3.0, 2.0, 1.0]}
+    torch.save(content, tmp_path / "full_run.pth")
+    options = {"metrics": ["test_losses"], "progress": False, "overwrite": True}
+    expected = [drop(state) for state in states.values()]
+    for step, steps in ((None, range(4)), (100, range(0, 400, 100)), (STEPS, STEPS)):
+        run = mi.import_checkpoints(tmp_path / "full_run.pth", tmp_path / "x.h5", step=step, **options)
+        as_imported(run, dict(zip(steps, expected, strict=True)))
+        assert run.metrics["test_losses"].tolist() == [4.0, 3.0, 2.0, 1.0]
+    with pytest.raises(MechinterpError, match="has 4 checkpoints, and step names 2"):
+        mi.import_checkpoints(tmp_path / "full_run.pth", tmp_path / "x.h5", step=[0, 1], **options)
+
+
+def test_steps_weights_and_names_as_the_caller_says(states, tmp_path):
+    for step, state in states.items():
+        content = {"net": {"deep": drop(state)}, "ema": drop(state), "meta": {"it": step}}
+        torch.save(content, tmp_path / f"{999 - step}_seed3.pt")
+    options = {"weights": "net.deep", "progress": False, "overwrite": True}
+    source = str(tmp_path / "*.pt")
+    for step in (lambda path, content: content["meta"]["it"], lambda path: 999 - int(path.name.split("_")[0])):
+        run = mi.import_checkpoints(source, tmp_path / "x.h5", step=step, **options)
+        as_imported(run, {step: drop(state) for step, state in states.items()})
+    run = mi.import_checkpoints(source, tmp_path / "x.h5", step=r"(\d+)_seed", **options)
+    assert run.steps == sorted(999 - step for step in STEPS)
+    run = mi.import_checkpoints(
+        source,
+        tmp_path / "x.h5",
+        step=r"(\d+)_seed",
+        weights=lambda content: content["ema"],
+        rename=lambda name: None if name.startswith("norm") else name.replace("out", "readout"),
+        progress=False,
+        overwrite=True,
+    )
+    assert {*run.weights(999)} == {"embed.weight", "mask", "readout.weight", "readout.bias"}
+    run = mi.import_checkpoints(source, tmp_path / "x.h5", step=r"(\d+)_seed", rename={"mask": "gate"}, **options)
+    assert "gate" in run.weights(999)
+
+
+def saved(path: Path, state) -> None:
+    torch.save(state, path)
+
+
+def refused(tmp_path: Path, match: str, **options) -> None:
+    with pytest.raises(MechinterpError, match=match) as caught:
+        mi.import_checkpoints(str(tmp_path / "*.pt"), tmp_path / "x.h5", progress=False, **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.h5").exists()
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_no_code_of_a_file_is_run(tmp_path):
+    torch.save({"model": {"w": torch.zeros(2)}, "hook": Evil(tmp_path / "ran")}, tmp_path / "step_1.pt")
+    refused(tmp_path, r"step_1.pt: has an object of .*, which only unpickling would rebuild")
+    (tmp_path / "step_1.pt").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    refused(tmp_path, r"step_1.pt: ")
+    np.savez(tmp_path / "step_1.npz", w=np.array([Evil(tmp_path / "ran")], dtype=object))
+    with pytest.raises(MechinterpError, match="npz"):
+        mi.import_checkpoints(tmp_path / "step_1.npz", tmp_path / "x.h5", progress=False)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_refused(states, tmp_path):
+    refused(tmp_path, "no file is there; give a path, or a pattern")
+    good = drop(states[0])
+    saved(tmp_path / "step_1.pt", good)
+    saved(tmp_path / "step_2.pt", {**good, "out.bias": torch.zeros(8)})
+    refused(tmp_path, r"step_2.pt: out.bias is \(8,\) <f4, in .*step_1.pt \(7,\) <f4")
+    saved(tmp_path / "step_2.pt", {name: value for name, value in good.items() if name != "mask"})
+    refused(tmp_path, r"step_1.pt has mask, and .*step_2.pt has not")
+    saved(tmp_path / "step_2.pt", {**good, "mask": torch.full((12,), torch.nan)})
+    refused(tmp_path, r"step_2.pt: mask is not finite")
+    saved(tmp_path / "step_2.pt", good)
+    saved(tmp_path / "old_step_2.pt", good)
+    refused(tmp_path, r"old_step_2.pt and .*step_2.pt are both of step 2")
+    (tmp_path / "old_step_2.pt").unlink()
+    refused(tmp_path, r"step = 'epoch_\(\\\\d\+\)' finds no number", step=r"epoch_(\d+)")
+    refused(tmp_path, r"is no regular expression", step=r"(")
+    refused(tmp_path, r"has no 'model'; it has mask", weights="model")
+    refused(tmp_path, r"rename has 'q', which is no name", rename={"q": "r"})
+    refused(tmp_path, r"rename makes 'a' of two parameters", rename=lambda name: "a")
+    refused(tmp_path, r"has no 'loss'", metrics=["loss"])
+    saved(tmp_path / "step_2.pt", {"model": good, "ema": good})
+    refused(tmp_path, r"step_2.pt: has several state dicts, under model, ema; name one by weights")
+    saved(tmp_path / "step_2.pt", {"lr": 0.1})
+    refused(tmp_path, r"step_2.pt: has no state dict at its top, under lr")
+    (tmp_path / "step_2.pt").write_bytes(b"x" * 100)
+    refused(tmp_path, r"step_2.pt: is no file of torch.save, or is damaged")
+    (tmp_path / "step_2.pt").unlink()
+    saved(tmp_path / "best.pt", good)
+    refused(tmp_path, r"best.pt: has no number in its name")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(MechinterpError, match=r"notes.txt: is no file of checkpoints by its name"):
+        mi.import_checkpoints(tmp_path / "notes.txt", tmp_path / "x.h5", step=[0], progress=False)
+
+
+def test_equal_weights_at_different_steps_are_told(states, tmp_path):
+    for step in (1, 2, 3):
+        saved(tmp_path / f"step_{step}.pt", drop(states[0 if step < 3 else 5]))
+    with pytest.warns(EqualWeightsWarning, match=r"step_1.pt \(step 1\) and .*step_2.pt \(step 2\)") as told:
+        run = mi.import_checkpoints(str(tmp_path / "*.pt"), tmp_path / "x.h5", progress=False)
+    assert "step_3" not in str(told[0].message)
+    assert run.steps == [1, 2, 3]
+
+
+def test_a_trained_mask_of_zeros_and_ones_needs_the_module(states, tmp_path):
+    """A vector named mask is a parameter; a matrix of 0 and 1 of that name is left out, and said to be."""
+    saved(tmp_path / "step_1.pt", {"mask": torch.ones(3), "block.mask": torch.ones(3, 3).tril(), "w": torch.ones(2)})
+    run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
+    assert {*run.weights(1)} == {"mask", "w"}
+    assert run.origin.left_out == ("block.mask",)

@@ -3,7 +3,6 @@
 A run can be opened while it is being written.
 """
 
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mechinterp.config import CustomTaskConfig, Graft, RunConfig
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError, unknown_name
@@ -22,6 +20,7 @@ from mechinterp.interventions.forward import ForwardInterventions, forward_inter
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
 from mechinterp.models.network import Network
 from mechinterp.models.registry import initial_parameters
+from mechinterp.progress import say
 from mechinterp.store import RunWriter, Trajectory, lock_run_file
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.registry import config_of_task
@@ -226,9 +225,9 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         device, state = usable_device(run.environment), moments_at(run.file, run.task, last)
         engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device, state)
         for change in environment_changes(run.environment):
-            _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
+            say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
         if run.status == "running":
-            _say(f"{run.path}: its writer was killed; goes on after {len(run.file.steps)} checkpoints, at step {last}")
+            say(f"{run.path}: its writer was killed; goes on after {len(run.file.steps)} checkpoints, at step {last}")
         unfinished = "interrupted" if until is not None and end < config.training.steps else None
         recorded = run.file.metrics_at(last)
         with torch_threads(recorded_threads(run.environment)):
@@ -324,10 +323,6 @@ def _write_first(writer: RunWriter, parameters: dict[str, Tensor], moments: dict
     except BaseException as error:
         writer.close(error)
         raise
-
-
-def _say(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
 
 
 def _require_same_task(run: Run, task: Task) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from mechinterp.analysis.cache import TableCache
 from mechinterp.analysis.registry import analysis_of, checked_arguments
+from mechinterp.progress import tracked
 from mechinterp.run import Run
 from mechinterp.torch_state import torch_defaults, torch_threads
 
@@ -45,9 +45,7 @@ def analyse(
     kept = TableCache(run.path, run.config, analysis, entry.home, chosen, keep=keep)
     task, tables = run.task, []
     try:
-        for step, digest in tqdm(
-            list(zip(wanted, digests, strict=True)), unit="checkpoint", disable=None if progress else True
-        ):
+        for step, digest in tracked(list(zip(wanted, digests, strict=True)), "checkpoint", shown=progress):
             if digest not in kept.tables:
                 with torch_threads(1):
                     table = function(run.network(step), task, **chosen)

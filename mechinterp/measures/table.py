@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mechinterp.config import ModelConfig
 from mechinterp.errors import MechinterpError, require_integer, unknown_name
@@ -14,6 +13,7 @@ from mechinterp.interventions.forward import ForwardInterventions, forward_inter
 from mechinterp.measures.base import MEASURES, Measure, Observation
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network, hook_names
+from mechinterp.progress import tracked
 from mechinterp.run import Run
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.torch_state import torch_defaults
@@ -91,7 +91,7 @@ def measure(
     others). By default all measures that apply and all saved steps, and ``spikes``, ``spike_step`` and
     ``spike_height``, the loss spikes of training since the checkpoint before (`training.spikes`). An unknown name or
     step raises.
-    `progress` shows a bar on a terminal.
+    `progress` shows how far it is.
 
     Measures are of the weights, without the interventions of training. Where interventions act on activations,
     ``clamped_{measure}`` is the measure under those of the step, as in training.
@@ -108,10 +108,7 @@ def measure(
     wanted = run.chosen_steps(steps)
     evaluations = dict.fromkeys(column.evaluation for column in columns)
     batches = {evaluation: run.task.sample(evaluation, n_sequences, seed) for evaluation in evaluations}
-    rows = [
-        _row(run, step, columns, batches)
-        for step in tqdm(wanted, unit="checkpoint", disable=None if progress else True)
-    ]
+    rows = [_row(run, step, columns, batches) for step in tracked(wanted, "checkpoint", shown=progress)]
     released = [column.name for column in columns]
     clamped = [f"clamped_{name}" for name in released if rows and f"clamped_{name}" in rows[0]]
     table = pd.DataFrame(rows, index=pd.Index(wanted, name="step"), columns=released + clamped)

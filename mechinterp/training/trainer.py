@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError
+from mechinterp.progress import Progress
 from mechinterp.store import RunWriter
 from mechinterp.tasks.base import Task
 from mechinterp.training.engines import AutogradEngine, Engine, StepResult
@@ -81,8 +81,7 @@ def train_runs(
                 run.close()
         current = [run for run in current if not run.done]
         first, last = (runs[0].step, runs[0].stop) if len(runs) == 1 else (0, 0)
-        disable = None if progress and len(runs) == 1 else True
-        with tqdm(initial=first, total=last, unit="step", disable=disable, mininterval=0.5) as bar:
+        with Progress("step", last, done=first, shown=progress and len(runs) == 1) as bar:
             while current:
                 if engine is None:
                     configs, parameters = [run.config for run in current], [run.parameters for run in current]
@@ -92,10 +91,9 @@ def train_runs(
                     run.parameters, run.state = updated, state
                 while not any(run.done for run in current):
                     advance(engine, current)
-                    bar.update()
+                    bar.advance()
                     if metrics := runs[0].new_metrics:
-                        loss, accuracy = metrics["train_loss"], metrics["train_accuracy"]
-                        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
+                        bar.note(loss=metrics["train_loss"], accuracy=metrics["train_accuracy"])
                         runs[0].new_metrics = {}
                 current, engine = [run for run in current if not run.done], None
     except BaseException as error:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mechinterp.config import CustomTaskConfig, Graft, RunConfig
+from mechinterp.display import facts_table, run_facts
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError, unknown_name
 from mechinterp.files import FileLock
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
@@ -126,6 +127,9 @@ class Run(Trajectory):
     def __repr__(self) -> str:
         steps = self.steps
         return f"Run({str(self.path)!r}, {self.status}, {len(steps)} steps up to {steps[-1] if steps else None})"
+
+    def _repr_html_(self) -> str:
+        return facts_table(f"Run {self.path.name}", run_facts(self))
 
 
 def open_run(path: str | Path, *, task: Task | None = None) -> Run:

@@ -1,4 +1,4 @@
-"""Progress: a bar in a terminal and in a notebook, a line now and then elsewhere, and nothing unless it is asked for."""
+"""Progress: a bar in a terminal and a notebook, a line now and then elsewhere, nothing unless it is asked for."""
 
 import subprocess
 import sys

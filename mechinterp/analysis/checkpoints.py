@@ -15,9 +15,8 @@ from mechinterp.run import Run
 from mechinterp.torch_state import torch_defaults, torch_threads
 
 if TYPE_CHECKING:
-    import networkx as nx
-
     from mechinterp.circuits.diagram import Weight
+    from mechinterp.circuits.graph import CircuitGraph
 
 __all__ = ["analyse", "circuit_graphs"]
 
@@ -65,9 +64,10 @@ def circuit_graphs(
     weight: "Weight | str" = "effect",
     threshold: float | None = None,
     **arguments: Any,
-) -> "dict[int, nx.DiGraph]":
-    """The circuit (`circuits.diagram.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
-    from mechinterp.circuits.diagram import THRESHOLD, checked, graph_of
+) -> "dict[int, CircuitGraph]":
+    """The circuit (`circuits.graph.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
+    from mechinterp.circuits.diagram import THRESHOLD, checked
+    from mechinterp.circuits.graph import graph_of
 
     weight, threshold = checked(weight, THRESHOLD if threshold is None else threshold)
     steps = steps if steps is None or isinstance(steps, int) else dict.fromkeys(steps)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mechinterp.config import CustomTaskConfig, Graft, RunConfig
 from mechinterp.display import facts_table, run_facts
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError, RunFileError, unknown_name
-from mechinterp.files import FileLock
+from mechinterp.files import FileLock, require_writable
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
 from mechinterp.models.network import Network
@@ -26,6 +26,7 @@ from mechinterp.store import RunWriter, Trajectory, lock_run_file
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threads
+from mechinterp.tracking import TrackerName, require_tracker, tracking
 from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
 from mechinterp.training.recording import continued_run_file, new_run_file
@@ -157,14 +158,19 @@ def train(
     device: Device = "cpu",
     overwrite: bool = False,
     progress: bool = True,
+    track: TrackerName | None = None,
 ) -> Run:
     """Train the network of `config` and write its trajectory to `path`; returns the finished run.
 
     Pass `task` to train on a custom task; the config then records only its name and shape. Training stops early
     by a stop rule of the config. On `device="cuda"` the same steps are taken on a GPU. A loss or weight that is
     not finite raises DivergedError; Ctrl-C raises KeyboardInterrupt; either way every checkpoint committed before is
-    in the file, and `resume` continues from the last.
+    in the file, and `resume` continues from the last. With `track`, an experiment tracker gets the numbers of the run
+    (`mechinterp.tracking`), which changes nothing of it.
     """
+    if track:
+        require_tracker(track)
+        require_writable(Path(path), overwrite)
     config = pin_graft_digests(config if task is None else config_of_task(task, config))
     for intervention in config.interventions:
         if isinstance(intervention, Graft) and Path(intervention.run).resolve() == Path(path).resolve():
@@ -188,11 +194,12 @@ def train(
     ForwardInterventions(forward_interventions(config), first, config.model.n_layers - 1).hooks()  # raises if it cannot
     ParameterInterventions(config).apply_scheduled(0, parameters)
     engine = build_engine(config, parameters, device=device)
-    writer = new_run_file(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
-    _write_first(writer, engine.parameters, engine.states[0])
-    rule = StopRule(config, trained_on)
-    run = WrittenRun(config, trained_on, engine.parameters, writer, range(config.training.steps), rule)
-    train_runs([run], engine, progress=progress)
+    with tracking(track, path, config.model_dump(mode="json")) as tracker:
+        writer = new_run_file(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
+        _write_first(writer, engine.parameters, engine.states[0])
+        rule, steps = StopRule(config, trained_on), range(config.training.steps)
+        run = WrittenRun(config, trained_on, engine.parameters, writer, steps, rule, tracker=tracker)
+        train_runs([run], engine, progress=progress)
     if run.error:
         raise run.error
     return open_run(path, task=trained_on)

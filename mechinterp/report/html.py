@@ -49,7 +49,10 @@ $body
 """)
 
 
-_SystemPath = Path if TYPE_CHECKING else type(Path())  # Path itself has no derived classes before Python 3.12
+if TYPE_CHECKING:
+    _SystemPath = Path
+else:
+    _SystemPath = type(Path())  # Path itself has no derived classes before Python 3.12
 
 
 class Page(_SystemPath):

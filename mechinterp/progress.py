@@ -49,7 +49,8 @@ class Progress:
     def note(self, **numbers: float) -> None:
         """Show numbers beside the progress, to three digits."""
         if self._display is not None:
-            self._display.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+            text = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+            self._display.set_postfix_str(text, refresh=False)
 
     def __enter__(self) -> "Progress":
         return self

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-all lint docs bench clean
+.PHONY: run test test-all lint docs notebooks bench clean
 
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
 	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast-0.h5 --overwrite
@@ -20,6 +20,9 @@ lint: .venv/installed  ## style and types
 
 docs: .venv/installed  ## the documentation, in docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build -W -q docs docs/_build/html
+
+notebooks: .venv/installed  ## notebooks/*.ipynb of the scripts
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 
 bench: .venv/installed  ## timings, as ratios of interleaved runs
 	$(BIN)/python -m benchmarks.step

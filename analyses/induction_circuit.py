@@ -16,7 +16,7 @@ import pandas as pd
 import mechinterp as mi
 from analyses._common import RunAnalysis, run_analysis, steps_shown, write_drawing
 from mechinterp.analysis.checkpoints import circuit_graphs
-from mechinterp.circuits.diagram import to_dict
+from mechinterp.circuits.graph import to_dict
 from mechinterp.circuits.svg import film_strip, to_svg
 from mechinterp.files import make_folder, replace_text
 from mechinterp.run import open_runs

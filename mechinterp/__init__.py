@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mechinterp.analysis.checkpoints import analyse as analyse
     from mechinterp.circuits.ablation import ablate as ablate
+    from mechinterp.circuits.graph import circuit_graph as circuit_graph
     from mechinterp.circuits.metrics import Metric as Metric
     from mechinterp.circuits.patching import Direction as Direction
     from mechinterp.circuits.patching import Site as Site

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from mechinterp.config import CustomTaskConfig, RunConfig
+from mechinterp.display import facts_table, run_facts
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnrecognisedNetwork
 from mechinterp.exchange.export import export
 from mechinterp.exchange.modules import load_weights, unwrapped
@@ -139,6 +140,9 @@ class Run(Trajectory):
     def __repr__(self) -> str:
         steps = self.steps
         return f"Run({str(self.path)!r}, {self.status}, {len(steps)} steps up to {steps[-1] if steps else None})"
+
+    def _repr_html_(self) -> str:
+        return facts_table(f"Run {self.path.name}", run_facts(self))
 
 
 class RecordedRun(Run):

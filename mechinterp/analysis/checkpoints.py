@@ -7,17 +7,16 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from mechinterp.analysis.cache import TableCache
 from mechinterp.analysis.registry import analysis_of, checked_arguments
+from mechinterp.progress import tracked
 from mechinterp.run import Run
 from mechinterp.torch_state import torch_defaults, torch_threads
 
 if TYPE_CHECKING:
-    import networkx as nx
-
     from mechinterp.circuits.diagram import Weight
+    from mechinterp.circuits.graph import CircuitGraph
 
 __all__ = ["analyse", "circuit_graphs"]
 
@@ -45,9 +44,7 @@ def analyse(
     kept = TableCache(run.path, run.network_config, analysis, entry.home, chosen, keep=keep)
     task, tables = run.task, []
     try:
-        for step, digest in tqdm(
-            list(zip(wanted, digests, strict=True)), unit="checkpoint", disable=None if progress else True
-        ):
+        for step, digest in tracked(list(zip(wanted, digests, strict=True)), "checkpoint", shown=progress):
             if digest not in kept.tables:
                 with torch_threads(1):
                     table = function(run.network(step), task, **chosen)
@@ -67,9 +64,10 @@ def circuit_graphs(
     weight: "Weight | str" = "effect",
     threshold: float | None = None,
     **arguments: Any,
-) -> "dict[int, nx.DiGraph]":
-    """The circuit (`circuits.diagram.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
-    from mechinterp.circuits.diagram import THRESHOLD, checked, graph_of
+) -> "dict[int, CircuitGraph]":
+    """The circuit (`circuits.graph.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
+    from mechinterp.circuits.diagram import THRESHOLD, checked
+    from mechinterp.circuits.graph import graph_of
 
     weight, threshold = checked(weight, THRESHOLD if threshold is None else threshold)
     steps = steps if steps is None or isinstance(steps, int) else dict.fromkeys(steps)

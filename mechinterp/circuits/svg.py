@@ -59,7 +59,7 @@ _WIDEST = 7.0
 
 
 def to_svg(graph: nx.DiGraph, title: str = "Circuit") -> str:
-    """A graph of `diagram.circuit_graph` as an SVG document, with its legend. Markup in the title is escaped."""
+    """A graph of `graph.circuit_graph` as an SVG document, with its legend. Markup in the title is escaped."""
     width, height = _size(graph)
     legend, below = _legend(graph, width)
     parts = [_ground(graph), _contents(graph, title), _moved(0, height, legend)]

@@ -147,7 +147,7 @@ class Circuit:
 
     def execute(self) -> None:
         from mechinterp.analysis.checkpoints import circuit_graphs
-        from mechinterp.circuits.diagram import to_dict
+        from mechinterp.circuits.graph import to_dict
         from mechinterp.circuits.svg import film_strip, to_svg
         from mechinterp.files import replace_text, require_place
         from mechinterp.run import open_run

@@ -32,6 +32,8 @@ class Train:
     """Replace the run file if it exists."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network is trained."""
+    track: Literal["wandb", "trackio", "tensorboard"] | None = None
+    """An experiment tracker that gets loss, accuracy and gradient norm; by default none."""
     json: Json = False
 
     def execute(self) -> None:
@@ -43,7 +45,7 @@ class Train:
     def train(self):
         from mechinterp.training.runs import train
 
-        return train(self.settings, self.run_path(), device=self.device, overwrite=self.overwrite)
+        return train(self.settings, self.run_path(), device=self.device, overwrite=self.overwrite, track=self.track)
 
     def run_path(self) -> Path:
         """The path of the run file."""
@@ -65,11 +67,14 @@ class Run(Train):
         from mechinterp.measures import columns_for, main_measure, measure
         from mechinterp.report import write_report
         from mechinterp.tasks import build_task
+        from mechinterp.tracking import require_tracker
         from mechinterp.training.spikes import spikes_of
 
         task = build_task(self.settings)
         name = self.measure or main_measure(task)
         columns_for(task, self.settings.model, [name])
+        if self.track:
+            require_tracker(self.track)
         out = self.run_path()
         csv, report = out.with_suffix(".csv"), out.with_suffix(".html")
         for path in (csv, report):

@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
+from mechinterp.display import facts_table
 from mechinterp.emergence.crossing import finite, half_rise
 from mechinterp.emergence.logistic import Component, Fit, fit_one, fit_two
 from mechinterp.emergence.noise import (
@@ -103,6 +104,20 @@ class Emergence:
     def to_dict(self) -> dict[str, object]:
         """The fields as a dictionary, for JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, str] = {"verdict": self.reason, "shape": f"{self.shape}: {Shape[self.shape].value}"}
+        if self.change_points:
+            facts["changes at"] = ", ".join(f"step {point:,.0f}" for point in self.change_points)
+        if self.half_rise is not None:
+            facts["curve halfway"] = f"step {self.half_rise:,.0f}"
+        if not self.transition:
+            return facts_table("No transition", facts)
+        interval = f"{self.low:,.0f} to {self.high:,.0f}"
+        facts |= {"95 % interval": interval, "10–90 % width": f"{self.width:,.0f} steps"}
+        return facts_table(
+            f"Transition at step {self.step:,.0f}", facts | {"from, to": f"{self.before:.3f}, {self.after:.3f}"}
+        )
 
 
 def locate_emergence(curve: pd.Series, *, scale: Scale = "step") -> Emergence:

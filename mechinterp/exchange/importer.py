@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.exchange.files import is_state_dict, logged_numbers, read_checkpoint, settings_beside
 from mechinterp.exchange.modules import constants_of, first_not_finite, layout_of, load_weights, stored_state
 from mechinterp.exchange.origin import new_header, origin_of
 from mechinterp.files import require_writable
+from mechinterp.progress import tracked
 from mechinterp.run import RecordedRun
 from mechinterp.store import Contents, RunWriter
 from mechinterp.store.layout import digest
@@ -98,7 +98,7 @@ def import_checkpoints(
     seen: dict[bytes, _Checkpoint] = {}
     equal: list[tuple[_Checkpoint, _Checkpoint]] = []
     with RunWriter(path, new_header(contents, origin, len(checkpoints)), overwrite=overwrite, live=False) as writer:
-        for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None if progress else True):
+        for checkpoint in tracked(checkpoints, "checkpoint", shown=progress):
             state = reader.state(checkpoint)
             values = stored_state(state, constants)
             _require_same(checkpoint, values, first, contents)

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError, require_integer, unknown_name
 from mechinterp.measures.weights import relative_distance
+from mechinterp.progress import tracked
 from mechinterp.run import Run
 
 Function = Callable[..., Any]
@@ -43,7 +43,7 @@ def measure_functions(
     if not isinstance(reference, str):
         require_integer("reference", reference, 0)
     rows, columns = [], list[str]()
-    for step in tqdm(steps, unit="checkpoint", disable=None if progress else True):
+    for step in tracked(steps, "checkpoint", shown=progress):
         model, values = run.model(step), dict[str, float]()
         other = run.model(_reference_step(reference, step, stored)) if any(needs_two.values()) else None
         for name, function in functions.items():

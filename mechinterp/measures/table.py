@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mechinterp.config import ModelConfig
 from mechinterp.errors import MechinterpError, UnknownNameError, require_integer, unknown_name
@@ -16,6 +15,7 @@ from mechinterp.measures.functions import Function, measure_functions
 from mechinterp.measures.weights import WEIGHT_MEASURES, weight_measures
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network, hook_names
+from mechinterp.progress import tracked
 from mechinterp.run import Run
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.torch_state import torch_defaults
@@ -101,8 +101,8 @@ def measure(
     others). By default all measures that apply and all saved steps, and ``spikes``, ``spike_step`` and
     ``spike_height``, the loss spikes of training since the checkpoint before (`training.spikes`). Of a run that was
     trained elsewhere, also the numbers that were recorded, and measures of the weights alone (`measures.weights`);
-    measures of sequences need its task, and a network that is known. An unknown name or step raises. `progress` shows a
-    bar on a terminal.
+    measures of sequences need its task, and a network that is known. An unknown name or step raises. `progress` shows
+    how far it is.
 
     In place of names, `{"accuracy": f}` takes functions of one's own (`measures.functions`): f(model) of the model at a
     step, or f(model, other) of it and the model at the `reference`: a step, or the ``first``, ``last`` or ``previous``
@@ -141,7 +141,7 @@ def _table(
     evaluations = dict.fromkeys(column.evaluation for column in columns)
     batches = {evaluation: run.task.sample(evaluation, n_sequences, seed) for evaluation in evaluations}
     rows = list[dict[str, float]]()
-    for step in tqdm(steps, unit="checkpoint", disable=None if progress else True):
+    for step in tracked(steps, "checkpoint", shown=progress):
         rows.append(_row(run, step, columns, batches) if columns else {})
         if any(name in WEIGHT_MEASURES for name in further):
             first, before = run.steps[0], max((stored for stored in run.steps if stored < step), default=step)

@@ -47,7 +47,7 @@ _SYMBOLS = {"beta1": "β₁", "alpha": "α", "beta2": "β₂", "xi": "ξ", "beta
 
 def circuit(run: Run, steps: Sequence[int], n_pairs: int, *, progress: bool = False) -> str:
     """The circuit diagram, every edge measured."""
-    from mechinterp.circuits.diagram import graph_of
+    from mechinterp.circuits.graph import graph_of
     from mechinterp.circuits.svg import panels
 
     table = analyse(run, "circuit", steps=steps, n_pairs=n_pairs, progress=progress)

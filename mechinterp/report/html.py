@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
+from mechinterp.display import framed_page
 from mechinterp.errors import MechinterpError
 from mechinterp.files import plain_json, replace_text, require_place
 
@@ -48,6 +49,20 @@ $body
 """)
 
 
+if TYPE_CHECKING:
+    _SystemPath = Path
+else:
+    _SystemPath = type(Path())  # Path itself has no derived classes before Python 3.12
+
+
+class Page(_SystemPath):
+    """The path of a page, which a notebook shows as the page itself, in a frame."""
+
+    def _repr_html_(self) -> str | None:
+        is_page = self.suffix == ".html" and self.is_file()  # a path that was derived from this one may be none
+        return framed_page(self.read_text(encoding="utf-8")) if is_page else None
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A plotly figure, and the data with which it follows the slider."""
@@ -63,7 +78,7 @@ class Drawing:
     """In a plane: x and y at every checkpoint, marked by a dot."""
 
 
-def write_page(path: Path, title: str, parts: Iterable[str]) -> Path:
+def write_page(path: Path, title: str, parts: Iterable[str]) -> Page:
     """The path of a page, after writing it. An existing page is replaced; a run file never is."""
     require_place(path)
     plotly, script = (code.replace("\r\n", "\n") for code in (get_plotlyjs(), _read_asset("page.js")))
@@ -79,7 +94,7 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> Path:
         replace_text(path, page)
     except OSError as error:
         raise MechinterpError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
-    return path
+    return Page(path)
 
 
 def lead(text: str) -> str:

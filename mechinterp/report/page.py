@@ -57,8 +57,8 @@ def write_report(
     measure: str | None = None,
     others: Mapping[str, pd.DataFrame] | None = None,
     progress: bool = False,
-) -> Path:
-    """The path of a run's page, written from its table of measures.
+) -> html.Page:
+    """The path of a run's page, written from its table of measures; in a notebook it shows the page.
 
     `measure` is the column whose transition is the headline, by default the run's main one. `others` are the tables of
     other runs, by name, which are drawn over this run, aligned where that measure crosses 50 %. With `progress`, bars

@@ -14,7 +14,7 @@ from mechinterp.studies.runner import compare, describe_spikes, measured
 from mechinterp.studies.study import Study
 
 
-def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Path) -> Path:
+def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Path) -> html.Page:
     """The path of a study's page, written from the study's table and the measures of its runs in `folder`."""
     compared, tables = compare(table), measured(study, folder)
     n_done = int((table["status"] == "done").sum())

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from tqdm import tqdm
 
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder, replace_text, require_place
+from mechinterp.progress import Progress
 from mechinterp.studies import processes
 from mechinterp.studies.cost import estimate
 from mechinterp.studies.jobs import Job, distinct_jobs, grouped, jobs_of
@@ -61,14 +61,14 @@ def run_study(
             if progress:
                 cost = estimate(study, outcomes, folder, clocked=device == "cpu", retry=retry)
                 print(cost.on(None if executor else workers), file=sys.stderr)
-            with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run", disable=not progress or None) as bar:
+            with Progress("run", len(jobs), done=len(jobs) - len(todo), shown=progress) as bar:
                 _execute_all(study, grouped(todo, runs_per_device), workers, executor, bar)
         finally:
             processes.end()
     return study_table(study, folder)
 
 
-def _execute_all(study: Study, groups: list[list[Job]], workers: int, executor: Executor | None, bar: tqdm) -> None:
+def _execute_all(study: Study, groups: list[list[Job]], workers: int, executor: Executor | None, bar: Progress) -> None:
     pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="study")
     lost: list[BaseException] = []
     futures: dict[Future[Any], int] = {
@@ -79,7 +79,7 @@ def _execute_all(study: Study, groups: list[list[Job]], workers: int, executor: 
         for future in as_completed(futures):
             if error := future.exception():
                 lost.append(error)
-            bar.update(futures[future])
+            bar.advance(futures[future])
     except BaseException:
         processes.stop()  # no further run begins here, and those that run here end; what they have written is kept
         for future in futures:

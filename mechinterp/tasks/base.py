@@ -137,6 +137,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        if self.table is not None:  # reading the inputs would make them
+            width = self.table.position_dim + self.table.shared.shape[-1]
+        else:
+            width = self.inputs.shape[2] if self.inputs.ndim == 3 else 0
+        tokens = f"{self.n_pos} vectors of {width} dimensions" if width else f"{self.n_pos} tokens"
+        number = "1 sequence" if len(self) == 1 else f"{len(self):,} sequences"
+        return f"<Batch: {number} of {tokens}; roles: {', '.join(self.roles) or 'none'}>"
+
 
 def evaluation_stream(evaluations: Sequence[str], evaluation: str, size: int, seed: int) -> int:
     """The random stream of an evaluation set; an unknown one, or a wrong size or seed, raises."""

@@ -21,6 +21,8 @@ def register_task(section: type[TaskConfig]) -> Callable[[TaskClass], TaskClass]
         if known is not None and _name(known) != _name(task_class):
             raise ConfigError(f"{section.__name__} is the section of {_name(known)} already; derive one of its own")
         _TASKS[section] = task_class
+        if task_class.__repr__ is object.__repr__:
+            task_class.__repr__ = _described  # pyright: ignore[reportAttributeAccessIssue]
         return task_class
 
     return register
@@ -53,6 +55,20 @@ def config_of_task(task: Any, config: RunConfig) -> RunConfig:
             n_labels=task.n_labels,
         )
     return RunConfig.from_dict({**dict(config), "task": section})
+
+
+def _described(task: Any) -> str:
+    """A task in a line: its shape, and the settings that are not the defaults of its section."""
+    tokens = f"{task.n_pos} vectors of {task.d_model} dimensions" if task.d_model else f"{task.n_pos} tokens"
+    config, seed = getattr(task, "config", None), getattr(task, "seed", None)
+    settings = config.model_dump(exclude_defaults=True, exclude={"kind"}) if isinstance(config, TaskConfig) else {}
+    parts = [
+        f"{tokens}, {task.n_labels} labels",
+        f"evaluation sets: {', '.join(task.evaluations)}",
+        ", ".join(f"{name} = {value}" for name, value in settings.items()),
+        "" if seed is None else f"seed {seed}",
+    ]
+    return f"<{type(task).__name__}: {'; '.join(filter(None, parts))}>"
 
 
 def _name(task_class: type) -> str:

@@ -14,10 +14,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import MechinterpError, require_integer
+from mechinterp.progress import Progress
 from mechinterp.store import RunFile, Trajectory, lock_run_file
 from mechinterp.store.layout import digest
 from mechinterp.tasks.base import Task
@@ -77,8 +77,9 @@ def replay_steps(
             f"{trajectory.path}: step {wanted[-1]} is beyond the saved ones (last: {saved[-1]}); resume the run"
         )
     checked, deviation, relative, wrong, changes = [], 0.0, 0.0, list[int](), dict[str, None]()
-    with tqdm(disable=None if progress else True, unit="step") as bar:
-        for start, stop in _intervals(saved, wanted):
+    intervals = _intervals(saved, wanted)
+    with Progress("step", sum(stop - start for start, stop in intervals), shown=progress) as bar:
+        for start, stop in intervals:
             recorded, stored = file.environment_at(start), file.weights(start)
             changes |= dict.fromkeys(environment_changes(recorded))
             state = moments_at(file, task, start)
@@ -92,7 +93,7 @@ def replay_steps(
                     if step in kept:
                         rebuilt = {name: value.detach().to("cpu", copy=True) for name, value in run.parameters.items()}
                         keep(step, rebuilt, run.pop_metrics())
-                    bar.update()
+                    bar.advance()
             checked.append(stop)
             if digest(engine.parameters).hex() != file.digest(stop):
                 rebuilt = {name: value.detach().cpu() for name, value in engine.parameters.items()}

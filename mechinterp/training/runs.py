@@ -1,6 +1,5 @@
 """Training: a new run, the continuation of one, and several runs in one batch."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
@@ -8,19 +7,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mechinterp.config import Graft, RunConfig
 from mechinterp.errors import ConfigError, DivergedError, MechinterpError, unknown_name
-from mechinterp.files import FileLock
+from mechinterp.files import FileLock, require_writable
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
 from mechinterp.models.registry import initial_parameters
+from mechinterp.progress import say
 from mechinterp.run import Run, open_run
 from mechinterp.store import RunWriter, lock_run_file
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threads
+from mechinterp.tracking import TrackerName, require_tracker, tracking
 from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
 from mechinterp.training.recording import continued_run_file, new_run_file
@@ -39,14 +39,19 @@ def train(
     device: Device = "cpu",
     overwrite: bool = False,
     progress: bool = True,
+    track: TrackerName | None = None,
 ) -> Run:
     """Train the network of `config` and write its trajectory to `path`; returns the finished run.
 
     Pass `task` to train on a custom task; the config then records only its name and shape. Training stops early
     by a stop rule of the config. On `device="cuda"` the same steps are taken on a GPU. A loss or weight that is
     not finite raises DivergedError; Ctrl-C raises KeyboardInterrupt; either way every checkpoint committed before is
-    in the file, and `resume` continues from the last.
+    in the file, and `resume` continues from the last. With `track`, an experiment tracker gets the numbers of the run
+    (`mechinterp.tracking`), which changes nothing of it.
     """
+    if track:
+        require_tracker(track)
+        require_writable(Path(path), overwrite)
     config = pin_graft_digests(config if task is None else config_of_task(task, config))
     for intervention in config.interventions:
         if isinstance(intervention, Graft) and Path(intervention.run).resolve() == Path(path).resolve():
@@ -70,11 +75,12 @@ def train(
     ForwardInterventions(forward_interventions(config), first, config.model.n_layers - 1).hooks()  # raises if it cannot
     ParameterInterventions(config).apply_scheduled(0, parameters)
     engine = build_engine(config, parameters, device=device)
-    writer = new_run_file(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
-    _write_first(writer, engine.parameters, engine.states[0])
-    rule = StopRule(config, trained_on)
-    run = WrittenRun(config, trained_on, engine.parameters, writer, range(config.training.steps), rule)
-    train_runs([run], engine, progress=progress)
+    with tracking(track, path, config.model_dump(mode="json")) as tracker:
+        writer = new_run_file(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
+        _write_first(writer, engine.parameters, engine.states[0])
+        rule, steps = StopRule(config, trained_on), range(config.training.steps)
+        run = WrittenRun(config, trained_on, engine.parameters, writer, steps, rule, tracker=tracker)
+        train_runs([run], engine, progress=progress)
     if run.error:
         raise run.error
     return open_run(path, task=trained_on)
@@ -111,9 +117,9 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         device, state = usable_device(run.environment), moments_at(run.file, run.task, last)
         engine = build_engine(config, run.file.weights(last), run.environment.get("engine"), device, state)
         for change in environment_changes(run.environment):
-            _say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
+            say(f"{run.path}: {change}; what follows is no longer the bits of the original environment")
         if run.status == "running":
-            _say(f"{run.path}: its writer was killed; goes on after {len(run.file.steps)} checkpoints, at step {last}")
+            say(f"{run.path}: its writer was killed; goes on after {len(run.file.steps)} checkpoints, at step {last}")
         unfinished = "interrupted" if until is not None and end < config.training.steps else None
         recorded = run.file.metrics_at(last)
         with torch_threads(recorded_threads(run.environment)):
@@ -203,10 +209,6 @@ def _write_first(writer: RunWriter, parameters: dict[str, Tensor], moments: dict
     except BaseException as error:
         writer.close(error)
         raise
-
-
-def _say(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
 
 
 def _require_batches(task: Task) -> None:

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import DivergedError
+from mechinterp.progress import Progress
 from mechinterp.store import RunWriter
 from mechinterp.tasks.base import Task
+from mechinterp.tracking import MOST_POINTS, Tracker
 from mechinterp.training.engines import AutogradEngine, Engine, StepResult
 from mechinterp.training.loop import TrainingRun, advance
+from mechinterp.training.recording import SERIES
 from mechinterp.training.stopping import StopRule
 
 
@@ -27,10 +29,12 @@ class WrittenRun(TrainingRun):
         stop_rule: StopRule | None = None,
         last_status: str | None = None,
         recorded: Mapping[str, float] | None = None,
+        tracker: Tracker | None = None,
     ):
         """`steps` are its updates; `last_status` is the status of the file at the end, by default "complete".
 
-        `recorded` are the metrics of the checkpoint from which it goes on.
+        `recorded` are the metrics of the checkpoint from which it goes on. A `tracker` gets the numbers of updates
+        (``update/…``) and checkpoints (``checkpoint/…``).
         """
         every = writer.header.contents.series_every
         super().__init__(config, task, parameters, steps.start, steps.stop, recorded, every)
@@ -39,6 +43,7 @@ class WrittenRun(TrainingRun):
         self.new_metrics: dict[str, float] = {}
         """Training loss and accuracy at the newest checkpoint, until the progress bar has them."""
         self.done = False
+        self._tracker, self._tracked_every = tracker, max(1, -(-len(steps) // MOST_POINTS))
 
     def advanced(self, result: StepResult) -> None:
         """Count one update, and commit a scheduled checkpoint. A run that ends, or diverges, is closed."""
@@ -46,10 +51,16 @@ class WrittenRun(TrainingRun):
         try:
             if self.error:
                 raise DivergedError(f"{self.writer.path}: {self.error}")
+            if self._tracker and self.step % self._tracked_every == 0:
+                self._tracker.log(
+                    self.step, {f"update/{name}": value for name, value in zip(SERIES, result, strict=True)}
+                )
             if self.step in self._scheduled:
                 self.new_metrics = metrics = self.pop_metrics()
                 series = self.pop_series()
                 self.writer.append(self.step, self.parameters, metrics, series=series, optimizer=self.state)
+                if self._tracker:
+                    self._tracker.log(self.step, {f"checkpoint/{name}": value for name, value in metrics.items()})
                 stopped = self._stop_rule and self._stop_rule.reached(self.step, self.parameters, metrics)
                 if stopped or self.step == self.stop:
                     self.close()
@@ -81,8 +92,7 @@ def train_runs(
                 run.close()
         current = [run for run in current if not run.done]
         first, last = (runs[0].step, runs[0].stop) if len(runs) == 1 else (0, 0)
-        disable = None if progress and len(runs) == 1 else True
-        with tqdm(initial=first, total=last, unit="step", disable=disable, mininterval=0.5) as bar:
+        with Progress("step", last, done=first, shown=progress and len(runs) == 1) as bar:
             while current:
                 if engine is None:
                     configs, parameters = [run.config for run in current], [run.parameters for run in current]
@@ -92,10 +102,9 @@ def train_runs(
                     run.parameters, run.state = updated, state
                 while not any(run.done for run in current):
                     advance(engine, current)
-                    bar.update()
+                    bar.advance()
                     if metrics := runs[0].new_metrics:
-                        loss, accuracy = metrics["train_loss"], metrics["train_accuracy"]
-                        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
+                        bar.note(loss=metrics["train_loss"], accuracy=metrics["train_accuracy"])
                         runs[0].new_metrics = {}
                 current, engine = [run for run in current if not run.done], None
     except BaseException as error:

@@ -7,10 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechinterp.circuits.diagram import (
-    circuit_graph,
-    graph_of,
-)
+from mechinterp.circuits.graph import circuit_graph, graph_of
 from mechinterp.circuits.svg import film_strip, panels, to_svg
 from mechinterp.errors import MechinterpError
 from tests.circuits.planted import PLANTED

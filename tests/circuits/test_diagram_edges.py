@@ -6,15 +6,9 @@ import pytest
 import torch
 
 import mechinterp as mi
-from mechinterp.circuits.diagram import (
-    NOISE,
-    THRESHOLD,
-    circuit_edges,
-    circuit_graph,
-    graph_of,
-    operations,
-)
+from mechinterp.circuits.diagram import NOISE, THRESHOLD, circuit_edges, operations
 from mechinterp.circuits.evidence import Fact
+from mechinterp.circuits.graph import circuit_graph, graph_of
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import clean_corrupt_gap
 from mechinterp.circuits.standard_errors import standard_error

@@ -9,14 +9,8 @@ import pytest
 
 import mechinterp as mi
 from mechinterp.analysis.checkpoints import circuit_graphs
-from mechinterp.circuits.diagram import (
-    ROLES,
-    Weight,
-    circuit_graph,
-    graph_of,
-    to_dict,
-    weighted,
-)
+from mechinterp.circuits.diagram import ROLES, Weight, weighted
+from mechinterp.circuits.graph import circuit_graph, graph_of, to_dict
 from mechinterp.circuits.svg import to_svg
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError

@@ -6,8 +6,9 @@ import torch
 
 import mechinterp as mi
 from mechinterp.circuits.ablation import ablate, component_sites
-from mechinterp.circuits.diagram import circuit_edges, graph_of, operations
+from mechinterp.circuits.diagram import circuit_edges, operations
 from mechinterp.circuits.evidence import Fact, induction_head_evidence
+from mechinterp.circuits.graph import graph_of
 from mechinterp.circuits.heads import head_roles
 from mechinterp.circuits.logits import logit_attribution, logit_lens
 from mechinterp.circuits.patching import Site, patch, sites

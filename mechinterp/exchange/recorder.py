@@ -33,6 +33,7 @@ from mechinterp.exchange.modules import (
 )
 from mechinterp.exchange.origin import new_header, origin_of
 from mechinterp.store import Contents, RunFile, RunWriter, lock_run_file
+from mechinterp.tracking import TrackerName, start_tracker
 from mechinterp.training.recording import environment
 
 _FIRST_ROOM = 64
@@ -79,6 +80,7 @@ def record(
     resume: bool = False,
     overwrite: bool = False,
     network: object | None = None,
+    track: TrackerName | None = None,
 ) -> "Recorder":
     """A recorder of a module's checkpoints; use it as a context, or call its `close` at the end.
 
@@ -89,7 +91,7 @@ def record(
 
     A HookedTransformer, a GPT-2 or a GPT-NeoX is recognised by its parameters and settings (`models.foreign`), and the
     run opens with all circuit analyses. `network` gives the settings where the module does not have them as ``cfg`` or
-    ``config``.
+    ``config``. `track` sends the numbers of every checkpoint to an experiment tracker (`mechinterp.tracking`).
     """
     if not isinstance(model, nn.Module):
         raise MechinterpError(f"record takes a torch.nn.Module; got a {type(model).__name__}")
@@ -97,7 +99,9 @@ def record(
         raise MechinterpError("resume and overwrite exclude each other; give one of them")
     if not schedule:
         schedule = Schedule()
-    return Recorder(Path(path), model, schedule, optimizer, resume=resume, overwrite=overwrite, network=network)
+    return Recorder(
+        Path(path), model, schedule, optimizer, resume=resume, overwrite=overwrite, network=network, track=track
+    )
 
 
 @dataclass
@@ -110,7 +114,8 @@ class Recorder:
     optimizer: torch.optim.Optimizer | None = field(repr=False)
     resume: bool = field(kw_only=True)
     overwrite: bool = field(kw_only=True)
-    network: object | None = field(kw_only=True)
+    network: object | None = field(kw_only=True, repr=False)
+    track: TrackerName | None = field(kw_only=True)
 
     def __post_init__(self) -> None:
         self.last_step = -1
@@ -120,6 +125,7 @@ class Recorder:
         self._metrics: Mapping[str, Any] = {}
         self._names = parameter_names(self.model)
         self._left_out: tuple[str, ...] | None = None
+        self._tracker = start_tracker(self.track, self.path, {}) if self.track else None
         if self.resume and self.path.exists():
             self._go_on()
         elif self.path.exists() and not self.overwrite:
@@ -165,6 +171,8 @@ class Recorder:
         }
         self._writer.append(step, values, metrics, optimizer=state | absent)
         self._saved = step
+        if self._tracker:
+            self._tracker.log(step, metrics)
 
     def close(self, error: BaseException | None = None) -> None:
         """Save the last step, if it was not, and record that the run is complete, or how `error` ended it."""
@@ -178,6 +186,9 @@ class Recorder:
             if self._writer is not None:
                 self._writer.close(error)
                 self._writer = None
+            if self._tracker is not None:
+                self._tracker.finish()
+                self._tracker = None
 
     def __enter__(self) -> "Recorder":
         return self

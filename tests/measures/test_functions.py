@@ -11,11 +11,14 @@ from mechinterp.measures.functions import linear_cka, loss_barrier, weight_drift
 
 
 class Line(nn.Module):
-    """A network with one number."""
+    """A network with one number, and a count, which is none of its weights."""
+
+    calls: torch.Tensor
 
     def __init__(self, value: float = 0.0):
         super().__init__()
         self.w = nn.Parameter(torch.tensor([value]))
+        self.register_buffer("calls", torch.tensor(int(value)))
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,7 @@ def line(tmp_path_factory) -> mi.Run:
     with mi.record(path, model, schedule=mi.Schedule(every=1)) as recorder:
         for step, value in enumerate((1.0, 2.0, 4.0)):
             model.w.data.fill_(value)
+            model.calls.fill_(10 * step)
             recorder(step, loss=8 - value)
     return mi.open_run(path, build=Line)
 

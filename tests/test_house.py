@@ -124,7 +124,7 @@ def test_one_module_imports_transformer_lens():
     importing = {
         module for module in MODULES for source, _ in imports(module) if source.split(".")[0] == "transformer_lens"
     }
-    assert importing == {"mechinterp.models.hooked"}
+    assert importing == {"mechinterp.models.hooked_lens"}
 
 
 def test_analyses_measures_and_runs_are_imported_without_transformer_lens():

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,8 @@ from mechinterp.circuits.qk_ov import composition_scores, copying_score, ov, pos
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward
-from mechinterp.models.hooked import HookedNetwork, HookedTransformer, HookedTransformerConfig
+from mechinterp.models.hooked import HookedNetwork
+from mechinterp.models.hooked_lens import MAJOR
 from mechinterp.models.network import Network
 from mechinterp.tasks import build_task
 from mechinterp.tasks.corruption import corrupted_pairs
@@ -155,17 +157,26 @@ def as_users_call_it():
     config.update("jaxtyping_disable", False)
 
 
+@cache
+def stock_model() -> torch.nn.Module:
+    """TransformerLens' own model of tokens, of the installed version."""
+    sizes = {"n_layers": 2, "n_heads": 1, "d_model": 24, "d_head": 24, "n_ctx": 7, "d_vocab": 4, "attn_only": True}
+    with warnings.catch_warnings(action="ignore"):
+        if MAJOR > 3:
+            from transformer_lens.model_bridge import TransformerBridge
+
+            return TransformerBridge.boot_native(sizes, device="cpu")
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        return HookedTransformer(HookedTransformerConfig(**sizes, device="cpu"))
+
+
 @pytest.mark.usefixtures("as_users_call_it")
 @pytest.mark.parametrize("name", [*RUN_MODELS, *NEED_WEIGHTS])
 def test_what_is_no_model_of_vectors_is_refused(tiny_config, task, name):
     analysis = (RUN_MODELS | NEED_WEIGHTS)[name]
-    with warnings.catch_warnings(action="ignore"):
-        stock = HookedTransformer(
-            HookedTransformerConfig(
-                n_layers=2, n_heads=1, d_model=24, d_head=24, n_ctx=7, d_vocab=4, attn_only=True, device="cpu"
-            )
-        )
-    assert "the HookedTransformer" in message(analysis, stock, task)
+    stock = stock_model()
+    assert f"the {type(stock).__name__}" in message(analysis, stock, task)
     assert "weights alone do not say" in message(analysis, random_parameters(tiny_config), task)
 
 

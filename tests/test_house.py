@@ -136,6 +136,15 @@ def test_analyses_measures_and_runs_are_imported_without_transformer_lens():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_digest_of_an_analysis_imports_no_transformer_lens():
+    """It reads the sources of all modules that the analysis imports, of the hooked view too."""
+    code = "import sys; from mechinterp.analysis.cache import code_digest, imported_modules as reached; "
+    code += "home = 'mechinterp.run'; code_digest(home); "
+    code += "assert 'mechinterp.models.hooked_lens' in reached(home); sys.exit('transformer_lens' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_store_imports_neither_torch_nor_pandas():
     """So that a run is shown at once."""
     code = "import sys, mechinterp.cli, mechinterp.store; sys.exit(len({'torch', 'pandas'} & {*sys.modules}))"

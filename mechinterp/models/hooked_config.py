@@ -34,6 +34,7 @@ def settings(network: Network) -> dict[str, Any]:
         "rotary_base": model.rotary_base,
         "use_attn_scale": model.use_attn_scale,
         "dtype": network.dtype,
+        "device": "cpu",
     }
 
 
@@ -58,6 +59,7 @@ class HookedConfig:
     rotary_base: float
     use_attn_scale: bool
     dtype: torch.dtype
+    device: str
     use_attn_result: bool = False
     use_split_qkv_input: bool = False
     use_hook_mlp_in: bool = False

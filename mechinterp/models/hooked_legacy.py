@@ -37,7 +37,7 @@ class LensTransformer(HookedTransformer):
         model = network.model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # HookedTransformer leaves with TransformerLens 4
-            super().__init__(HookedTransformerConfig(**settings(network), init_weights=False, device="cpu"))
+            super().__init__(HookedTransformerConfig(**settings(network), init_weights=False))
         unused = ["embed"] * (model.input != "tokens") + ["unembed"] * (model.output == "classifier")
         if not model.has_position_vectors:
             unused += ["pos_embed", "hook_pos_embed"]

@@ -1,8 +1,9 @@
 # Both main targets do everything on a fresh machine: make the environment, install, run.
 PYTHON ?= python3
 BIN := .venv/bin
+HOOKED := tests/models tests/circuits tests/training/test_interventions.py tests/test_mistakes.py
 
-.PHONY: run test test-all lint docs notebooks bench clean
+.PHONY: run test test-all test-tl4 lint docs notebooks bench clean
 
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
 	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast-0.h5 --overwrite
@@ -12,6 +13,9 @@ test: .venv/installed  ## two files at a time, each on one thread; without the s
 
 test-all: .venv/installed  ## with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test-tl4: .venv-tl4/installed  ## what touches the hooked view, with TransformerLens 4 in an environment of its own
+	OMP_NUM_THREADS=1 .venv-tl4/bin/pytest -n 2 --dist loadfile -m "not slow" $(HOOKED)
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff format --check .
@@ -34,5 +38,12 @@ bench: .venv/installed  ## timings, as ratios of interleaved runs
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv-tl4/installed: pyproject.toml constraints.txt hashes.txt constraints-tl4.txt  ## the same but for TransformerLens
+	$(PYTHON) -m venv .venv-tl4
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r hashes.txt
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-tl4.txt
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-tl4

@@ -23,7 +23,7 @@ from mechinterp.circuits.activations import activations_of
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, patch, replaced, sites
 from mechinterp.errors import MechinterpError
-from mechinterp.models.hooked import CheckedHooks, HookedTransformer
+from mechinterp.models.hooked_lens import HookedRootModule
 from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
 
@@ -56,7 +56,7 @@ class Patching:
 
 
 def two_ways(
-    network: Network, model: CheckedHooks | HookedTransformer, pairs: Pairs, where: Sequence[Site]
+    network: Network, model: HookedRootModule, pairs: Pairs, where: Sequence[Site]
 ) -> tuple[dict[str, Callable[[], int]], float]:
     """Patching of all sites by `patch` and by a loop of `run_with_hooks`, and their largest difference."""
 

@@ -5,7 +5,7 @@
 All start from the same weights, and their first losses are compared. Ours is the engine's step, as in training: it also
 gives the accuracy and the norm of the gradient. Plain PyTorch is written as nanoGPT is: one product for queries, keys
 and values, torch's fused attention and LayerNorm, `torch.optim.AdamW` as it comes (`plain`) or fused (`plain_fused`).
-TransformerLens' HookedTransformer is trained by the same optimizer. Batches are given.
+TransformerLens' HookedTransformer, of version 3.9, is trained by the same optimizer. Batches are given.
 
 Then runs of small networks that differ in their seed, in one batch against one after the other; and patching of all
 sites of a network against a loop of `run_with_hooks`.
@@ -31,7 +31,8 @@ from mechinterp.circuits.activations import activations_of
 from mechinterp.circuits.patching import sites
 from mechinterp.config import TransformerConfig
 from mechinterp.errors import MechinterpError
-from mechinterp.models.hooked import HookedNetwork, HookedTransformer, HookedTransformerConfig
+from mechinterp.models.hooked import HookedNetwork
+from mechinterp.models.hooked_lens import HookedTransformer, HookedTransformerConfig
 from mechinterp.models.layer import ACTIVATIONS, distance_buckets
 from mechinterp.models.network import Network
 from mechinterp.models.registry import initial_parameters

@@ -90,7 +90,7 @@ class Run(Trajectory):
 
     @torch_defaults()
     def model(self, step: int) -> "HookedNetwork":
-        """The HookedTransformer view of `network` at any step."""
+        """The hooked view of `network` at any step, in TransformerLens."""
         from mechinterp.models.hooked import HookedNetwork  # imports TransformerLens, which takes seconds
 
         return HookedNetwork(self.network(step))

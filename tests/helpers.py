@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import mechinterp as mi
 from mechinterp.models.hooked import HookedNetwork
+from mechinterp.models.hooked_lens import MAJOR
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.store import Header, RunFile
 from mechinterp.store.file import rest_digest
 from mechinterp.store.layout import END_TYPE, digest, sealed
 from mechinterp.tasks.base import Batch
+
+by_hooked_transformer = pytest.mark.skipif(
+    MAJOR > 3, reason="TransformerLens 4 has no HookedTransformer to compare with"
+)
+"""Of tests of which the known answer is HookedTransformer's."""
 
 
 def random_parameters(

@@ -124,7 +124,7 @@ def test_one_module_imports_transformer_lens():
     importing = {
         module for module in MODULES for source, _ in imports(module) if source.split(".")[0] == "transformer_lens"
     }
-    assert importing == {"mechinterp.models.hooked"}
+    assert importing == {"mechinterp.models.hooked_lens"}
 
 
 def test_analyses_measures_and_runs_are_imported_without_transformer_lens():
@@ -132,6 +132,15 @@ def test_analyses_measures_and_runs_are_imported_without_transformer_lens():
     packages = tuple(f"mechinterp.{name}" for name in ("analysis", "measures", "circuits", "run"))
     names = [name for name in MODULES if ".".join(name.split(".")[:2]) in packages]
     code = f"import sys, {', '.join(names)}; sys.exit('transformer_lens' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_digest_of_an_analysis_imports_no_transformer_lens():
+    """It reads the sources of all modules that the analysis imports, of the hooked view too."""
+    code = "import sys; from mechinterp.analysis.cache import code_digest, imported_modules as reached; "
+    code += "home = 'mechinterp.run'; code_digest(home); "
+    code += "assert 'mechinterp.models.hooked_lens' in reached(home); sys.exit('transformer_lens' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

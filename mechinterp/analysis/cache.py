@@ -82,8 +82,14 @@ def imported_modules(home: str) -> frozenset[str]:
 
 @cache
 def _source(module: str) -> str:
-    """The source text of a module; empty for a name that is no module."""
+    """The source text of a module; empty for a name that is no module.
+
+    What a module contains is not looked for: that would import it, and with `models.hooked` TransformerLens.
+    """
     try:
+        above = find_spec(module.rpartition(".")[0]) if "." in module else None
+        if above and above.submodule_search_locations is None:
+            return ""
         spec = find_spec(module)
     except (ModuleNotFoundError, ValueError):  # __main__ of a notebook has no file
         return ""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechinterp.errors import MechinterpError, unknown_name
 from mechinterp.files import make_folder, replace_bytes, require_writable
-from mechinterp.models.layer import EPSILON
+from mechinterp.models.hooked_config import settings
 from mechinterp.models.network import Network
 
 if TYPE_CHECKING:
@@ -115,27 +115,8 @@ def hooked_transformer(network: Network) -> tuple[dict[str, Any], dict[str, Tens
         )
     W_Q = network.matrix(0, "Q")
     n_heads, d_model, d_head = W_Q.shape
-    cfg: dict[str, Any] = {
-        "n_layers": network.n_layers,
-        "n_heads": n_heads,
-        "d_model": d_model,
-        "d_head": d_head,
-        "d_mlp": model.d_mlp,
-        "act_fn": None if model.attn_only else model.act_fn,
-        "n_ctx": task.n_pos,
-        "d_vocab": task.d_vocab,
-        "d_vocab_out": task.n_labels,
-        "attn_only": model.attn_only,
-        "parallel_attn_mlp": model.parallel_attn_mlp,
-        "normalization_type": model.normalization_type,
-        "eps": EPSILON,
-        "positional_embedding_type": model.positional_embedding_type,
-        "rotary_dim": model.rotary_dim,
-        "rotary_base": model.rotary_base,
-        "use_attn_scale": model.use_attn_scale,
-        "init_weights": False,
-        "device": "cpu",
-    }
+    cfg = settings(network) | {"init_weights": False}
+    del cfg["dtype"]
     state = dict(network.parameters)
     for layer in range(network.n_layers):
         attn = f"blocks.{layer}.attn"

@@ -32,7 +32,7 @@ Networks with further parts (`models.layer`) also have, where they have the part
 
 Of networks without such parts, activations that are hooked or kept are computed as in the table. Otherwise products
 are associated so that value and key matrices act on few vectors, and after the last layer only the target is computed.
-Results are those of the HookedTransformer (`models.hooked`), up to rounding.
+Results are those of the hooked model (`models.hooked`), up to rounding.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -21,12 +21,12 @@ from mechinterp.circuits.qk_ov import composition_scores, copying_score, ov, pos
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import forward
-from mechinterp.models.hooked import HookedNetwork, HookedTransformer, HookedTransformerConfig
+from mechinterp.models.hooked import HookedNetwork
 from mechinterp.models.network import Network
 from mechinterp.tasks import build_task
 from mechinterp.tasks.corruption import corrupted_pairs
 from mechinterp.training.recording import new_run_file
-from tests.helpers import hooked, random_network, random_parameters
+from tests.helpers import by_hooked_transformer, hooked, random_network, random_parameters
 
 
 def random_output(model: HookedNetwork) -> None:
@@ -157,16 +157,23 @@ def as_users_call_it():
 
 @pytest.mark.usefixtures("as_users_call_it")
 @pytest.mark.parametrize("name", [*RUN_MODELS, *NEED_WEIGHTS])
-def test_what_is_no_model_of_vectors_is_refused(tiny_config, task, name):
-    analysis = (RUN_MODELS | NEED_WEIGHTS)[name]
+def test_weights_alone_are_refused(tiny_config, task, name):
+    said = message((RUN_MODELS | NEED_WEIGHTS)[name], random_parameters(tiny_config), task)
+    assert "weights alone do not say" in said
+
+
+@by_hooked_transformer
+@pytest.mark.parametrize("name", [*RUN_MODELS, *NEED_WEIGHTS])
+def test_a_model_of_tokens_is_refused(task, name):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     with warnings.catch_warnings(action="ignore"):
         stock = HookedTransformer(
             HookedTransformerConfig(
                 n_layers=2, n_heads=1, d_model=24, d_head=24, n_ctx=7, d_vocab=4, attn_only=True, device="cpu"
             )
         )
-    assert "the HookedTransformer" in message(analysis, stock, task)
-    assert "weights alone do not say" in message(analysis, random_parameters(tiny_config), task)
+    assert "the HookedTransformer" in message((RUN_MODELS | NEED_WEIGHTS)[name], stock, task)
 
 
 @pytest.mark.parametrize(

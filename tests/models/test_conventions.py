@@ -7,11 +7,10 @@ import torch
 
 import mechinterp as mi
 from mechinterp.models.forward import forward, run_with_cache
-from mechinterp.models.hooked import HookedTransformer, HookedTransformerConfig
 from mechinterp.models.network import Network
 from mechinterp.models.registry import architecture_of, initial_parameters, parameter_shapes
 from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine
-from tests.helpers import hooked, random_parameters
+from tests.helpers import by_hooked_transformer, hooked, random_parameters
 from tests.reference_engine import ReferenceEngine
 
 CONVENTIONS = [
@@ -22,7 +21,10 @@ CONVENTIONS = [
 ]
 
 
+@by_hooked_transformer
 def test_scale_and_output_matrix_are_those_of_transformer_lens(tiny_config):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     config = tiny_config.updated({"model.use_attn_scale": True, "model.output_matrix": "trained", "model.n_heads": 2})
     parameters, d_model = random_parameters(config), config.task.d_model
     with warnings.catch_warnings(action="ignore"):

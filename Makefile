@@ -1,7 +1,7 @@
 # Both main targets do everything on a fresh machine: make the environment, install, run.
 PYTHON ?= python3
 BIN := .venv/bin
-HOOKED := tests/models tests/circuits tests/training/test_interventions.py tests/test_mistakes.py
+HOOKED := tests/models tests/circuits tests/exchange tests/training/test_interventions.py tests/test_mistakes.py
 
 .PHONY: run test test-all test-tl4 lint docs notebooks bench clean
 

@@ -73,8 +73,18 @@ def accuracy(network: nn.Module) -> float:
         return (network(operands).argmax(dim=-1) == answers).float().mean().item()
 
 
-table = mi.measure(run, {"accuracy": accuracy})
-table.round(2)
+table = mi.measure(run, {"accuracy": accuracy}).join(mi.measure(run))
+table.iloc[::6].round(2)
 
 # %%
-mi.locate_emergence(table["accuracy"], scale="log_step")
+emergence = mi.locate_emergence(table["accuracy"], scale="log_step")
+emergence
+
+# %% [markdown]
+# ## What the run is, and its page
+
+# %%
+run
+
+# %%
+mi.write_report(run, table, "checkpoints/own.html", measure="accuracy")

@@ -13,18 +13,8 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
 def executed(name: str, monkeypatch, folder: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The names that a notebook defines, and the values that its cells end with, after running it in a folder.
-
-    One that needs a name that mechinterp does not have yet is skipped.
-    """
+    """The names that a notebook defines, and the values that its cells end with, after running it in a folder."""
     source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    used = {
-        node.attr
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mi"
-    }
-    if missing := sorted(used - {*dir(mi)}):
-        pytest.skip(f"mechinterp has no {', '.join(missing)}")
     monkeypatch.chdir(folder)
     names, shown = {"__name__": "notebook"}, []
     for cell in source.split("\n# %%")[1:]:
@@ -55,7 +45,8 @@ def test_the_study_has_a_row_for_every_variant(tmp_path, monkeypatch):
     assert names["losses"]["value"].min() < 0.5
 
 
-@pytest.mark.slow
 def test_a_network_of_ones_own_is_recorded_and_measured(tmp_path, monkeypatch):
-    names, _ = executed("own_network", monkeypatch, tmp_path)
+    names, shown = executed("own_network", monkeypatch, tmp_path)
     assert names["table"]["accuracy"].iloc[-1] > 0.9
+    assert names["emergence"].transition
+    assert sum(hasattr(value, "_repr_html_") for value in shown) == 4

@@ -19,6 +19,7 @@ from mechinterp.config import InductionTokensConfig
 from mechinterp.errors import MechinterpError, RunFileError, UnrecognisedNetwork
 from mechinterp.run import RecordedRun
 from mechinterp.tasks.induction_tokens import InductionTokensTask
+from tests.helpers import by_hooked_transformer
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 24, "n_positions": 24, "vocab_size": 12}
 
@@ -203,10 +204,10 @@ def test_tables(recorded, tmp_path):
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet").set_index("step"), table)
 
 
+@by_hooked_transformer
 def test_a_transformer_lens_model_computes_the_same(recorded, task, tmp_path):
-    transformer_lens = pytest.importorskip("transformer_lens")
-    if not hasattr(transformer_lens, "HookedTransformer"):
-        pytest.skip("TransformerLens 4 has no HookedTransformer")
+    import transformer_lens
+
     recorded.export(30, tmp_path / "hooked.pt", format="transformer_lens")
     saved = torch.load(tmp_path / "hooked.pt", weights_only=True)
     settings = transformer_lens.HookedTransformerConfig.from_dict(saved["cfg"])

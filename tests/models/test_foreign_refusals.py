@@ -1,16 +1,17 @@
 """Networks that no Network computes are refused, by their settings, parameters or answers, in one line."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedTransformerConfig
 
 from mechinterp.errors import MechinterpError, RunFileError, UnrecognisedNetwork
 from mechinterp.models.foreign import ForeignNetwork, recognise, require_same_answers, settings_of
 from mechinterp.models.foreign.hooked_transformer import KNOWN
+from mechinterp.models.hooked_lens import MAJOR
+from tests.helpers import by_hooked_transformer
 from tests.models.foreign_networks import (
     NanoGPT,
     T,
@@ -22,6 +23,9 @@ from tests.models.foreign_networks import (
     randomised,
     shapes_of,
 )
+
+if TYPE_CHECKING or MAJOR < 4:
+    from transformer_lens import HookedTransformerConfig
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,7 @@ def test_a_setting_without_counterpart_is_named(name, value):
     assert "\n" not in str(caught.value)
 
 
+@by_hooked_transformer
 def test_every_setting_of_transformer_lens_is_known():
     names = {field.name for field in dataclasses.fields(HookedTransformerConfig)}
     lists = set(KNOWN.used), set(KNOWN.fixed), set(KNOWN.irrelevant)
@@ -70,6 +75,7 @@ def test_every_setting_of_transformer_lens_is_known():
     }
 
 
+@by_hooked_transformer
 def test_a_setting_that_a_later_version_adds_is_passed_over_at_its_default_only():
     later = dataclasses.make_dataclass(
         "Later", [("window", int, dataclasses.field(default=7))], bases=(HookedTransformerConfig,)

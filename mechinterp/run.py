@@ -218,7 +218,7 @@ class RecordedRun(Run):
             origin = self.origin
             if origin.network is None:
                 why = origin.unknown or "its file does not say what it computes"
-                raise UnrecognisedNetwork(f"{self.path}: is no network that circuit analyses know: {why}")
+                raise UnrecognisedNetwork(f"{self.path}: its network is none that circuit analyses know: {why}")
             known, last = ForeignNetwork.from_json(origin.network), self.steps[-1]
             if self._build is not None:
                 network = Network(known.config, known.parameters(self.weights(last)))

@@ -39,6 +39,10 @@ _MEANS = {
     "tca1": "attention of the target to its copy, in layer 1",
     "tca2": "attention of the target to its copy, in layer 2",
 }
+_SLIDER = (
+    "Drag the slider, or press the arrow keys (with shift, ten at a time), Home, End, or space to play. The band on it"
+    " is the 95 % interval of the located transition."
+)
 _MOST_READ = 6
 """So many recorded numbers stand beside the slider."""
 _VARIANTS = ("ila1_all", "cla_mass")
@@ -85,12 +89,7 @@ def write_report(
         html.lead(f"{headline_of(run, table[headline], page.emergence.loc[headline])}."),
         *([html.note(f"{spikes}.")] if (spikes := page.spikes) else []),
         html.scrubber(page.steps, table[page.readout()], page.emergence.loc[headline].to_dict()),
-        html.section(
-            "At this step",
-            "Drag the slider, or press the arrow keys (with shift, ten at a time), Home, End, or space to play. The"
-            " band on it is the 95 % interval of the located transition.",
-        ),
-        html.grid(views, uneven=True),
+        *([html.section("At this step", _SLIDER), html.grid(views, uneven=True)] if views else []),
         html.section("Over training", "The vertical line is the step that the slider shows; a click goes to another."),
         html.grid(curves),
         *([html.section("Not shown", omitted)] if omitted else []),
@@ -180,22 +179,23 @@ class _RunPage:
 
     def _of_elsewhere(self) -> dict[str, Part]:
         """The curves of a run that was trained elsewhere."""
-        recorded = self._measured([*self.run.metrics])
-        weights = self._measured([*WEIGHT_MEASURES])
-        others = [name for name in self.table if name not in {*recorded, *weights}]
-        captions = {
-            "Recorded": (recorded, "Numbers that the training loop recorded with every checkpoint."),
-            "Weights": (
-                weights,
-                "The norm of all weights, and their distance from the first checkpoint and from the one before, as a"
-                " share of the norm there.",
+        recorded, norm, *moved = [*self.run.metrics], *WEIGHT_MEASURES
+        others = [name for name in self.table if name not in {*recorded, norm, *moved}]
+        parts = {
+            "Recorded": (recorded, "value", "Numbers that the training loop recorded with every checkpoint."),
+            "Measures": ([] if self.run.can_be_analysed else others, "value", "The network at every checkpoint."),
+            "Change of the weights": (
+                moved,
+                "share of the norm",
+                "The distance of all weights from the first checkpoint, and from the one before, as a share of the norm"
+                " there.",
             ),
-            "Measures": (others, "Measures of the network at every checkpoint."),
+            "Norm of the weights": ([norm], "norm", "The Euclidean norm of all weights."),
         }
         return {
-            title: partial(self.curves, names, title, caption, emergence=self.emergence)
-            for title, (names, caption) in captions.items()
-            if names and not (title == "Measures" and self.run.can_be_analysed)
+            title: partial(self.curves, there, title, caption, y=y, emergence=self.emergence)
+            for title, (names, y, caption) in parts.items()
+            if (there := self._measured(names))
         }
 
     def _of_the_task(self) -> dict[str, Part]:

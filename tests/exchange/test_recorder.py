@@ -231,7 +231,7 @@ def test_what_does_not_apply_is_said_in_one_line(recorded):
         lambda: mi.analyse(recorded, "patch"),
         lambda: mi.open_run(recorded.path).model(0),
     ):
-        with pytest.raises(UnrecognisedNetwork, match="no network that circuit analyses know: parameters named"):
+        with pytest.raises(UnrecognisedNetwork, match="network is none that circuit analyses know: parameters named"):
             act()
     with pytest.raises(RunFileError, match=r"has no task; give one: mi.open_run\(path, task=your_task\)"):
         _ = recorded.task
@@ -246,3 +246,23 @@ def test_a_damaged_recorded_file_is_refused(recorded, tmp_path):
     path = tmp_path / "damaged.h5"
     path.write_bytes(content)
     assert "do not match their digest" in str(mi.verify(path))
+
+
+def test_a_tracker_gets_the_numbers_of_every_checkpoint(tmp_path, monkeypatch, recorded):
+    import sys
+    from types import SimpleNamespace
+
+    logged = list[Any]()
+    stand_in = SimpleNamespace(
+        init=lambda **options: logged.append(options["name"]),
+        log=lambda values, step: logged.append((step, values)),
+        finish=lambda: logged.append("finished"),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    model, optimizer = made()
+    with mi.record(tmp_path / "own.h5", model, optimizer=optimizer, track="trackio") as recorder:
+        for step in range(11):
+            recorder(step, loss=update(model, optimizer, step))
+    losses = recorded.metrics["loss"]
+    assert logged == ["own", (0, {"loss": losses[0]}), (10, {"loss": losses[10]}), "finished"]
+    assert mi.open_run(tmp_path / "own.h5").digest(10) == recorded.digest(10)

@@ -50,12 +50,10 @@ class Schedule:
     """So many logarithmically spaced steps per decade."""
     at: tuple[int, ...] = ()
     """These very steps."""
-    optimizer_every: int = 1
-    """Every so-manyth checkpoint has the optimizer's state too, if there is an optimizer."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "per_decade", "optimizer_every"):
-            if getattr(self, name) is not None or name == "optimizer_every":
+        for name in ("every", "per_decade"):
+            if getattr(self, name) is not None:
                 require_integer(f"Schedule.{name}", getattr(self, name))
         object.__setattr__(self, "at", tuple(require_integer("a step of Schedule.at", step, 0) for step in self.at))
         if not (self.every or self.per_decade or self.at):
@@ -120,7 +118,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.last_step = -1
         """The last step that the recorder was called with, or that the resumed file has; −1 before the first."""
-        self._saved = -1
+        self._saved, self._closed = -1, False
         self._writer: RunWriter | None = None
         self._metrics: Mapping[str, Any] = {}
         self._names = parameter_names(self.model)
@@ -145,6 +143,10 @@ class Recorder:
     def save(self) -> None:
         """Save the model as it is now, under the step of the last call, also where the schedule does not."""
         step = require_integer("step", self.last_step, 0)
+        if self._closed:
+            raise MechinterpError(
+                f"{self.path}: its recorder is closed; go on with mi.record(path, model, resume=True)"
+            )
         if step == self._saved:
             return
         state_dict = unwrapped(self.model).state_dict()
@@ -177,12 +179,13 @@ class Recorder:
     def close(self, error: BaseException | None = None) -> None:
         """Save the last step, if it was not, and record that the run is complete, or how `error` ended it."""
         try:
-            if error is None and self.last_step > self._saved:
+            if error is None and self.last_step > self._saved and not self._closed:
                 self.save()
         except BaseException as fault:
             error = fault
             raise
         finally:
+            self._closed = True
             if self._writer is not None:
                 self._writer.close(error)
                 self._writer = None
@@ -206,12 +209,7 @@ class Recorder:
         state: dict[str, Tensor],
     ) -> RunWriter:
         """The writer of a new file."""
-        contents = Contents(
-            weights=layout_of(values),
-            metrics=metrics,
-            optimizer=layout_of(state),
-            optimizer_every=self.schedule.optimizer_every,
-        )
+        contents = Contents(weights=layout_of(values), metrics=metrics, optimizer=layout_of(state))
         origin = origin_of(
             "recorded",
             values,
@@ -232,13 +230,9 @@ class Recorder:
             last, self._left_out = file.steps[-1], file.origin.left_out
             load_weights(self.model, file.weights(last), self._left_out, str(self.path))
             if self.optimizer is not None:
-                contents = file.header.contents
                 state = file.optimizer_state(last)
                 if not state:
-                    why = "every checkpoint" if not contents.optimizer else f"step {last}"
-                    raise RunFileError(
-                        f"{self.path}: has no optimizer state at {why}; resume without optimizer, or record it anew"
-                    )
+                    raise RunFileError(f"{self.path}: has no optimizer state; resume without optimizer")
                 load_optimizer(self.optimizer, state, self._names, str(self.path))
             self._writer = RunWriter.continuing(
                 file,

@@ -58,7 +58,7 @@ def test_schedules():
     assert saved == config.schedule(1000)
     assert [step for step in range(50) if mi.Schedule(every=None, at=(3, 4)).saves(step)] == [0, 3, 4]
     wrong: Any
-    for wrong in ({"every": 0}, {"per_decade": -1}, {"at": (-1,)}, {"every": None}, {"optimizer_every": 0}):
+    for wrong in ({"every": 0}, {"per_decade": -1}, {"at": (-1,)}, {"every": None}):
         with pytest.raises(MechinterpError, match="Schedule"):
             mi.Schedule(**wrong)
 
@@ -160,6 +160,8 @@ def test_what_a_call_is_refused_for(tmp_path):
     with pytest.raises(DivergedError, match=r"out.weight is not finite at step 200"):
         recorder(200)
     recorder.close(DivergedError(""))
+    with pytest.raises(MechinterpError, match="its recorder is closed"):
+        recorder(300)
     run = mi.open_run(tmp_path / "own.h5")
     assert (run.steps, run.status) == ([0], "diverged")
     with pytest.raises(RunFileError, match="exists already; go on with it"):

@@ -83,8 +83,10 @@ def import_checkpoints(
     The file appears when all checkpoints are in it.
     """
     require_writable(Path(path), overwrite)
-    reader = _Reader(weights, rename, metrics)
-    checkpoints = _ordered(_listed(_paths(source), step, reader))
+    reader, sources = _Reader(weights, rename, metrics), _paths(source)
+    if Path(path).resolve() in {source.resolve() for source in sources}:
+        raise MechinterpError(f"{path}: is one of the files to import; choose another name for the run file")
+    checkpoints = _ordered(_listed(sources, step, reader))
     first = checkpoints[0]
     state = reader.state(first)
     constants = constants_of(state)

@@ -195,6 +195,10 @@ def test_what_is_refused(states, tmp_path):
     refused(tmp_path, r"step_2.pt: has several state dicts, under model, ema; name one by weights")
     saved(tmp_path / "step_2.pt", {"lr": 0.1})
     refused(tmp_path, r"step_2.pt: has no state dict at its top, under lr")
+    before = (tmp_path / "step_1.pt").read_bytes()
+    with pytest.raises(MechinterpError, match=r"step_1.pt: is one of the files to import"):
+        mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "step_1.pt", overwrite=True, progress=False)
+    assert (tmp_path / "step_1.pt").read_bytes() == before
     (tmp_path / "step_2.pt").write_bytes(b"x" * 100)
     refused(tmp_path, r"step_2.pt: is no file of torch.save, or is damaged")
     (tmp_path / "step_2.pt").unlink()

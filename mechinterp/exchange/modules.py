@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mechinterp.errors import MechinterpError
 from mechinterp.store import Array
 
-_CONSTANT = re.compile(r"(^|\.)(IGNORE|masked_bias|inv_freq|rotary_sin|rotary_cos|position_ids)$")
-"""Names of buffers that do not change: of HookedTransformer, GPT-2 and GPT-NeoX."""
+_CONSTANT = re.compile(r"(^|\.)(IGNORE|masked_bias|inv_freq|rotary_sin|rotary_cos|position_ids|freqs_cis)$")
+"""Names of buffers that do not change: of HookedTransformer, GPT-2, GPT-NeoX and Llama."""
 _MASK = re.compile(r"(^|\.)(mask|causal_mask|tril|attn\.bias|attention\.bias)$")
 """Names of buffers that are masks if they have the values 0 and 1, or −∞."""
 _WIDER = {torch.bfloat16: torch.float32, torch.bool: torch.uint8, torch.int8: torch.int32, torch.int16: torch.int32}

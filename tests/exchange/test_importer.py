@@ -220,3 +220,10 @@ def test_a_trained_mask_of_zeros_and_ones_needs_the_module(states, tmp_path):
     run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
     assert {*run.weights(1)} == {"mask", "w"}
     assert run.origin.left_out == ("block.mask",)
+
+
+def test_a_table_of_rotations_is_left_out(tmp_path):
+    """Llama's is of complex numbers, which a run file does not store, and need not."""
+    saved(tmp_path / "step_1.pt", {"freqs_cis": torch.ones(2, 2, dtype=torch.complex64), "w": torch.ones(2)})
+    run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
+    assert run.origin.left_out == ("freqs_cis",)

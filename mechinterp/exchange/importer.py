@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.exchange.files import is_state_dict, logged_numbers, read_checkpoint, settings_beside
-from mechinterp.exchange.modules import constants_of, first_not_finite, layout_of, load_weights, stored_state
+from mechinterp.exchange.modules import (
+    constants_of,
+    first_not_finite,
+    layout_of,
+    load_weights,
+    parameter_names,
+    stored_state,
+)
 from mechinterp.exchange.origin import new_header, origin_of
 from mechinterp.files import require_writable
 from mechinterp.progress import tracked
@@ -86,9 +93,9 @@ def import_checkpoints(
     reader = _Reader(weights, rename, metrics)
     checkpoints = _ordered(_listed(_paths(source), step, reader))
     first = checkpoints[0]
-    state = reader.state(first)
-    constants = constants_of(state)
-    values, module = stored_state(state, constants), build() if build else None
+    state, module = reader.state(first), build() if build else None
+    constants = constants_of(state, parameter_names(module).values() if module is not None else None)
+    values = stored_state(state, constants)
     if module is not None:
         load_weights(module, values, constants, str(first))
     settings = settings_beside(first.path) if network is None and module is None else network

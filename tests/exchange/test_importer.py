@@ -116,6 +116,34 @@ def test_a_list_of_states_in_one_file(states, tmp_path):
         mi.import_checkpoints(tmp_path / "full_run.pth", tmp_path / "x.h5", step=[0, 1], **options)
 
 
+def test_a_list_whose_losses_lie_at_other_distances(states, tmp_path):
+    """A loss of every step is not taken for one of every checkpoint; a function picks, and steps come from the file."""
+    losses = torch.linspace(4, 1, 101)
+    torch.save(
+        {"nets": [drop(state) for state in states.values()], "epochs": [*STEPS], "losses": losses}, tmp_path / "x.pt"
+    )
+    options: Any = {"progress": False, "overwrite": True}
+    with pytest.raises(MechinterpError, match="losses has 101 numbers for 4 checkpoints; give metrics, a function"):
+        mi.import_checkpoints(tmp_path / "x.pt", tmp_path / "x.h5", metrics=["losses"], **options)
+    given = []
+
+    def weights(content):
+        given.append(content)
+        return content["nets"]
+
+    run = mi.import_checkpoints(
+        tmp_path / "x.pt",
+        tmp_path / "x.h5",
+        weights=weights,
+        step=lambda path, content: content["epochs"],
+        metrics=lambda content, step: {"loss": content["losses"][step]},
+        **options,
+    )
+    as_imported(run, {step: drop(state) for step, state in states.items()})
+    assert run.metrics["loss"].tolist() == [float(losses[step]) for step in STEPS]
+    assert len(given) == 1  # one call for a file, however many checkpoints it has
+
+
 def test_steps_weights_and_names_as_the_caller_says(states, tmp_path):
     for step, state in states.items():
         content = {"net": {"deep": drop(state)}, "ema": drop(state), "meta": {"it": step}}

@@ -1,6 +1,7 @@
 """Measures of the weights alone, which every run has, whatever its network and task.
 
-With θ_t all stored floating-point numbers of a checkpoint as one vector, and 0 and t−1 the first checkpoint and the one before:
+With θ_t all stored floating-point numbers of a checkpoint as one vector, and 0 and t−1 the first checkpoint and the one
+before:
 
 * ``weight_norm``: ‖θ_t‖₂;
 * ``weights_from_first``: ‖θ_t − θ_0‖₂ / ‖θ_0‖₂, how far training has come;
@@ -33,8 +34,6 @@ def norm(weights: Weights) -> float:
 
 def relative_distance(weights: Weights, reference: Weights) -> float:
     """‖θ − θ'‖₂ / ‖θ'‖₂; 0 for equal weights."""
-    changes = {
-        name: value.double() - reference[name] for name, value in weights.items() if value.is_floating_point()
-    }
+    changes = {name: value.double() - reference[name] for name, value in weights.items() if value.is_floating_point()}
     distance = norm(changes)
     return distance / norm(reference) if distance else 0.0

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.exchange.files import is_state_dict, logged_numbers, read_checkpoint, settings_beside
-from mechinterp.exchange.modules import constants_of, first_not_finite, layout_of, load_weights, stored_state
+from mechinterp.exchange.modules import (
+    constants_of,
+    first_not_finite,
+    layout_of,
+    load_weights,
+    parameter_names,
+    stored_state,
+)
 from mechinterp.exchange.origin import new_header, origin_of
 from mechinterp.files import require_writable
 from mechinterp.progress import tracked
@@ -53,10 +60,10 @@ def import_checkpoints(
     source: str | Path | Iterable[str | Path],
     path: str | Path,
     *,
-    step: str | int | Sequence[int] | Callable[..., int] | None = None,
+    step: str | int | Sequence[int] | Callable[..., Any] | None = None,
     weights: str | Callable[[Content], Any] | None = None,
     rename: Mapping[str, str] | Callable[[str], str | None] | None = None,
-    metrics: Sequence[str] | Callable[[Content], Mapping[str, float]] | None = None,
+    metrics: Sequence[str] | Callable[..., Mapping[str, float]] | None = None,
     network: object | None = None,
     build: Callable[[], nn.Module] | None = None,
     overwrite: bool = False,
@@ -68,13 +75,14 @@ def import_checkpoints(
     Face (``checkpoint-N``), or one file with a list of state dicts. No code in them is run (`exchange.files`).
 
     * `step`: a regular expression with a group for the number in the path, or a function of the path, or of the path
-      and the content; by default the last number in the name. Of a list in one file: the steps, their distance, or by
-      default 0, 1, 2, ….
+      and the content; by default the last number in the name. Of a list in one file: the steps, such a function that
+      returns them, their distance, or by default 0, 1, 2, ….
     * `weights`: where the state dict is in the content, as a key (``"model"``, dotted where it is nested) or a function
       of the content; by default the content, or its only entry that is a state dict.
     * `rename`: new names of parameters; a function may return None to leave one out.
-    * `metrics`: numbers to keep with every checkpoint, as keys of the content or a function of it. Those that Hugging
-      Face's Trainer has logged are kept by themselves.
+    * `metrics`: numbers to keep with every checkpoint, as keys of the content, or a function of the content, or of the
+      content and the step. A list beside a list of state dicts has one number for each. Those that Hugging Face's
+      Trainer has logged are kept by themselves.
     * `network`: the settings of the network (`models.foreign`), which circuit analyses need; `build`: makes the module.
       By default config.json of a folder.
 
@@ -88,9 +96,9 @@ def import_checkpoints(
         raise MechinterpError(f"{path}: is one of the files to import; choose another name for the run file")
     checkpoints = _ordered(_listed(sources, step, reader))
     first = checkpoints[0]
-    state = reader.state(first)
-    constants = constants_of(state)
-    values, module = stored_state(state, constants), build() if build else None
+    state, module = reader.state(first), build() if build else None
+    constants = constants_of(state, parameter_names(module).values() if module is not None else None)
+    values = stored_state(state, constants)
     if module is not None:
         load_weights(module, values, constants, str(first))
     settings = settings_beside(first.path) if network is None and module is None else network
@@ -126,16 +134,19 @@ class _Reader:
         self._weights, self._rename, self._metrics = weights, rename, metrics
         self._path: Path | None = None
         self._content: Content = None
+        self._selected: Any = None
 
     def content(self, path: Path) -> Content:
         """The content of a file."""
         if path != self._path:
-            self._path, self._content = path, read_checkpoint(path)
+            self._path, self._content, self._selected = path, read_checkpoint(path), None
         return self._content
 
     def selected(self, path: Path) -> Any:
         """The state dict in a file, or a list of several."""
         content = self.content(path)
+        if self._selected is not None:
+            return self._selected
         if callable(self._weights):
             found = self._weights(content)
         elif self._weights is not None:
@@ -146,6 +157,7 @@ class _Reader:
             raise MechinterpError(
                 f"{path}: weights gives a {type(found).__name__}; expected a state dict of tensors, or a list of them"
             )
+        self._selected = found
         return found
 
     def state(self, checkpoint: _Checkpoint) -> dict[str, Tensor]:
@@ -174,16 +186,29 @@ class _Reader:
         """The numbers that are kept with a checkpoint."""
         values: Any = logged_numbers(checkpoint.path, checkpoint.step)
         if callable(self._metrics):
-            values = self._metrics(self.content(checkpoint.path))
+            content = self.content(checkpoint.path)
+            two = len(signature(self._metrics).parameters) > 1
+            values = self._metrics(content, checkpoint.step) if two else self._metrics(content)
         elif self._metrics is not None:
             content = self.content(checkpoint.path)
             values = {name: _entry(content, name, checkpoint.path) for name in self._metrics}
         if checkpoint.index is not None:
-            values = {name: value[checkpoint.index] if _is_long(value) else value for name, value in values.items()}
+            values = {name: self._own(name, value, checkpoint) for name, value in values.items()}
         try:
             return {str(name): float(value) for name, value in values.items()}
         except (TypeError, ValueError, RuntimeError, IndexError):
             raise MechinterpError(f"{checkpoint}: metrics are {str(values)[:100]}; expected numbers by name") from None
+
+    def _own(self, name: str, value: Any, checkpoint: _Checkpoint) -> Any:
+        """The value of a checkpoint in a list of one for each; another value as it is."""
+        if checkpoint.index is None or not _is_long(value):
+            return value
+        if len(value) != (count := len(self.selected(checkpoint.path))):
+            raise MechinterpError(
+                f"{checkpoint.path}: {name} has {len(value)} numbers for {count} checkpoints; give metrics, a function"
+                " of the content and the step, which picks that of a step"
+            )
+        return value[checkpoint.index]
 
 
 def _paths(source: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -209,11 +234,11 @@ def _listed(paths: list[Path], step: Any, reader: _Reader) -> Iterator[_Checkpoi
     """The checkpoints of the files."""
     if len(paths) == 1 and _is_list(found := reader.selected(paths[0])):
         count = len(found)
-        steps = step if isinstance(step, Sequence) and not isinstance(step, str) else None
-        if steps is None:
-            if step is not None and not isinstance(step, int):
+        steps = _called(step, paths[0], reader) if callable(step) else step
+        if not isinstance(steps, Sequence) or isinstance(steps, str):
+            if steps is not None and not isinstance(steps, int):
                 raise MechinterpError(f"{paths[0]}: has a list of {count}; give their steps, or the distance of steps")
-            steps = range(0, count * (step or 1), step or 1)
+            steps = range(0, count * (steps or 1), steps or 1)
         if len(steps) != count:
             raise MechinterpError(f"{paths[0]}: has {count} checkpoints, and step names {len(steps)}")
         for index, number in enumerate(steps):
@@ -229,11 +254,15 @@ def _listed(paths: list[Path], step: Any, reader: _Reader) -> Iterator[_Checkpoi
         yield _Checkpoint(_step_of(path, step, reader), path, None)
 
 
+def _called(step: Callable[..., Any], path: Path, reader: _Reader) -> Any:
+    """What a function of the path, or of the path and the content, returns."""
+    return step(path, reader.content(path)) if len(signature(step).parameters) > 1 else step(path)
+
+
 def _step_of(path: Path, step: Any, reader: _Reader) -> int:
     """The step of a file with one checkpoint."""
     if callable(step):
-        number = step(path, reader.content(path)) if len(signature(step).parameters) > 1 else step(path)
-        return require_integer(f"{path}: step", number, 0)
+        return require_integer(f"{path}: step", _called(step, path, reader), 0)
     if step is None:
         numbers = re.findall(r"\d+", path.name if path.is_dir() else path.stem)
         if not numbers:
@@ -254,7 +283,9 @@ def _ordered(checkpoints: Iterable[_Checkpoint]) -> list[_Checkpoint]:
     step, count = Counter(checkpoint.step for checkpoint in ordered).most_common(1)[0]
     if count > 1:
         both = " and ".join(str(checkpoint) for checkpoint in ordered if checkpoint.step == step)
-        raise MechinterpError(f"{both[:300]} are both of step {step}; give step, which tells them apart")
+        raise MechinterpError(
+            f"{both[:300]} are both of step {step}; narrow the pattern, or give step, which tells them apart"
+        )
     return ordered
 
 

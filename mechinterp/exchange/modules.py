@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mechinterp.errors import MechinterpError
 from mechinterp.store import Array
 
-_CONSTANT = re.compile(r"(^|\.)(IGNORE|masked_bias|inv_freq|rotary_sin|rotary_cos|position_ids)$")
-"""Names of buffers that do not change: of HookedTransformer, GPT-2 and GPT-NeoX."""
+_CONSTANT = re.compile(r"(^|\.)(IGNORE|masked_bias|inv_freq|rotary_sin|rotary_cos|position_ids|freqs_cis)$")
+"""Names of buffers that do not change: of HookedTransformer, GPT-2, GPT-NeoX and Llama."""
 _MASK = re.compile(r"(^|\.)(mask|causal_mask|tril|attn\.bias|attention\.bias)$")
 """Names of buffers that are masks if they have the values 0 and 1, or −∞."""
 _WIDER = {torch.bfloat16: torch.float32, torch.bool: torch.uint8, torch.int8: torch.int32, torch.int16: torch.int32}
@@ -35,7 +35,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def constants_of(state: Mapping[str, Tensor], parameters: Collection[str] | None = None) -> tuple[str, ...]:
-    """The entries of a state dict that a module makes itself: masks and tables of known names, and truth values.
+    """The entries of a state dict that a module makes itself: masks, tables of known names, and truth values.
 
     Where the names of the module's `parameters` are known, none of them is, and other entries that are not finite are.
     """
@@ -47,6 +47,7 @@ def constants_of(state: Mapping[str, Tensor], parameters: Collection[str] | None
             value.dtype == torch.bool
             or _CONSTANT.search(name)
             or (_MASK.search(name) and _is_mask(value))
+            or _is_causal(value)
             or (parameters is not None and not bool(torch.isfinite(value).all()))
         )
     )
@@ -55,6 +56,14 @@ def constants_of(state: Mapping[str, Tensor], parameters: Collection[str] | None
 def _is_mask(value: Tensor) -> bool:
     """Whether a tensor has two axes or more, and 0 and 1, or −∞, in it."""
     return value.ndim >= 2 and bool(((value == 0) | (value == 1) | (value == -torch.inf)).all())
+
+
+def _is_causal(value: Tensor) -> bool:
+    """Whether a tensor is a mask of what comes later, whatever its name: 1 and 0, or 0 and −∞, above the diagonal."""
+    if value.ndim < 2 or value.shape[-1] != value.shape[-2] or value.shape[-1] < 2:
+        return False
+    later = torch.ones(value.shape[-2:], device=value.device).triu(1)
+    return any(bool((value == mask).all()) for mask in (later, 1 - later, torch.where(later > 0, -torch.inf, 0.0)))
 
 
 def stored_state(state: Mapping[str, Tensor], left_out: Collection[str]) -> dict[str, Tensor]:
@@ -77,8 +86,14 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], left_out: Col
     inner = unwrapped(module)
     state = inner.state_dict()
     constants = constants_of(state, parameter_names(inner).values())
+    if trained := sorted({*left_out} & {*parameter_names(inner).values()}):
+        raise MechinterpError(
+            f"{source}: {trained[0]} was left out as a mask, and is a parameter of the module; import the checkpoints"
+            " anew with build=…"
+        )
     odd = sorted((state.keys() - {*left_out, *constants}) ^ weights.keys())
-    if odd and not (odd[0] in weights and odd[0] in state):
+    odd = [name for name in odd if name not in weights or name not in state]
+    if odd:
         what = "is not in the module" if odd[0] in weights else "is not stored"
         raise MechinterpError(f"{source}: {odd[0]} {what}; build the network whose weights were stored")
     for name, value in weights.items():

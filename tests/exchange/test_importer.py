@@ -4,11 +4,13 @@ import json
 import pickle
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
@@ -112,6 +114,34 @@ def test_a_list_of_states_in_one_file(states, tmp_path):
         assert run.metrics["test_losses"].tolist() == [4.0, 3.0, 2.0, 1.0]
     with pytest.raises(MechinterpError, match="has 4 checkpoints, and step names 2"):
         mi.import_checkpoints(tmp_path / "full_run.pth", tmp_path / "x.h5", step=[0, 1], **options)
+
+
+def test_a_list_whose_losses_lie_at_other_distances(states, tmp_path):
+    """A loss of every step is not taken for one of every checkpoint; a function picks, and steps come from the file."""
+    losses = torch.linspace(4, 1, 101)
+    torch.save(
+        {"nets": [drop(state) for state in states.values()], "epochs": [*STEPS], "losses": losses}, tmp_path / "x.pt"
+    )
+    options: Any = {"progress": False, "overwrite": True}
+    with pytest.raises(MechinterpError, match="losses has 101 numbers for 4 checkpoints; give metrics, a function"):
+        mi.import_checkpoints(tmp_path / "x.pt", tmp_path / "x.h5", metrics=["losses"], **options)
+    given = []
+
+    def weights(content):
+        given.append(content)
+        return content["nets"]
+
+    run = mi.import_checkpoints(
+        tmp_path / "x.pt",
+        tmp_path / "x.h5",
+        weights=weights,
+        step=lambda path, content: content["epochs"],
+        metrics=lambda content, step: {"loss": content["losses"][step]},
+        **options,
+    )
+    as_imported(run, {step: drop(state) for step, state in states.items()})
+    assert run.metrics["loss"].tolist() == [float(losses[step]) for step in STEPS]
+    assert len(given) == 1  # one call for a file, however many checkpoints it has
 
 
 def test_steps_weights_and_names_as_the_caller_says(states, tmp_path):
@@ -224,3 +254,59 @@ def test_a_trained_mask_of_zeros_and_ones_needs_the_module(states, tmp_path):
     run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
     assert {*run.weights(1)} == {"mask", "w"}
     assert run.origin.left_out == ("block.mask",)
+
+
+class Masked(nn.Module):
+    """Trains a matrix that is called mask, and makes a mask that is called otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.w = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(2))
+        self.register_buffer("allowed", torch.ones(3, 3).tril())
+
+
+def test_the_module_tells_a_trained_mask_from_a_constant(tmp_path):
+    state = {"mask": torch.ones(3, 3), "w": torch.full((2,), 5.0), "allowed": torch.ones(3, 3).tril()}
+    saved(tmp_path / "step_1.pt", state)
+    options: Any = {"progress": False, "overwrite": True}
+    run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", **options)
+    assert run.origin.left_out == ("mask", "allowed")
+    with pytest.raises(MechinterpError, match=r"mask was left out as a mask, and is a parameter of the module; import"):
+        mi.open_run(run.path, build=Masked).model(1)
+    run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", build=Masked, **options)
+    assert run.origin.left_out == ("allowed",)
+    assert run.model(1).w.tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "left_out"),
+    [
+        (torch.ones(4, 4).tril()[None, None], True),
+        (torch.ones(4, 4).triu(1), True),
+        (torch.full((4, 4), -torch.inf).triu(1), True),
+        (torch.ones(4, 4).triu(), False),
+        (torch.eye(4), False),
+        (torch.zeros(4, 4), False),
+        (torch.ones(1, 1), False),
+        (torch.ones(3, 4).tril(), False),
+    ],
+)
+def test_masks_of_what_comes_later_are_known_by_their_values(value, left_out, tmp_path):
+    saved(tmp_path / "step_1.pt", {"layers.0.bias": value, "w": torch.ones(2)})
+    run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
+    assert run.origin.left_out == (("layers.0.bias",) if left_out else ())
+
+
+def test_a_parameter_that_is_missing_is_found_beside_a_stored_constant(tmp_path):
+    """A file may have a constant that the module makes too; what it lacks is said all the same."""
+    saved(tmp_path / "step_1.pt", {"position_ids": torch.arange(3), "a.inv_freq": torch.ones(2), "w": torch.ones(2)})
+    run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
+    with pytest.raises(MechinterpError, match=r"mask is not stored; build the network whose weights were stored"):
+        mi.open_run(run.path, build=Masked).model(1)
+
+
+def test_a_table_of_rotations_is_left_out(tmp_path):
+    """Llama's is of complex numbers, which a run file does not store, and need not."""
+    saved(tmp_path / "step_1.pt", {"freqs_cis": torch.ones(2, 2, dtype=torch.complex64), "w": torch.ones(2)})
+    run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
+    assert run.origin.left_out == ("freqs_cis",)

@@ -77,6 +77,6 @@ def _facts_of_elsewhere(run: "Trajectory") -> dict[str, str]:
         "status": run.status,
         "saved steps": f"{len(steps):,}, from {steps[0]:,} to {steps[-1]:,}",
         "training": f"elsewhere; {origin.how} here",
-        "network": str(origin.network["format"]) if origin.network else f"unknown: {origin.unknown}",
+        "network": str(origin.network.get("format")) if origin.network else f"unknown: {origin.unknown}",
         "weights": f"{sum(math.prod(array.shape) for array in weights.values()):,} numbers in {len(weights)} tensors",
     } | ({"at the end": ", ".join(f"{name} {value:.3g}" for name, value in last.items())} if last else {})

@@ -96,6 +96,14 @@ def require_integer(name: str, value: object, least: int = 1) -> int:
     return number
 
 
+def require_number(name: str, value: Any) -> float:
+    """The value, a number or a tensor or array of one, as a float; MechinterpError for anything else."""
+    try:
+        return float(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise MechinterpError(f"{name} is {str(value)[:80]!r}; expected one number") from None
+
+
 def unknown_name(noun: str, name: object, known: Iterable[object]) -> UnknownNameError:
     """The error for a misspelt `name`: it names the nearest of the known names, or lists them."""
     names = [str(candidate) for candidate in known]

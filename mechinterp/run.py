@@ -4,6 +4,7 @@ A run can be opened while it is being written.
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -14,14 +15,14 @@ from mechinterp.config import CustomTaskConfig, RunConfig
 from mechinterp.display import facts_table, run_facts
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnrecognisedNetwork
 from mechinterp.exchange.export import export
-from mechinterp.exchange.modules import load_weights, unwrapped
+from mechinterp.exchange.modules import load_weights
 from mechinterp.interventions.forward import forward_interventions
 from mechinterp.models.foreign import ForeignNetwork, require_same_answers
 from mechinterp.models.network import Network
 from mechinterp.store import Origin, RunFile, Trajectory
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.registry import config_of_task
-from mechinterp.torch_state import torch_defaults
+from mechinterp.torch_state import torch_defaults, unwrapped
 from mechinterp.training.replay import Keep, ReplayCheck, densify, replay_steps
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class RecordedRun(Run):
     """
 
     def __init__(self, path: str | Path, *, task: Task | None = None, build: Callable[[], nn.Module] | None = None):
-        self._build = build
+        self._build, self._built = build, None
         self._foreign: ForeignNetwork | None = None
         super().__init__(path, task=task)
 
@@ -205,7 +206,10 @@ class RecordedRun(Run):
         module = self._build()
         if not isinstance(module, nn.Module):
             raise MechinterpError(f"build returns a {type(module).__name__}; expected the torch.nn.Module recorded")
+        if self._built is not None and self._built() is module:
+            raise MechinterpError(f"{self.path}: build returns the same module again; let it make a new one")
         load_weights(module, self.weights(step), self.origin.left_out, str(self.path))
+        self._built = weakref.ref(module)
         return module.eval()
 
     def densify(self, **options: Any) -> ReplayCheck:
@@ -219,7 +223,10 @@ class RecordedRun(Run):
             if origin.network is None:
                 why = origin.unknown or "its file does not say what it computes"
                 raise UnrecognisedNetwork(f"{self.path}: its network is none that circuit analyses know: {why}")
-            known, last = ForeignNetwork.from_json(origin.network), self.steps[-1]
+            try:
+                known, last = ForeignNetwork.from_json(origin.network), self.steps[-1]
+            except MechinterpError as error:
+                raise RunFileError(f"{self.path}: {error}") from None
             if self._build is not None:
                 network = Network(known.config, known.parameters(self.weights(last)))
                 require_same_answers(network, unwrapped(self.model(last)))

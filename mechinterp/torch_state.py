@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -40,3 +41,14 @@ def recorded_threads(environment: Mapping[str, str]) -> int:
     """The number of threads in a recorded environment; the present number if it has no valid one."""
     recorded = environment.get("threads", "")
     return int(recorded) if recorded.isdecimal() and 0 < int(recorded) <= 1024 else torch.get_num_threads()
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside those of torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(module, torch._dynamo.OptimizedModule):
+            module = module._orig_mod
+        else:
+            return module

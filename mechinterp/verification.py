@@ -9,6 +9,7 @@ import numpy as np
 
 from mechinterp.config import CustomTaskConfig
 from mechinterp.errors import RunFileError, unknown_name
+from mechinterp.models.foreign import ForeignNetwork
 from mechinterp.run import Run, open_run, replay
 from mechinterp.store import RunFile
 from mechinterp.store.hdf5 import require_same_hdf5
@@ -75,6 +76,8 @@ def _check_file(file: RunFile) -> int:
     for step in steps:
         file.weights(step)  # raises if they do not match their digest
     if file.origin is not None:
+        if file.origin.network is not None:
+            ForeignNetwork.from_json(file.origin.network)
         return len(steps)  # what its numbers mean is not known
     trained = metrics.loc[metrics.index > steps[0], ["train_loss", "train_accuracy"]]
     for step in trained.index[~np.isfinite(trained.to_numpy()).all(axis=1)][:1]:

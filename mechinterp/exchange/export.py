@@ -10,7 +10,7 @@ A state dict or safetensors file has the parameters under the names of the run f
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,11 @@ def export(
     folder); by default, the name's ending says which.
     """
     chosen = run.chosen_steps(steps)
+    if not chosen:
+        raise MechinterpError(f"{run.path}: name at least one step to export")
     for step in chosen:
         run.digest(step)  # raises for a step that is not stored
-    several = steps is None or not isinstance(steps, int)
+    several = steps is None or isinstance(steps, Iterable)
     if several and "{step}" not in str(path):
         raise MechinterpError(
             f"{path}: several steps need a place for the step in the name, as 'step_{{step}}.safetensors'"
@@ -56,12 +58,13 @@ def export(
     if kind not in _FORMATS:
         raise unknown_name("format", kind, _FORMATS)
     paths = [Path(str(path).replace("{step}", str(step))) for step in chosen]
-    files = [_FORMATS[kind](run, chosen[0])] if chosen else []  # raises before anything is written
-    for target in paths:
-        require_writable(target / "config.json" if kind == "hub" else target, overwrite)
+    names = _FORMATS[kind](run, chosen[0]).keys()  # raises for a run without this form
+    for place in [target / name if name else target for target in paths for name in names]:
+        if place.resolve() in (run.path.resolve(), run.dense_path):
+            raise MechinterpError(f"{place}: is the run itself, which is never replaced; choose another name")
+        require_writable(place, overwrite)
     for step, target in zip(chosen, paths, strict=True):
-        files = _FORMATS[kind](run, step)
-        for name, content in files.items():
+        for name, content in _FORMATS[kind](run, step).items():
             place = target / name if name else target
             make_folder(place.parent)
             replace_bytes(place, content)
@@ -137,14 +140,14 @@ def hooked_transformer(network: Network) -> tuple[dict[str, Any], dict[str, Tens
 
 def _hub(run: "Run", step: int) -> dict[str, bytes]:
     """A folder for the Hugging Face hub: weights, settings and a model card."""
-    settings = run.origin or run.config
+    described = run.origin or run.config
     about = {
         "library_name": "mechinterp",
         "step": step,
         "digest": run.digest(step),
         "run": run.file.header.id,
         "trained_here": run.origin is None,
-        "settings": settings.model_dump(mode="json"),
+        "settings": described.model_dump(mode="json"),
     }
     numbers = {name: value for name, value in run.metrics.loc[step].items() if value == value}
     listed = "\n".join(f"| {name} | {value:.6g} |" for name, value in numbers.items())
@@ -164,7 +167,7 @@ from safetensors.torch import load_file
 weights = load_file("model.safetensors")
 ```
 
-SHA-256 of the weights (names, shapes and bytes, as `Run.digest` has it): `{run.digest(step)}`
+SHA-256 of the weights (names, shapes and bytes in the order of the table, as `Run.digest` has it): `{run.digest(step)}`
 
 | number at this step | |
 |---|---|

@@ -132,8 +132,15 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
             if not isinstance(parts, dict):
                 raise MechinterpError(f"{index}: names no files of weights; save the model again")
             merged = dict[str, Tensor]()
-            for part in sorted({Path(str(part)).name for part in parts.values()}):
+            for part in sorted({str(part) for part in parts.values()}):
+                if Path(part).name != part or not (path / part).is_file():
+                    raise MechinterpError(
+                        f"{index}: names {part[:80]!r}, which is no file beside it; save the model again"
+                    )
                 merged |= read_checkpoint(path / part)
+            if merged.keys() != parts.keys():
+                odd = min(merged.keys() ^ parts.keys())
+                raise MechinterpError(f"{index}: {odd} is in the index or in the files alone; save the model again")
             return merged
     raise MechinterpError(f"{path}: is a folder without {' or '.join(_OF_FOLDER)}; give the files of checkpoints in it")
 

@@ -20,10 +20,10 @@ from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.exchange.files import is_state_dict, logged_numbers, read_checkpoint, settings_beside
 from mechinterp.exchange.modules import (
     constants_of,
-    first_not_finite,
     layout_of,
     load_weights,
     parameter_names,
+    require_constant,
     stored_state,
 )
 from mechinterp.exchange.origin import new_header, origin_of
@@ -75,8 +75,8 @@ def import_checkpoints(
     Face (``checkpoint-N``), or one file with a list of state dicts. No code in them is run (`exchange.files`).
 
     * `step`: a regular expression with a group for the number in the path, or a function of the path, or of the path
-      and the content; by default the last number in the name. Of a list in one file: the steps, such a function that
-      returns them, their distance, or by default 0, 1, 2, ….
+      and the content; by default the number after "step", or the only number in which the names differ. Of a list in
+      one file: the steps, such a function that returns them, their distance, or by default 0, 1, 2, ….
     * `weights`: where the state dict is in the content, as a key (``"model"``, dotted where it is nested) or a function
       of the content; by default the content, or its only entry that is a state dict.
     * `rename`: new names of parameters; a function may return None to leave one out.
@@ -91,20 +91,25 @@ def import_checkpoints(
     The file appears when all checkpoints are in it.
     """
     require_writable(Path(path), overwrite)
-    reader, sources = _Reader(weights, rename, metrics), _paths(source)
+    module, sources = build() if build else None, _paths(source)
+    reader = _Reader(weights, rename, metrics, module)
     if Path(path).resolve() in {source.resolve() for source in sources}:
         raise MechinterpError(f"{path}: is one of the files to import; choose another name for the run file")
-    checkpoints = _ordered(_listed(sources, step, reader))
+    numbers: Any = step
+    numbers = numbers.tolist() if hasattr(numbers, "tolist") else numbers  # of an array
+    checkpoints = _ordered(_listed(sources, numbers, reader))
     first = checkpoints[0]
-    state, module = reader.state(first), build() if build else None
+    state = reader.state(first)
     constants = constants_of(state, parameter_names(module).values() if module is not None else None)
-    values = stored_state(state, constants)
+    if not state.keys() - {*constants}:
+        raise MechinterpError(f"{first}: no parameter is left to import; give weights, or another rename")
+    values, left_out = stored_state(state, constants), {name: state[name] for name in constants}
     if module is not None:
         load_weights(module, values, constants, str(first))
     settings = settings_beside(first.path) if network is None and module is None else network
     origin = origin_of("imported", values, constants, module=module, settings=settings, given=network is not None)
     names = tuple(dict.fromkeys(name for checkpoint in checkpoints for name in reader.metrics(checkpoint)))
-    contents = Contents(weights=layout_of(values), metrics=names)
+    contents = Contents.checked(weights=layout_of(values), metrics=names)
     seen: dict[bytes, _Checkpoint] = {}
     equal: list[tuple[_Checkpoint, _Checkpoint]] = []
     with RunWriter(path, new_header(contents, origin, len(checkpoints)), overwrite=overwrite, live=False) as writer:
@@ -112,8 +117,12 @@ def import_checkpoints(
             state = reader.state(checkpoint)
             values = stored_state(state, constants)
             _require_same(checkpoint, values, first, contents)
-            if name := first_not_finite(values):
-                raise MechinterpError(f"{checkpoint}: {name} is not finite; leave this checkpoint, or this name, out")
+            require_constant(left_out, state, str(checkpoint))
+            for name, value in values.items():
+                if not bool(value.isfinite().all()):
+                    raise MechinterpError(
+                        f"{checkpoint}: {name} is not finite; leave out this file, or the name, by rename (None)"
+                    )
             writer.append(checkpoint.step, values, reader.metrics(checkpoint))
             key = digest(values)
             if key in seen:
@@ -130,8 +139,9 @@ def import_checkpoints(
 class _Reader:
     """Reads a checkpoint's state dict and numbers as the caller says; keeps the content of the last file."""
 
-    def __init__(self, weights: Any, rename: Any, metrics: Any):
+    def __init__(self, weights: Any, rename: Any, metrics: Any, module: nn.Module | None):
         self._weights, self._rename, self._metrics = weights, rename, metrics
+        self._module_names = list(module.state_dict()) if module is not None else []
         self._path: Path | None = None
         self._content: Content = None
         self._selected: Any = None
@@ -147,6 +157,8 @@ class _Reader:
         content = self.content(path)
         if self._selected is not None:
             return self._selected
+        if not (self._weights is None or isinstance(self._weights, str) or callable(self._weights)):
+            raise MechinterpError(f"weights is {self._weights!r}; give a key of the content, or a function of it")
         if callable(self._weights):
             found = self._weights(content)
         elif self._weights is not None:
@@ -166,11 +178,17 @@ class _Reader:
         state = {
             str(name): value for name, value in (found if checkpoint.index is None else found[checkpoint.index]).items()
         }
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): value for name, value in state.items()}
+        for name, value in state.items():
+            if not value.is_meta and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise MechinterpError(f"{checkpoint}: {name} declares more numbers than the file has; save it again")
+        while prefix := next((prefix for prefix in _PREFIXES if self._strips(prefix, state)), None):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
         if self._rename is None:
             return state
+        if not (isinstance(self._rename, Mapping) or callable(self._rename)):
+            raise MechinterpError(
+                f"rename is {self._rename!r}; give new names by the old ones, or a function of the name"
+            )
         if isinstance(self._rename, Mapping) and (odd := sorted({*self._rename} - {*state})):
             raise MechinterpError(f"{checkpoint}: rename has {odd[0]!r}, which is no name of a parameter there")
         renamed = dict[str, Tensor]()
@@ -182,6 +200,11 @@ class _Reader:
                 renamed[str(new)] = value
         return renamed
 
+    def _strips(self, prefix: str, state: Mapping[str, Tensor]) -> bool:
+        """Whether all names have a prefix that is not one of the module's own names."""
+        own = bool(self._module_names) and all(name.startswith(prefix) for name in self._module_names)
+        return not own and all(name.startswith(prefix) for name in state)
+
     def metrics(self, checkpoint: _Checkpoint) -> dict[str, float]:
         """The numbers that are kept with a checkpoint."""
         values: Any = logged_numbers(checkpoint.path, checkpoint.step)
@@ -192,11 +215,13 @@ class _Reader:
         elif self._metrics is not None:
             content = self.content(checkpoint.path)
             values = {name: _entry(content, name, checkpoint.path) for name in self._metrics}
+        if not isinstance(values, Mapping):
+            raise MechinterpError(f"{checkpoint}: metrics returns {str(values)[:80]!r}; expected numbers by name")
         if checkpoint.index is not None:
             values = {name: self._own(name, value, checkpoint) for name, value in values.items()}
         try:
             return {str(name): float(value) for name, value in values.items()}
-        except (TypeError, ValueError, RuntimeError, IndexError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise MechinterpError(f"{checkpoint}: metrics are {str(values)[:100]}; expected numbers by name") from None
 
     def _own(self, name: str, value: Any, checkpoint: _Checkpoint) -> Any:
@@ -218,7 +243,7 @@ def _paths(source: str | Path | Iterable[str | Path]) -> list[Path]:
     for name in named:
         if Path(name).exists():
             folder = Path(name)
-            steps = sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
+            steps = sorted(path for path in folder.glob("checkpoint-[0-9]*") if path.is_dir())
             paths += steps or [folder]
         else:
             found = sorted(glob.glob(str(name), recursive=True))
@@ -244,14 +269,40 @@ def _listed(paths: list[Path], step: Any, reader: _Reader) -> Iterator[_Checkpoi
         for index, number in enumerate(steps):
             yield _Checkpoint(require_integer("a step", number, 0), paths[0], index)
         return
+    step = [step] if isinstance(step, int) and len(paths) == 1 else step
     if isinstance(step, int) or (isinstance(step, Sequence) and not isinstance(step, str)):
         if isinstance(step, int) or len(step) != len(paths):
             raise MechinterpError(f"step is {step!r} for {len(paths)} files; give a pattern or a function of the path")
         for path, number in zip(paths, step, strict=True):
             yield _Checkpoint(require_integer("a step", number, 0), path, None)
         return
+    if step is None:
+        yield from (_Checkpoint(number, path, None) for path, number in zip(paths, _numbers(paths), strict=True))
+        return
     for path in paths:
         yield _Checkpoint(_step_of(path, step, reader), path, None)
+
+
+def _numbers(paths: list[Path]) -> list[int]:
+    """The steps in the names of files: the number after step or iter, or else the only one that differs between files.
+
+    A single file has one number in its name.
+    """
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    marked = [re.findall(r"(?:step|iter|iteration|checkpoint)[s=_-]*(\d+)", name, re.IGNORECASE) for name in names]
+    if all(len(found) == 1 for found in marked):
+        return [int(found[0]) for found in marked]
+    numbers = [re.findall(r"\d+", name) for name in names]
+    for path, found in zip(paths, numbers, strict=True):
+        if not found:
+            raise MechinterpError(f"{path}: has no number in its name; give step, a function of the path")
+    columns = [*zip(*numbers, strict=True)] if len({len(found) for found in numbers}) == 1 else []
+    varying = [column for column in columns if len(columns) == 1 or len({*column}) > 1]
+    if len(varying) != 1:
+        raise MechinterpError(
+            f"{paths[0]}: which number of the names is the step? Give step, a regular expression such as 'step(\\d+)'"
+        )
+    return [int(number) for number in varying[0]]
 
 
 def _called(step: Callable[..., Any], path: Path, reader: _Reader) -> Any:
@@ -263,11 +314,6 @@ def _step_of(path: Path, step: Any, reader: _Reader) -> int:
     """The step of a file with one checkpoint."""
     if callable(step):
         return require_integer(f"{path}: step", _called(step, path, reader), 0)
-    if step is None:
-        numbers = re.findall(r"\d+", path.name if path.is_dir() else path.stem)
-        if not numbers:
-            raise MechinterpError(f"{path}: has no number in its name; give step, a function of the path")
-        return int(numbers[-1])
     try:
         found = re.search(step, str(path))
     except re.error as error:
@@ -280,6 +326,8 @@ def _step_of(path: Path, step: Any, reader: _Reader) -> int:
 def _ordered(checkpoints: Iterable[_Checkpoint]) -> list[_Checkpoint]:
     """The checkpoints by ascending step, of which none occurs twice."""
     ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+    if ordered[-1].step >= 1 << 60:
+        raise MechinterpError(f"{ordered[-1]}: step {ordered[-1].step} is too large; give step")
     step, count = Counter(checkpoint.step for checkpoint in ordered).most_common(1)[0]
     if count > 1:
         both = " and ".join(str(checkpoint) for checkpoint in ordered if checkpoint.step == step)

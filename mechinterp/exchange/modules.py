@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mechinterp.errors import MechinterpError
 from mechinterp.store import Array
+from mechinterp.torch_state import unwrapped
 
 _CONSTANT = re.compile(r"(^|\.)(IGNORE|masked_bias|inv_freq|rotary_sin|rotary_cos|position_ids|freqs_cis)$")
 """Names of buffers that do not change: of HookedTransformer, GPT-2, GPT-NeoX and Llama."""
@@ -22,16 +24,6 @@ _MASK = re.compile(r"(^|\.)(mask|causal_mask|tril|attn\.bias|attention\.bias)$")
 """Names of buffers that are masks if they have the values 0 and 1, or −∞."""
 _WIDER = {torch.bfloat16: torch.float32, torch.bool: torch.uint8, torch.int8: torch.int32, torch.int16: torch.int32}
 _STORED = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8)
-_WRAPPERS = ("_orig_mod", "module")
-"""Attributes under which torch.compile and DistributedDataParallel keep the module that they wrap."""
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside those of torch.compile and DistributedDataParallel."""
-    for name in _WRAPPERS:
-        if isinstance(inner := getattr(module, name, None), nn.Module) and len(list(module.children())) == 1:
-            return unwrapped(inner)
-    return module
 
 
 def constants_of(state: Mapping[str, Tensor], parameters: Collection[str] | None = None) -> tuple[str, ...]:
@@ -42,9 +34,12 @@ def constants_of(state: Mapping[str, Tensor], parameters: Collection[str] | None
     return tuple(
         name
         for name, value in state.items()
-        if (parameters is None or name not in parameters)
+        if isinstance(value, Tensor)
+        and not (isinstance(value, UninitializedParameter | UninitializedBuffer) or value.is_meta)
+        and (parameters is None or name not in parameters or value.numel() == 0)
         and (
-            value.dtype == torch.bool
+            value.numel() == 0
+            or value.dtype == torch.bool
             or _CONSTANT.search(name)
             or (_MASK.search(name) and _is_mask(value))
             or _is_causal(value)
@@ -76,7 +71,9 @@ def layout_of(values: Mapping[str, Tensor]) -> dict[str, Array]:
     arrays = {}
     for name, value in values.items():
         if not name or "/" in name or not name.isprintable():
-            raise MechinterpError(f"the parameter {name!r} cannot be stored: a name is printable text without '/'")
+            raise MechinterpError(
+                f"the parameter {name!r} cannot be stored: a name is printable text without '/'; rename it"
+            )
         arrays[name] = Array(shape=tuple(value.shape), dtype=_dtype(value))
     return arrays
 
@@ -85,17 +82,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], left_out: Col
     """Load stored weights into a module; MechinterpError unless they are those of its state, but for constants."""
     inner = unwrapped(module)
     state = inner.state_dict()
-    constants = constants_of(state, parameter_names(inner).values())
     if trained := sorted({*left_out} & {*parameter_names(inner).values()}):
         raise MechinterpError(
             f"{source}: {trained[0]} was left out as a mask, and is a parameter of the module; import the checkpoints"
             " anew with build=…"
         )
-    odd = sorted((state.keys() - {*left_out, *constants}) ^ weights.keys())
-    odd = [name for name in odd if name not in weights or name not in state]
-    if odd:
-        what = "is not in the module" if odd[0] in weights else "is not stored"
-        raise MechinterpError(f"{source}: {odd[0]} {what}; build the network whose weights were stored")
+    needed = state.keys() - {*left_out, *constants_of(state, parameter_names(inner).values())}
+    for odd, what in (
+        (weights.keys() - state.keys(), "is not in the module"),
+        (needed - weights.keys(), "is not stored"),
+    ):
+        if odd:
+            raise MechinterpError(f"{source}: {min(odd)} {what}; build the network whose weights were stored")
     for name, value in weights.items():
         if state[name].shape != value.shape:
             raise MechinterpError(
@@ -108,14 +106,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], left_out: Col
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
     """The state of an optimizer as tensors, by parameter and key, with the numbers of its parameter groups.
 
-    `names` are the parameters' names by their `id`. ``present`` says of every parameter whether there is a state of it.
+    `names` are the parameters' names by their `id`. ``present`` says of every parameter whether there is a state of it,
+    and ``class`` has the name of the optimizer's class.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    values = {"present": torch.tensor([bool(optimizer.state.get(parameter)) for parameter in parameters]).byte()}
+    values = {
+        "class": _class_of(optimizer),
+        "present": torch.tensor([bool(optimizer.state.get(parameter)) for parameter in parameters]).byte(),
+    }
     for number, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
             if isinstance(value, Tensor) or _is_number(value):
-                values[f"group{number}.{key}"] = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+                values[f"param_group:{number}:{key}"] = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     for number, parameter in enumerate(parameters):
         name = names.get(id(parameter), f"parameter{number}")
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -136,6 +138,12 @@ def load_optimizer(
     """Load the stored state of an optimizer; MechinterpError if it is another optimizer's."""
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not torch.equal(values["class"], _class_of(optimizer)):
+        stored = bytes(values["class"].tolist()).decode(errors="replace").strip("\0 ")
+        what = f"the stored state is that of {stored}, the given optimizer" if stored else "no state is stored of"
+        raise MechinterpError(
+            f"{source}: {what} {type(optimizer).__name__}; give the optimizer that was recorded, or resume without one"
+        )
     if len(values["present"]) != len(parameters):
         raise MechinterpError(
             f"{source}: the stored optimizer has {len(values['present'])} parameters, the given one {len(parameters)};"
@@ -143,9 +151,11 @@ def load_optimizer(
         )
     for number, group in enumerate(state["param_groups"]):
         for key, value in group.items():
-            stored = values.get(f"group{number}.{key}")
+            stored = values.get(f"param_group:{number}:{key}")
             if stored is not None:
-                group[key] = stored if isinstance(value, Tensor) else type(value)(stored.item())
+                number_stored = float(stored)
+                whole = isinstance(value, int) and number_stored.is_integer()
+                group[key] = stored if isinstance(value, Tensor) else int(number_stored) if whole else number_stored
     state["state"] = {}
     for number, parameter in enumerate(parameters):
         if not values["present"][number]:
@@ -162,24 +172,37 @@ def load_optimizer(
     optimizer.load_state_dict(state)
 
 
+def require_constant(left_out: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """MechinterpError if one of the constants that are not stored differs from its first value."""
+    for name, value in left_out.items():
+        if name not in state or not torch.equal(state[name].cpu(), value):
+            raise MechinterpError(
+                f"{source}: {name} was left out as a constant of the module, and has changed; make it a parameter"
+                " without gradient, which is stored"
+            )
+
+
 def parameter_names(module: nn.Module) -> dict[int, str]:
     """The names of a module's parameters, by their `id`."""
     return {id(parameter): name for name, parameter in unwrapped(module).named_parameters()}
 
 
-def first_not_finite(values: Mapping[str, Tensor], names: Collection[str] | None = None) -> str | None:
-    """The first value that is not finite everywhere."""
-    wanted = values.keys() if names is None else names
-    return next((name for name in wanted if not bool(torch.isfinite(values[name]).all())), None)
+def _class_of(optimizer: torch.optim.Optimizer) -> Tensor:
+    """The name of an optimizer's class, as 64 bytes."""
+    return torch.tensor([*type(optimizer).__name__.encode()[:64].ljust(64)], dtype=torch.uint8)
 
 
 def _stored(name: str, value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise MechinterpError(f"{name} of the state is a {type(value).__name__}, and only tensors are stored")
+    if isinstance(value, UninitializedParameter | UninitializedBuffer) or value.is_meta:
+        raise MechinterpError(f"{name} has no values yet; run the module once before it is recorded")
     value = value.detach().cpu()
     value = value.to(_WIDER.get(value.dtype, value.dtype))
     if value.dtype not in _STORED:
         raise MechinterpError(f"{name} is {value.dtype}, which a run file does not store; convert it to float32")
-    if value.numel() == 0 or value.layout != torch.strided or value.is_quantized:
-        raise MechinterpError(f"{name} of shape {tuple(value.shape)} is empty, sparse or quantized; leave it out")
+    if value.layout != torch.strided or value.is_quantized:
+        raise MechinterpError(f"{name} is sparse or quantized, which a run file does not store; make it dense")
     return value.contiguous()
 
 

@@ -7,11 +7,11 @@ from uuid import uuid4
 
 from torch import Tensor, nn
 
-from mechinterp.errors import UnrecognisedNetwork
-from mechinterp.exchange.modules import unwrapped
+from mechinterp.errors import printable
 from mechinterp.models.foreign import recognise, require_same_answers, settings_of
 from mechinterp.models.network import Network
 from mechinterp.store import Contents, Header, Origin
+from mechinterp.torch_state import unwrapped
 from mechinterp.training.recording import environment
 
 
@@ -48,8 +48,8 @@ def origin_of(
         network = Network(known.config, known.parameters(values))
         if module is not None:
             require_same_answers(network, unwrapped(module))
-    except UnrecognisedNetwork as error:
+    except Exception as error:  # whatever a module of a user does, its checkpoints are recorded
         if given:
             raise
-        return Origin(how=how, unknown=str(error)[:1000], left_out=left_out)
+        return Origin(how=how, unknown=printable(str(error))[:1000], left_out=left_out)
     return Origin(how=how, network=known.to_json(), left_out=left_out)

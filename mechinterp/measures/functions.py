@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mechinterp.errors import MechinterpError, require_integer, unknown_name
+from mechinterp.errors import MechinterpError, require_integer, require_number, unknown_name
 from mechinterp.measures.weights import relative_distance
 from mechinterp.progress import tracked
 from mechinterp.run import Run
@@ -34,8 +34,10 @@ def measure_functions(
 
     The reference of a function of two models is the model at a step, or at the ``first``, ``last`` or ``previous``
     stored one; before the first, that is the first itself. Models are in evaluation mode, and built anew for every
-    step.
+    function and step.
     """
+    if not functions:
+        raise MechinterpError("name at least one measure: {'accuracy': f}")
     needs_two = {name: _takes_two(name, function) for name, function in functions.items()}
     stored = run.steps
     if isinstance(reference, str) and reference not in ("first", "last", "previous"):
@@ -44,10 +46,13 @@ def measure_functions(
         require_integer("reference", reference, 0)
     rows, columns = [], list[str]()
     for step in tracked(steps, "checkpoint", shown=progress):
-        model, values = run.model(step), dict[str, float]()
-        other = run.model(_reference_step(reference, step, stored)) if any(needs_two.values()) else None
+        values, before = dict[str, float](), _reference_step(reference, step, stored)
         for name, function in functions.items():
-            values |= _named(name, function(model, other) if needs_two[name] else function(model))
+            models = [run.model(at) for at in ([step, before] if needs_two[name] else [step])]
+            for column, value in _named(name, _called(name, function, models, step)).items():
+                if column in values:
+                    raise MechinterpError(f"two measures have the column {column}; rename one of them")
+                values[column] = value
         if rows and [*values] != columns:
             odd = sorted({*values} ^ {*columns})
             raise MechinterpError(
@@ -56,6 +61,15 @@ def measure_functions(
         columns = [*values]
         rows.append(values)
     return pd.DataFrame(rows, index=pd.Index(steps, name="step"), columns=columns, dtype=float)
+
+
+def _called(name: str, function: Function, models: list[Any], step: int) -> Any:
+    """What a function returns of the models; its error says where it arose."""
+    try:
+        return function(*models)
+    except Exception as error:
+        error.add_note(f"in the measure {name!r} at step {step}")
+        raise
 
 
 def weight_drift(model: nn.Module, reference: nn.Module) -> float:
@@ -85,13 +99,14 @@ def linear_cka(activations: Callable[[Any], Tensor]) -> Callable[[Any, Any], flo
 def loss_barrier(loss: Callable[[Any], float | Tensor], points: int = 11) -> Callable[[Any, Any], dict[str, float]]:
     """A function of two models: how far the loss rises on the straight line between their weights.
 
-    ``barrier`` = max_α [L((1−α)θ + αθ') − (1−α)L(θ) − αL(θ')] over so many α from 0 to 1, at least 0, and ``at``, the α
-    where it is. 0: the two are in one basin, as far as the points tell. Source: Frankle et al. 2020.
+    All parameters and buffers lie on the line. ``barrier`` = max_α [L((1−α)θ + αθ') − (1−α)L(θ) − αL(θ')] over so many
+    α from 0 to 1, at least 0, and ``at``, the α where it is. 0: the two are in one basin, as far as the points tell.
+    Source: Frankle et al. 2020.
     """
     require_integer("points", points, 3)
 
     def barrier(model: Any, reference: Any) -> dict[str, float]:
-        between, ends = copy.deepcopy(model), (_parameters(model), _parameters(reference))
+        between, ends = copy.deepcopy(model), (_state(model), _state(reference))
         alphas = torch.linspace(0, 1, points).tolist()
         losses = [_loss_at(between, ends, alpha, loss) for alpha in alphas]
         rises = [
@@ -108,13 +123,19 @@ def _loss_at(
 ) -> float:
     """The loss of a model with interpolated weights."""
     with torch.no_grad():
-        for name, value in between.named_parameters():
+        for name, value in _state(between).items():
             value.copy_(torch.lerp(ends[0][name], ends[1][name], alpha))
-    return _number("loss", loss(between))
+    return require_number("the loss", loss(between))
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.named_parameters()}
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and buffers such as the means of BatchNorm."""
+    state = {**_parameters(model), **dict(model.named_buffers())}
+    return {name: value for name, value in state.items() if value.is_floating_point() and bool(value.isfinite().all())}
 
 
 def _matrix(values: Tensor) -> Tensor:
@@ -153,12 +174,5 @@ def _reference_step(reference: int | str, step: int, stored: list[int]) -> int:
 def _named(name: str, result: Any) -> dict[str, float]:
     """The numbers that a function returned, by column."""
     if isinstance(result, Mapping):
-        return {f"{name}_{key}": _number(f"{name}_{key}", value) for key, value in result.items()}
-    return {name: _number(name, result)}
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        raise MechinterpError(f"the measure {name} gave {str(value)[:80]!r}; expected one number") from None
+        return {f"{name}_{key}": require_number(f"the measure {name}_{key}", value) for key, value in result.items()}
+    return {name: require_number(f"the measure {name}", result)}

@@ -127,7 +127,8 @@ def require_measures(run: Run, names: Sequence[str] | None) -> tuple[list[Column
     """
     recorded = [*run.metrics] if run.origin else [name for name in SPIKES if name in run.metrics and names is None]
     further = [name for name in recorded if names is None or name in names]
-    further += [name for name in WEIGHT_MEASURES if (run.origin if names is None else name in names)]
+    of_weights = [name for name in WEIGHT_MEASURES if name not in recorded]
+    further += [name for name in of_weights if (run.origin if names is None else name in names)]
     return _selected(run, further, None if names is None else [name for name in names if name not in further]), further
 
 
@@ -148,7 +149,7 @@ def _table(
             rows[-1] |= weight_measures(*(run.weights(at) for at in (step, first, before)))
     released = [column.name for column in columns]
     clamped = [f"clamped_{name}" for name in released if rows and f"clamped_{name}" in rows[0]]
-    of_weights = [name for name in further if name in WEIGHT_MEASURES]
+    of_weights = [name for name in further if name in WEIGHT_MEASURES and not (run.origin and name in metrics)]
     table = pd.DataFrame(rows, index=pd.Index(steps, name="step"), columns=[*released, *clamped, *of_weights])
     return table.join(metrics[[name for name in further if name not in of_weights]])[[*released, *clamped, *further]]
 

@@ -8,6 +8,7 @@ before:
 * ``weights_from_previous``: ‖θ_t − θ_{t−1}‖₂ / ‖θ_{t−1}‖₂, how fast it goes.
 """
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -33,7 +34,7 @@ def norm(weights: Weights) -> float:
 
 
 def relative_distance(weights: Weights, reference: Weights) -> float:
-    """‖θ − θ'‖₂ / ‖θ'‖₂; 0 for equal weights."""
+    """‖θ − θ'‖₂ / ‖θ'‖₂; 0 for equal weights, and not a number where θ' alone is 0."""
     changes = {name: value.double() - reference[name] for name, value in weights.items() if value.is_floating_point()}
     distance = norm(changes)
-    return distance / norm(reference) if distance else 0.0
+    return distance / scale if (scale := norm(reference)) else (math.nan if distance else 0.0)

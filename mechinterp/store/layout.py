@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from mechinterp.errors import RunFileError
+from mechinterp.errors import MechinterpError, RunFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ Offset = Annotated[int, Field(ge=0, lt=1 << 60)]
 Count = Annotated[int, Field(ge=0, lt=1 << 40)]
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
 Name = Annotated[Text, Field(min_length=1), AfterValidator(_name)]
-Metric = Annotated[Name, Field(max_length=80)]
+Metric = Annotated[Text, Field(min_length=1, max_length=80)]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Step = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,17})$")]
 
@@ -98,6 +98,16 @@ class Contents(_Part):
     """The state of the optimizer at a checkpoint."""
     optimizer_every: Annotated[int, Field(ge=1, lt=1 << 40)] = 1
     """Every so-manyth checkpoint has that state, from the first on."""
+
+    @classmethod
+    def checked(cls, **parts: Any) -> "Contents":
+        """The contents of these parts; MechinterpError for a name or number that no file can have."""
+        try:
+            return cls(**parts)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, fault["loc"]))[:200]
+            raise MechinterpError(f"{where}: {fault['msg']}; choose another name or number") from None
 
 
 class Origin(_Part):

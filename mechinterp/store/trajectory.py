@@ -80,7 +80,7 @@ class Trajectory:
         return [require_integer("step", step, 0) for step in listed]
 
     def weights(self, step: int) -> dict[str, "Tensor"]:
-        """The trained parameters at a stored step, by name (float32)."""
+        """The trained parameters at a stored step, by name, in the types in which they are stored."""
         return self._file_with(step).weights(step)
 
     def digest(self, step: int) -> str:

@@ -33,7 +33,7 @@ from mechinterp.files import (
 )
 from mechinterp.store.file import RunFile, rest_digest, series_rows
 from mechinterp.store.hdf5 import hdf5_pieces
-from mechinterp.store.layout import END_TYPE, MAX_METRICS, STATUSES, Array, Header, array_of, digest, sealed
+from mechinterp.store.layout import END_TYPE, STATUSES, Array, Contents, Header, array_of, digest, sealed
 from mechinterp.store.trajectory import dense_path
 
 if TYPE_CHECKING:
@@ -177,10 +177,8 @@ class RunWriter:
         contents = self.header.contents
         names = (*contents.metrics, *(name for name in metrics if name not in contents.metrics))
         state = {**contents.optimizer, **optimizer}
-        if len(names) > MAX_METRICS:
-            raise MechinterpError(f"{self.path}: {len(names)} metrics; a checkpoint has {MAX_METRICS} at most")
-        update = {"metrics": names, "optimizer": state}
-        self._move(self.header.model_copy(update={"contents": contents.model_copy(update=update)}))
+        extended = Contents.checked(**{**dict(contents), "metrics": names, "optimizer": state})
+        self._move(self.header.model_copy(update={"contents": extended}))
 
     def finish(self, status: str) -> None:
         """Record how the run ended, give back the room that is left, and close the file."""

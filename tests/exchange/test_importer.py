@@ -310,3 +310,50 @@ def test_a_table_of_rotations_is_left_out(tmp_path):
     saved(tmp_path / "step_1.pt", {"freqs_cis": torch.ones(2, 2, dtype=torch.complex64), "w": torch.ones(2)})
     run = mi.import_checkpoints(tmp_path / "step_1.pt", tmp_path / "x.h5", progress=False)
     assert run.origin.left_out == ("freqs_cis",)
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["val-step=100-loss=0.53", "val-step=200-loss=0.41"], [100, 200]),
+        (["run7_00005", "run7_00010"], [5, 10]),
+        (["model_step100_seed1"], [100]),
+        (["epoch=1-loss=0.5", "epoch=2-loss=0.4"], None),
+        (["model_v2_100"], None),
+    ],
+)
+def test_the_step_is_the_number_that_can_be_meant(names, steps, states, tmp_path):
+    for index, name in enumerate(names):
+        saved(tmp_path / f"{name}.pt", drop(states[STEPS[index]]))
+    if steps is None:
+        refused(tmp_path, "which number of the names is the step")
+    else:
+        run = mi.import_checkpoints(str(tmp_path / "*.pt"), tmp_path / "x.h5", progress=False)
+        assert run.steps == steps
+
+
+def test_a_false_index_of_a_folder_is_refused(states, tmp_path):
+    folder = tmp_path / "out" / "checkpoint-1"
+    folder.mkdir(parents=True)
+    save_file(drop(states[0]), tmp_path / "out" / "model.safetensors")
+    save_file(drop(states[0]), folder / "part.safetensors")
+    for weight_map, match in (
+        ({"mask": ".."}, "'..', which is no file beside it"),
+        ({"mask": "../model.safetensors"}, "which is no file beside it"),
+        ({"mask": "."}, "'.', which is no file beside it"),
+        ({"other": "part.safetensors"}, "in the index or in the files alone"),
+    ):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(MechinterpError, match=match):
+            mi.import_checkpoints(tmp_path / "out", tmp_path / "x.h5", progress=False)
+
+
+def test_a_tensor_that_declares_more_than_the_file_has_is_refused(tmp_path):
+    saved(tmp_path / "step_1.pt", {"w": torch.ones(1).expand(10**13)})
+    refused(tmp_path, "w declares more numbers than the file has")
+
+
+def test_a_mask_that_changes_between_files_is_named(tmp_path):
+    saved(tmp_path / "step_1.pt", {"a.mask": torch.ones(3, 3), "w": torch.ones(2)})
+    saved(tmp_path / "step_2.pt", {"a.mask": torch.eye(3), "w": torch.zeros(2)})
+    refused(tmp_path, r"step_2.pt: a.mask was left out as a constant of the module, and has changed")

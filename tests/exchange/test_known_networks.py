@@ -188,6 +188,12 @@ def test_what_an_export_is_refused_for(recorded, tiny_run, tmp_path):
         with pytest.raises(MechinterpError, match=match):
             act()
     assert not [*tmp_path.iterdir()]
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(MechinterpError, match=r"README.md: exists already"):
+        recorded.export(30, tmp_path)
+    with pytest.raises(MechinterpError, match="is the run itself"):
+        recorded.export(30, recorded.path, format="safetensors", overwrite=True)
+    assert (tmp_path / "README.md").read_text() == "mine"
     recorded.export(30, tmp_path / "a.pt")
     with pytest.raises(MechinterpError, match="exists already"):
         recorded.export(30, tmp_path / "a.pt")

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_the_module_comes_back_with_its_weights_in_evaluation_mode(recorded):
     assert isinstance(opened, Gated)
     assert not opened.training
     assert torch.equal(opened(tokens), model.eval()(tokens))
-    with pytest.raises(MechinterpError, match=r"mask is not in the module|is not stored"):
+    with pytest.raises(MechinterpError, match=r"embed.weight is not in the module"):
         mi.open_run(recorded.path, build=lambda: nn.Linear(3, 3)).model(0)
     wrong: Any = lambda: 3  # noqa: E731
     with pytest.raises(MechinterpError, match=r"build returns a int"):
@@ -268,3 +269,130 @@ def test_a_tracker_gets_the_numbers_of_every_checkpoint(tmp_path, monkeypatch, r
     losses = recorded.metrics["loss"]
     assert logged == ["own", (0, {"loss": losses[0]}), (10, {"loss": losses[10]}), "finished"]
     assert mi.open_run(tmp_path / "own.h5").digest(10) == recorded.digest(10)
+
+
+def test_names_of_numbers_have_slashes_and_bad_ones_harm_nothing(tmp_path):
+    model, _ = made()
+    with mi.record(tmp_path / "own.h5", model, schedule=mi.Schedule(every=1)) as recorder:
+        recorder(0, **{"train/loss": 2.0})
+        recorder(1, **{"val/loss": 1.0})
+        for name in ("", "x" * 81, "a\nb"):
+            with pytest.raises(MechinterpError, match="1 to 80 printable characters"):
+                recorder(recorder.last_step + 1, **{name: 1.0})
+        with pytest.raises(MechinterpError, match="the metric loss is"):
+            recorder(recorder.last_step + 1, loss=10**400)
+        recorder(10)
+    run = mi.open_run(tmp_path / "own.h5")
+    assert run.steps == [0, 1, 10]
+    assert list(run.metrics) == ["train/loss", "val/loss"]
+    assert mi.verify(run.path).sound
+
+
+def test_a_state_of_the_optimizer_that_was_not_recorded_is_not_made_up(tmp_path):
+    path, (model, optimizer) = tmp_path / "own.h5", made()
+    with mi.record(path, model, optimizer=optimizer, schedule=mi.Schedule(every=1)) as recorder:
+        update(model, optimizer, 0)
+        recorder(0)
+    with mi.record(path, model, resume=True, schedule=mi.Schedule(every=1)) as recorder:
+        recorder(1)
+    with pytest.raises(MechinterpError, match="no state is stored of AdamW"):
+        mi.record(path, model, optimizer=optimizer, resume=True)
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+
+
+def test_another_optimizer_or_network_is_refused_and_left_as_it_is(tmp_path, recorded):
+    import shutil
+
+    path = shutil.copy(recorded.path, tmp_path / "own.h5")
+    model, _ = made()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for optimizer, match in (
+        (torch.optim.SGD(model.parameters(), 0.5), "the stored state is that of AdamW, the given optimizer SGD"),
+        (torch.optim.AdamW([model.mask], 0.5), "the stored optimizer has 6 parameters, the given one 1"),
+    ):
+        with pytest.raises(MechinterpError, match=match):
+            mi.record(path, model, optimizer=optimizer, resume=True)
+        assert optimizer.param_groups[0]["lr"] == 0.5
+    with pytest.raises(RunFileError, match=r"embed.weight is .*<f4, in the module .*<f8; resume the network"):
+        mi.record(path, made()[0].double(), resume=True)
+    with pytest.raises(RunFileError, match=r"0.bias is not in the file"):
+        mi.record(path, nn.Sequential(nn.Linear(2, 2)), resume=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(MechinterpError, match=r"schedule is 100; expected a .*Schedule"):
+        mi.record(path, model, schedule=100)  # pyright: ignore[reportArgumentType]
+
+
+def test_settings_of_the_optimizer_that_are_whole_numbers_come_back_as_they_were(tmp_path):
+    model, _ = made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1, weight_decay=0)
+    with mi.record(tmp_path / "own.h5", model, optimizer=optimizer) as recorder:
+        optimizer.param_groups[0]["lr"] = 0.5
+        recorder(0)
+    again = torch.optim.SGD(model.parameters(), lr=1, weight_decay=0)
+    with mi.record(tmp_path / "own.h5", model, optimizer=again, resume=True):
+        assert again.param_groups[0]["lr"] == 0.5
+
+
+class Scaled(nn.Module):
+    """A module with a child of the name under which DistributedDataParallel keeps its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(1))
+
+
+def test_a_child_called_module_hides_no_parameter_and_wrappers_of_torch_are_taken_off(tmp_path):
+    model = Scaled()
+    model.scale.data.fill_(7)
+    with mi.record(tmp_path / "own.h5", model) as recorder:
+        recorder(0)
+    assert mi.open_run(tmp_path / "own.h5", build=Scaled).model(0).scale.item() == 7
+    with mi.record(tmp_path / "wrapped.h5", nn.DataParallel(nn.Linear(2, 2))) as recorder:
+        recorder(0)
+    assert {*mi.open_run(tmp_path / "wrapped.h5").weights(0)} == {"weight", "bias"}
+
+
+def test_a_constant_that_changes_is_named(tmp_path):
+    model = nn.Linear(3, 3)
+    model.register_buffer("kept", torch.ones(3, 3, dtype=torch.bool))
+    with mi.record(tmp_path / "own.h5", model, schedule=mi.Schedule(every=1)) as recorder:
+        recorder(0)
+        recorder(1)
+        model.kept[0, 0] = False  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        with pytest.raises(
+            MechinterpError, match="step 2: kept was left out as a constant of the module, and has changed"
+        ):
+            recorder(2)
+        model.kept[0, 0] = True  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+
+
+def test_a_build_that_makes_no_new_module_is_refused(recorded):
+    model = Gated()
+    run = mi.open_run(recorded.path, build=lambda: model)
+    with pytest.raises(MechinterpError, match="build returns the same module again"):
+        mi.measure(run, {"drift": mi.weight_drift})
+
+
+def test_room_is_made_for_few_large_checkpoints(tmp_path):
+    model = nn.Linear(4096, 1024)
+    with mi.record(tmp_path / "own.h5", model, schedule=mi.Schedule(every=1)) as recorder:
+        recorder(0)
+        assert mi.open_run(tmp_path / "own.h5").file.header.capacity == (256 << 20) // (4 * (4096 * 1024 + 1024))
+
+
+def test_a_forked_process_ends_no_run(tmp_path):
+    model, _ = made()
+
+    def child() -> None:
+        recorder.close()
+
+    with mi.record(tmp_path / "own.h5", model, schedule=mi.Schedule(every=1)) as recorder:
+        recorder(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the process has threads
+            forked = multiprocessing.get_context("fork").Process(target=child)
+            forked.start()
+        forked.join()
+        assert mi.open_run(tmp_path / "own.h5").status == "running"
+        recorder(1)
+    assert (mi.open_run(tmp_path / "own.h5").steps, mi.open_run(tmp_path / "own.h5").status) == ([0, 1], "complete")

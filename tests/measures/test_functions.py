@@ -92,7 +92,7 @@ def test_what_is_refused(line):
         mi.measure(line, {"drift": weight_drift}, reference="frist")
     with pytest.raises(MechinterpError, match="the measure 'a' takes 3 arguments"):
         mi.measure(line, {"a": lambda x, y, z: 0})
-    with pytest.raises(MechinterpError, match=r"the measure a gave .*; expected one number"):
+    with pytest.raises(MechinterpError, match=r"the measure a is .*; expected one number"):
         mi.measure(line, {"a": lambda model: torch.zeros(2)})
     with pytest.raises(MechinterpError, match="the measure a_b is not there at every step"):
         mi.measure(line, {"a": lambda model: {"b": 1} if model.w > 1 else {}})
@@ -122,3 +122,46 @@ def test_a_barrier_is_that_of_the_loss_between_the_weights():
     model, other = Line(1.0), Line(-1.0)
     double_well(model, other)
     assert (model.w.item(), other.w.item()) == (1.0, -1.0)
+
+
+def test_a_function_that_changes_its_model_changes_no_other(line):
+    def spoil(model):
+        model.w.data.zero_()
+        return 0
+
+    table = mi.measure(line, {"spoil": spoil, "w": lambda model: model.w})
+    assert table["w"].tolist() == [1, 2, 4]
+    with pytest.raises(MechinterpError, match="two measures have the column a_b"):
+        mi.measure(line, {"a": lambda model: {"b": 1}, "a_b": lambda model: 2})
+    with pytest.raises(ValueError, match="no") as error:
+        mi.measure(line, {"bad": lambda model: [].index("no") if model.w else 0})
+    assert error.value.__notes__ == ["in the measure 'bad' at step 0"]
+
+
+def test_a_barrier_is_between_all_that_a_network_has():
+    """The loss at either end is that of the model there, also of one with BatchNorm."""
+
+    def normalised(mean: float) -> nn.Module:
+        norm = nn.BatchNorm1d(1).eval()
+        norm.running_mean.fill_(mean)  # pyright: ignore[reportOptionalMemberAccess]
+        return norm
+
+    losses = list[float]()
+
+    def loss(model):
+        losses.append(float(model(torch.zeros(1, 1)).square()))
+        return losses[-1]
+
+    assert loss_barrier(loss, points=3)(normalised(0.0), normalised(2.0))["barrier"] == 0
+    np.testing.assert_allclose(losses, [0, 1, 4], atol=1e-4)
+
+
+def test_a_recorded_number_has_its_name_though_a_measure_has_it_too(tmp_path):
+    with mi.record(tmp_path / "x.h5", Line(3.0)) as recorder:
+        recorder(0, weight_norm=42.0)
+    table = mi.measure(mi.open_run(tmp_path / "x.h5"))
+    assert table["weight_norm"].tolist() == [42]
+    zero = mi.record(tmp_path / "zero.h5", Line(0.0), schedule=mi.Schedule(every=1))
+    zero(0)
+    zero.close()
+    assert mi.measure(mi.open_run(tmp_path / "zero.h5"))["weights_from_first"].tolist() == [0]

@@ -97,7 +97,7 @@ class Format(ABC):
 def activation(settings: Settings, name: str) -> str:
     """`act_fn` of an activation function's name in a setting; UnrecognisedNetwork for another function."""
     value = settings[name]
-    if value not in ACTIVATIONS:
+    if not isinstance(value, str) or value not in ACTIVATIONS:
         raise settings.refusal(name, f"known activation functions: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[value]
 

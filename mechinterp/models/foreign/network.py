@@ -16,6 +16,7 @@ from mechinterp.models.foreign.gpt_neox import GPTNeoXFormat
 from mechinterp.models.foreign.hooked_transformer import HookedTransformerFormat
 from mechinterp.models.foreign.settings import values_of
 from mechinterp.models.registry import parameter_shapes
+from mechinterp.torch_state import unwrapped
 
 FORMATS: dict[str, Format] = {
     known.name: known for known in (HookedTransformerFormat(), GPT2Format(), NanoGPTFormat(), GPTNeoXFormat())
@@ -110,10 +111,9 @@ def settings_of(module: nn.Module) -> object | None:
     Those of a nanoGPT are completed by the activation function of its first MLP, if that is a module.
     """
     settings = next((found for name in ("cfg", "config") if (found := getattr(module, name, None)) is not None), None)
-    if settings is None:
-        inner = getattr(module, "_orig_mod", getattr(module, "module", None))
-        return settings_of(inner) if isinstance(inner, nn.Module) else None
-    if isinstance(settings, RunConfig):
+    if settings is None and (inner := unwrapped(module)) is not module:
+        return settings_of(inner)
+    if settings is None or isinstance(settings, RunConfig):
         return None
     if hasattr(settings, "block_size") and not hasattr(settings, "activation_function"):
         function = _activation_function(module)

@@ -318,8 +318,6 @@ def test_another_optimizer_or_network_is_refused_and_left_as_it_is(tmp_path, rec
     with pytest.raises(RunFileError, match=r"0.bias is not in the file"):
         mi.record(path, nn.Sequential(nn.Linear(2, 2)), resume=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(MechinterpError, match=r"schedule is 100; expected a .*Schedule"):
-        mi.record(path, model, schedule=100)  # pyright: ignore[reportArgumentType]
 
 
 def test_settings_of_the_optimizer_that_are_whole_numbers_come_back_as_they_were(tmp_path):

@@ -149,7 +149,7 @@ def test_a_barrier_is_between_all_that_a_network_has():
     losses = list[float]()
 
     def loss(model):
-        losses.append(float(model(torch.zeros(1, 1)).square()))
+        losses.append(model(torch.zeros(1, 1)).square().item())
         return losses[-1]
 
     assert loss_barrier(loss, points=3)(normalised(0.0), normalised(2.0))["barrier"] == 0

@@ -69,20 +69,21 @@ class Lines:
 
     def update(self, n: int = 1) -> None:
         """Count n more, and print a line if it is time."""
+        is_first = self._done == self._first  # in whose time kernels may be compiled: it tells nothing of the others
         self._done += n
         if (now := time.monotonic()) - self._last >= SECONDS:
             self._last = now
-            say(self.line(now - self._start))
+            say(self.line(None if is_first else now - self._start))
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         """The text that ends the next lines."""
         self._note = s
 
-    def line(self, seconds: float) -> str:
-        """The state after so many seconds of work."""
+    def line(self, seconds: float | None) -> str:
+        """The state after so many seconds of work; without them, no rate is given."""
         of = f" of {self._total:,}" if self._total else ""
         parts = [f"{self._unit} {self._done:,}{of}"]
-        if rate := (self._done - self._first) / seconds:
+        if rate := (self._done - self._first) / seconds if seconds else 0.0:
             parts.append(f"{rate:.1f} {self._unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s per {self._unit}")
             if self._total:
                 parts.append(f"{_duration((self._total - self._done) / rate)} left")

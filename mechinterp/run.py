@@ -154,7 +154,7 @@ class RecordedRun(Run):
 
     def __init__(self, path: str | Path, *, task: Task | None = None, build: Callable[[], nn.Module] | None = None):
         self._build, self._built = build, None
-        self._foreign: ForeignNetwork | None = None
+        self._foreign: ForeignNetwork | UnrecognisedNetwork | None = None
         super().__init__(path, task=task)
 
     @property
@@ -216,22 +216,34 @@ class RecordedRun(Run):
         """RunFileError: a run that was trained elsewhere cannot be replayed."""
         raise RunFileError(f"{self.path}: was trained elsewhere: steps between its checkpoints cannot be rebuilt")
 
-    def _foreign_network(self) -> "ForeignNetwork":
-        """The network that the file names, which computes what the module of `build` does, if there is one."""
+    def _foreign_network(self) -> ForeignNetwork:
+        """The network that the file names, which computes what the module of `build` does, if there is one.
+
+        It is recognised, or refused, once: the comparison with the module takes forward passes.
+        """
         if self._foreign is None:
-            origin = self.origin
-            if origin.network is None:
-                why = origin.unknown or "its file does not say what it computes"
-                raise UnrecognisedNetwork(f"{self.path}: its network is none that circuit analyses know: {why}")
             try:
-                known, last = ForeignNetwork.from_json(origin.network), self.steps[-1]
-            except MechinterpError as error:
-                raise RunFileError(f"{self.path}: {error}") from None
-            if self._build is not None:
-                network = Network(known.config, known.parameters(self.weights(last)))
-                require_same_answers(network, unwrapped(self.model(last)))
-            self._foreign = known
+                self._foreign = self._recognised()
+            except UnrecognisedNetwork as error:
+                self._foreign = error
+        if isinstance(self._foreign, UnrecognisedNetwork):
+            raise self._foreign
         return self._foreign
+
+    def _recognised(self) -> ForeignNetwork:
+        """The network, recognised anew; UnrecognisedNetwork, with the reason, if it is none that is known."""
+        origin = self.origin
+        if origin.network is None:
+            why = origin.unknown or "its file does not say what it computes"
+            raise UnrecognisedNetwork(f"{self.path}: its network is none that circuit analyses know: {why}")
+        try:
+            known, last = ForeignNetwork.from_json(origin.network), self.steps[-1]
+        except MechinterpError as error:
+            raise RunFileError(f"{self.path}: {error}") from None
+        if self._build is not None:
+            network = Network(known.config, known.parameters(self.weights(last)))
+            require_same_answers(network, unwrapped(self.model(last)))
+        return known
 
 
 @overload

@@ -39,6 +39,7 @@ def test_slow_parts_are_told_in_seconds_and_without_a_total_nothing_is_left(cloc
     lines.update(3)
     assert lines.line(60.0) == "run 3, 20.0 s per run"
     assert Lines("run", 10, 4).line(30.0) == "run 4 of 10"
+    assert lines.line(None) == "run 3"
     hours = Lines("run", 10, 0)
     hours.update(2)
     assert hours.line(3600.0) == "run 2 of 10, 1800.0 s per run, 4 h left"
@@ -91,3 +92,13 @@ def test_help_imports_no_progress_bar():
     code = "import sys, mechinterp.cli; sys.exit(len({'tqdm', 'asyncio'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_part_of_the_work_gives_no_estimate(monkeypatch, capsys):
+    """It may take long for another reason, as the compilation of kernels."""
+    times = iter([0.0, 40.0, 80.0])
+    monkeypatch.setattr("mechinterp.progress.time.monotonic", lambda: next(times))
+    lines = Lines("step", 6000, 0)
+    lines.update()
+    lines.update()
+    assert capsys.readouterr().err.splitlines() == ["step 1 of 6,000", "step 2 of 6,000, 40.0 s per step, 67 h left"]

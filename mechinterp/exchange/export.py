@@ -54,25 +54,23 @@ def export(
         )
     kind = format or _BY_SUFFIX.get(Path(path).suffix.lower())
     if kind is None:
-        raise MechinterpError(f"{path}: its ending is none of .safetensors, .pt and .pth; give a format, {_known()}")
+        raise MechinterpError(
+            f"{path}: its ending is none of .safetensors, .pt and .pth; give a format, {', '.join(_FORMATS)}"
+        )
     if kind not in _FORMATS:
         raise unknown_name("format", kind, _FORMATS)
     paths = [Path(str(path).replace("{step}", str(step))) for step in chosen]
-    names = _FORMATS[kind](run, chosen[0]).keys()  # raises for a run without this form
-    for place in [target / name if name else target for target in paths for name in names]:
+    first = _FORMATS[kind](run, chosen[0])  # raises for a run without this form
+    for place in [target / name if name else target for target in paths for name in first]:
         if place.resolve() in (run.path.resolve(), run.dense_path):
             raise MechinterpError(f"{place}: is the run itself, which is never replaced; choose another name")
         require_writable(place, overwrite)
     for step, target in zip(chosen, paths, strict=True):
-        for name, content in _FORMATS[kind](run, step).items():
+        for name, content in (first if step == chosen[0] else _FORMATS[kind](run, step)).items():
             place = target / name if name else target
             make_folder(place.parent)
             replace_bytes(place, content)
     return paths
-
-
-def _known() -> str:
-    return ", ".join(_FORMATS)
 
 
 def _safetensors(run: "Run", step: int) -> dict[str, bytes]:
@@ -124,9 +122,8 @@ def hooked_transformer(network: Network) -> tuple[dict[str, Any], dict[str, Tens
     for layer in range(network.n_layers):
         attn = f"blocks.{layer}.attn"
         biases = {"b_Q": (n_heads, d_head), "b_K": (n_heads, d_head), "b_V": (n_heads, d_head), "b_O": (d_model,)}
-        state |= {
-            f"{attn}.{name}": W_Q.new_zeros(shape) for name, shape in biases.items() if f"{attn}.{name}" not in state
-        }
+        for name, shape in biases.items():
+            state.setdefault(f"{attn}.{name}", W_Q.new_zeros(shape))
         if f"{attn}.W_O" not in state:
             state[f"{attn}.W_O"] = torch.eye(d_head, d_model).expand(n_heads, -1, -1).to(W_Q)
         state[f"{attn}.mask"] = torch.ones(task.n_pos, task.n_pos).tril().bool()

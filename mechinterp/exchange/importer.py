@@ -109,7 +109,7 @@ def import_checkpoints(
     settings = settings_beside(first.path) if network is None and module is None else network
     origin = origin_of("imported", values, constants, module=module, settings=settings, given=network is not None)
     names = tuple(dict.fromkeys(name for checkpoint in checkpoints for name in reader.metrics(checkpoint)))
-    contents = Contents.checked(weights=layout_of(values), metrics=names)
+    contents = Contents.checked(Path(path), weights=layout_of(values), metrics=names)
     seen: dict[bytes, _Checkpoint] = {}
     equal: list[tuple[_Checkpoint, _Checkpoint]] = []
     with RunWriter(path, new_header(contents, origin, len(checkpoints)), overwrite=overwrite, live=False) as writer:

@@ -139,8 +139,8 @@ def load_optimizer(
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not torch.equal(values["class"], _class_of(optimizer)):
-        stored = bytes(values["class"].tolist()).decode(errors="replace").strip("\0 ")
-        what = f"the stored state is that of {stored}, the given optimizer" if stored else "no state is stored of"
+        name = bytes(values["class"].tolist()).decode(errors="replace").strip("\0 ")
+        what = f"the stored state is that of {name}, the given optimizer" if name else "no state is stored of"
         raise MechinterpError(
             f"{source}: {what} {type(optimizer).__name__}; give the optimizer that was recorded, or resume without one"
         )
@@ -153,9 +153,9 @@ def load_optimizer(
         for key, value in group.items():
             stored = values.get(f"param_group:{number}:{key}")
             if stored is not None:
-                number_stored = float(stored)
-                whole = isinstance(value, int) and number_stored.is_integer()
-                group[key] = stored if isinstance(value, Tensor) else int(number_stored) if whole else number_stored
+                setting = float(stored)
+                is_whole = isinstance(value, int) and setting.is_integer()
+                group[key] = stored if isinstance(value, Tensor) else int(setting) if is_whole else setting
     state["state"] = {}
     for number, parameter in enumerate(parameters):
         if not values["present"][number]:

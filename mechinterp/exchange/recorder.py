@@ -172,11 +172,6 @@ class Recorder:
         require_constant(self._left_out, state_dict, f"{self.path}, step {step}")
         values = stored_state(state_dict, self._left_out)
         metrics = {name: require_number(f"the metric {name}", value) for name, value in self._metrics.items()}
-        for name in metrics:
-            if not 1 <= len(name) <= 80 or not name.isprintable():
-                raise MechinterpError(
-                    f"{self.path}: the metric {name[:90]!r} needs a name of 1 to 80 printable characters"
-                )
         state = optimizer_state(self.optimizer, self._names) if self.optimizer else {}
         if self._writer is None:
             self._writer = self._new_writer(values, (*self._left_out,), tuple(metrics), state)
@@ -239,7 +234,7 @@ class Recorder:
         state: dict[str, Tensor],
     ) -> RunWriter:
         """The writer of a new file."""
-        contents = Contents.checked(weights=layout_of(values), metrics=metrics, optimizer=layout_of(state))
+        contents = Contents.checked(self.path, weights=layout_of(values), metrics=metrics, optimizer=layout_of(state))
         origin = origin_of(
             "recorded",
             values,

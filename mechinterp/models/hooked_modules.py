@@ -67,7 +67,26 @@ class Norm(nn.Module):
         return x if self.b is None else x + self.b
 
 
-class Attention(nn.Module):
+class Factored:
+    """The products of a head's matrices, of everything that has W_Q, W_K, W_V and W_O."""
+
+    W_Q: Any
+    W_K: Any
+    W_V: Any
+    W_O: Any
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_Kᵀ of every head."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O of every head."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+
+class Attention(Factored, nn.Module):
     """Causal attention of several heads. Scores are divided by `attn_scale`; biases, W_O too, are always there."""
 
     def __init__(self, model: TransformerConfig, cfg: HookedConfig):
@@ -87,16 +106,6 @@ class Attention(nn.Module):
             self.hook_attn_input = HookPoint()  # never fires, as in HookedTransformer
         if model.positional_embedding_type == "relative_positional_bias":
             self.rel_pos_bias = _zeros(cfg, model.relative_attention_num_buckets, heads)
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """W_Q W_Kᵀ of every head."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """W_V W_O of every head."""
-        return FactoredMatrix(self.W_V, self.W_O)
 
     def forward(
         self,

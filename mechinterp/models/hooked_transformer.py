@@ -10,12 +10,11 @@ from mechinterp.errors import MechinterpError
 from mechinterp.models.hooked_config import HookedConfig, settings
 from mechinterp.models.hooked_lens import (
     ActivationCache,
-    FactoredMatrix,
     HookedRootModule,
     HookPoint,
     composition_scores,
 )
-from mechinterp.models.hooked_modules import Block, Embed, Norm, PosEmbed, Unembed
+from mechinterp.models.hooked_modules import Block, Embed, Factored, Norm, PosEmbed, Unembed
 from mechinterp.models.network import Network
 
 _ON_REQUEST = {
@@ -33,7 +32,7 @@ def _of_all_layers(name: str) -> property:
     return property(lambda model: torch.stack([block.get_parameter(name) for block in model.blocks]))
 
 
-class Transformer(HookedRootModule):
+class Transformer(Factored, HookedRootModule):
     """The embedding, layers, final normalisation and unembedding that a network has.
 
     What comes before and after them, and the forward pass, is added by `models.hooked`.
@@ -117,16 +116,6 @@ class Transformer(HookedRootModule):
     W_O, b_O = _of_all_layers("attn.W_O"), _of_all_layers("attn.b_O")
     W_in, b_in = _of_all_layers("mlp.W_in"), _of_all_layers("mlp.b_in")
     W_out, b_out = _of_all_layers("mlp.W_out"), _of_all_layers("mlp.b_out")
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """W_Q W_Kᵀ of every layer and head."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """W_V W_O of every layer and head."""
-        return FactoredMatrix(self.W_V, self.W_O)
 
     def all_head_labels(self) -> list[str]:
         """L0H0, L0H1, …"""

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -100,14 +101,14 @@ class Contents(_Part):
     """Every so-manyth checkpoint has that state, from the first on."""
 
     @classmethod
-    def checked(cls, **parts: Any) -> "Contents":
-        """The contents of these parts; MechinterpError for a name or number that no file can have."""
+    def checked(cls, path: Path, **parts: Any) -> "Contents":
+        """The contents of these parts; MechinterpError for a name or number that the file at `path` cannot have."""
         try:
             return cls(**parts)
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, fault["loc"]))[:200]
-            raise MechinterpError(f"{where}: {fault['msg']}; choose another name or number") from None
+            raise MechinterpError(f"{path}: {where}: {fault['msg']}; choose another name or number") from None
 
 
 class Origin(_Part):

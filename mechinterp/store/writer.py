@@ -177,7 +177,7 @@ class RunWriter:
         contents = self.header.contents
         names = (*contents.metrics, *(name for name in metrics if name not in contents.metrics))
         state = {**contents.optimizer, **optimizer}
-        extended = Contents.checked(**{**dict(contents), "metrics": names, "optimizer": state})
+        extended = Contents.checked(self.path, **{**dict(contents), "metrics": names, "optimizer": state})
         self._move(self.header.model_copy(update={"contents": extended}))
 
     def finish(self, status: str) -> None:

@@ -9,7 +9,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import tyro
 
-from analyses._pictures import Format, framed, require_export, write_pictures
 from analyses.claims.verdicts import Verdict, verdict_table, with_settings
 from mechinterp.analysis.checkpoints import analyse
 from mechinterp.cli import run_command
@@ -18,6 +17,7 @@ from mechinterp.emergence import level_crossing, locate_or_say_why, steps_around
 from mechinterp.errors import MechinterpError
 from mechinterp.files import make_folder, replace_text
 from mechinterp.measures import main_measure, measure
+from mechinterp.pictures import Format, framed, require_export, write_pictures
 from mechinterp.report.study import write_study_report
 from mechinterp.run import Run, open_runs
 from mechinterp.studies.cost import Spent, spent

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from mechinterp.report.figures import COLOURS, NAMES, PALETTE, styled
+from mechinterp.figures import COLOURS, PALETTE, styled
+from mechinterp.labels import measure_name
 
 
 def loss_and_accuracies(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
@@ -24,12 +25,19 @@ def loss_and_accuracies(tables: dict[str, pd.DataFrame], title: str) -> go.Figur
         colour, each = COLOURS[name], pd.DataFrame({run: table[name] for run, table in tables.items()})
         for run, values in each.items():
             line = {"color": colour, "width": 1}
-            hover = {"hovertext": f"{run}: {NAMES[name]}", "opacity": 0.35, "legendgroup": name, "showlegend": False}
+            hover = {
+                "hovertext": f"{run}: {measure_name(name)}",
+                "opacity": 0.35,
+                "legendgroup": name,
+                "showlegend": False,
+            }
             x, y = each.index.to_numpy(), values.to_numpy()
             figure.add_scatter(x=x, y=y, mode="lines", line=line, row=1, col=column, **hover)
         mean = {"x": each.index.to_numpy(), "y": each.mean(axis=1).to_numpy(), "legendgroup": name}
         line, named = {"color": colour, "width": 3}, name != "train_loss"  # its axis says what the loss is
-        figure.add_scatter(**mean, mode="lines", name=NAMES[name], line=line, showlegend=named, row=1, col=column)
+        figure.add_scatter(
+            **mean, mode="lines", name=measure_name(name), line=line, showlegend=named, row=1, col=column
+        )
     styled(figure, title, "step (updates)", None)
     figure.update_yaxes(title_text="loss (nats)", type="log", exponentformat="none", dtick=1, row=1, col=1)
     return figure.update_yaxes(title_text="accuracy", range=[-0.03, 1.03], row=1, col=2)
@@ -63,7 +71,7 @@ def by_variant(variants: Mapping[str, Mapping[int, pd.DataFrame]], rows: dict[st
                 for run, values in runs.items():
                     hover = {"hovertext": f"{run}: {name}", "opacity": 0.35, "showlegend": False}
                     figure.add_scatter(x=x, y=values.to_numpy(), line=line, **shared, **hover, **place)
-                label = {"name": NAMES.get(name, name.replace("_", " ")), "showlegend": name not in named}
+                label = {"name": measure_name(name), "showlegend": name not in named}
                 named.add(name)
                 y = runs.mean(axis=1).to_numpy()
                 figure.add_scatter(x=x, y=y, line={**line, "width": 3}, **shared, **label, **place)

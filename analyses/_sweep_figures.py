@@ -12,7 +12,8 @@ from plotly.subplots import make_subplots
 
 from analyses.claims.scaling import power_law
 from mechinterp.errors import MechinterpError
-from mechinterp.report.figures import COLOURS, NAMES
+from mechinterp.figures import COLOURS
+from mechinterp.labels import measure_name
 
 SERIES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 """Colours of series that have no meaning of their own, after Okabe & Ito."""
@@ -20,7 +21,7 @@ SERIES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56
 
 def heat_maps(table: pd.DataFrame, x: str, y: str, columns: Sequence[str], title: str) -> go.Figure:
     """The median over seeds of every column, 0 to 1, by two settings; one map beside another, the values written in."""
-    names = [NAMES.get(column.removeprefix("final_"), column) for column in columns]
+    names = [measure_name(column.removeprefix("final_")) for column in columns]
     figure = make_subplots(cols=len(columns), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
     for col, column in enumerate(columns, start=1):
         values = table.pivot_table(index=y, columns=x, values=column, aggfunc="median")
@@ -72,7 +73,7 @@ def bands(
             figure.add_scatter(
                 x=at,
                 y=found["median"].to_numpy(),
-                name=NAMES.get(name, name),
+                name=measure_name(name),
                 legendgroup=name,
                 showlegend=col == 1,
                 mode="lines+markers",
@@ -99,7 +100,7 @@ def strips(table: pd.DataFrame, x: str, columns: Sequence[str], title: str, *, y
         figure.add_scatter(
             x=np.array([places[value] for value in table[x]]) + shift + 0.12 * within,
             y=table[column].to_numpy(),
-            name=NAMES.get(name, name),
+            name=measure_name(name),
             mode="markers",
             text=[f"{x} = {value}, seed {seed}" for value, seed in zip(table[x], table["seed"], strict=True)],
             marker={"color": COLOURS.get(name, "#0072B2"), "size": 8, "opacity": 0.75},

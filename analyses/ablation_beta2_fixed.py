@@ -9,7 +9,7 @@ a row per variant), its page, and for each variant the progress measures aligned
 from dataclasses import dataclass
 
 from analyses._common import StudyAnalysis, crossings, run_analysis
-from mechinterp.report.figures import aligned
+from mechinterp.figures import aligned_curves
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
 
@@ -24,7 +24,7 @@ class AblationBeta2Fixed(StudyAnalysis):
             tables = done.of(variant)
             origins = crossings(tables)
             title = f"The minimal induction head, β₂ {variant}: {len(origins)} seeds, aligned"
-            done.write(aligned(tables, origins, SHOWN, title, since="IC accuracy crossed 50 %"), variant)
+            done.write(aligned_curves(tables, origins, SHOWN, title, since="IC accuracy crossed 50 %"), variant)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class AblationLEqualsNBeta2Fixed(StudyAnalysis):
         for row in done.settings({"sigma": "model.attention_init_std"}).to_dict("records"):
             run = open_run(self.runs / f"{row['run']}.h5")
             ends = {name: row[name] for name in ("sigma", "seed", IC, "final_icl_loss")}
-            start, last = initial_parameters(run.config)[ALPHA], run.weights(run.steps[-1])[ALPHA]
+            start, last = initial_parameters(run.config)[ALPHA], run.weights("last")[ALPHA]
             rows.append(ends | {"alpha": float(start), "alpha_end": float(last)})
         return pd.DataFrame(rows)
 

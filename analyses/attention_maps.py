@@ -18,9 +18,9 @@ from analyses._attention_by_role import attention_by_role
 from analyses._common import RunAnalysis, run_analysis, steps_shown
 from analyses._figures import attention_maps, attention_shares
 from mechinterp.errors import MechinterpError
+from mechinterp.figures import token_names
 from mechinterp.files import make_folder
 from mechinterp.models.forward import run_with_cache
-from mechinterp.report.figures import token_names
 from mechinterp.run import open_runs
 
 

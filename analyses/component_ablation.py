@@ -15,7 +15,7 @@ import pandas as pd
 import mechinterp as mi
 from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.emergence import emergence_table
-from mechinterp.report.figures import trajectories
+from mechinterp.figures import trajectories
 from mechinterp.run import open_runs
 
 PREVIOUS_TOKEN = "blocks.0.attn.hook_pattern: not_previous_token"

@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 import mechinterp as mi
 from analyses._common import RunAnalysis, run_analysis
 from mechinterp.emergence import emergence_table
+from mechinterp.figures import COLOURS
 from mechinterp.files import make_folder
-from mechinterp.report.figures import COLOURS
 from mechinterp.run import open_runs
 
 MEASURES = ["icl_accuracy", "swap_accuracy", "cla_mass", "cla", "tla2", "ila1", "tila2"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses._common import RunAnalysis, analyse_runs, run_analysis
-from mechinterp.report.figures import trajectories
+from mechinterp.figures import trajectories
 
 
 @dataclass

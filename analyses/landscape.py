@@ -22,8 +22,8 @@ import mechinterp as mi
 from analyses._common import RunAnalysis, run_analysis
 from mechinterp.circuits.subspaces import require_item_label
 from mechinterp.errors import member
+from mechinterp.figures import trajectories
 from mechinterp.files import make_folder
-from mechinterp.report.figures import trajectories
 from mechinterp.run import open_runs
 from mechinterp.theory.landscape import ORIGIN, Competitors, Landscape, Point
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.circuits.patching import mask_unresolved
-from mechinterp.report.figures import trajectories
+from mechinterp.figures import trajectories
 
 
 @dataclass

@@ -13,8 +13,8 @@ import pandas as pd
 
 import mechinterp as mi
 from analyses._common import RunAnalysis, crossings, run_analysis
+from mechinterp.figures import aligned_curves
 from mechinterp.files import make_folder
-from mechinterp.report.figures import aligned
 from mechinterp.run import open_runs
 
 SHOWN = ["icl_accuracy", "cla", "tla2", "ila1", "tila2"]
@@ -39,7 +39,7 @@ class ProgressMeasures(RunAnalysis):
             self.out / "crossings.csv", float_format="%.2f"
         )
         title = f"Progress measures of {len(origins)} runs, aligned where IC accuracy crosses 50 %"
-        self.write(aligned(tables, origins, SHOWN, title, since="IC accuracy crossed 50 %"), "progress_measures")
+        self.write(aligned_curves(tables, origins, SHOWN, title, since="IC accuracy crossed 50 %"), "progress_measures")
 
 
 if __name__ == "__main__":

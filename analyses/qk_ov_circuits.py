@@ -13,7 +13,7 @@ from pathlib import Path
 from analyses._common import RunAnalysis, analyse_runs, ends, run_analysis
 from mechinterp.analysis.checkpoints import analyse
 from mechinterp.analysis.tables import null_bands
-from mechinterp.report.figures import trajectories
+from mechinterp.figures import trajectories
 from mechinterp.run import open_runs
 
 

@@ -77,7 +77,7 @@ class Singh2024(StudyAnalysis):
         tables = []
         for row in done.table[done.table["variant"] == "free"].to_dict("records"):
             run = open_run(self.runs / f"{row['run']}.h5")
-            network, batch = run.network(run.steps[-1]), run.task.sample("icl", self.n_sequences)
+            network, batch = run.network("last"), run.task.sample("icl", self.n_sequences)
             table = head_roles(network, run.task, n_pairs=self.n_sequences)
             sites = [
                 Site(f"blocks.{layer}.attn.hook_z", None, head)

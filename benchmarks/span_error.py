@@ -22,7 +22,7 @@ from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.config import RunConfig
 from mechinterp.models.forward import forward
 from mechinterp.models.network import Network
-from mechinterp.tasks.corruption import Corruptible, corrupted_pairs
+from mechinterp.tasks.corruption import corrupted_pairs, corruptions_of
 from mechinterp.tasks.registry import build_task
 
 PRESETS = ("reddy2023", "nguyen2024-fast")
@@ -52,8 +52,7 @@ def span_errors(preset: str, n_networks: int, n_pairs: int) -> pd.DataFrame:
     for seed in range(n_networks):
         config = RunConfig.preset(preset, seed=seed)
         network, task = Network.initial(config), build_task(config)
-        assert isinstance(task, Corruptible)
-        for corruption in task.corruptions:
+        for corruption in corruptions_of(task):
             pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
             with torch.no_grad():
                 logits = [forward(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt)]

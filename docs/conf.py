@@ -7,6 +7,7 @@ Docstrings are plain prose: an equation or an example is an indented block, `nam
 import re
 import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from sphinx.application import Sphinx
@@ -18,12 +19,13 @@ from mechinterp.errors import NamedEnum
 project = "mechinterp"
 version = release = version_of("mechinterp")
 copyright = "the mechinterp authors"  # Sphinx's name for it
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+sys.path.insert(0, str(Path(__file__).parent))  # for _gallery
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "_gallery"]
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["tables.css", "gallery.css"]
 html_title = f"mechinterp {version}"
 html_show_sourcelink = False
 html_copy_source = False

@@ -4,10 +4,10 @@ A pattern is [query, key] or [batch, query, key]; its rows sum to 1 over the key
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.errors import NamedEnum, UnknownNameError
+from mechinterp.errors import MechinterpError, NamedEnum, UnknownNameError
 from mechinterp.tasks.base import Batch
 
 
@@ -18,6 +18,7 @@ class AttentionPattern(NamedEnum):
     previous_token = "every token attends to the one before it, the first to itself (ILA1 = 1)"
     correct_label = "the target attends to its correct label, equally to several copies (TILA2 = 1)"
     labels = "the target attends equally to all labels of the context (TLA2 = 1)"
+    after_same_token = "every token attends equally to those that followed it before (prefix matching = 1)"
 
     @property
     def is_whole(self) -> bool:
@@ -48,14 +49,29 @@ def previous_token(n_pos: int) -> Float[Tensor, "query key"]:
     return pattern
 
 
+def after_earlier_occurrences(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch query key"]:
+    """1 where the token before the key is the same as the query's, and the key is no later than the query."""
+    same = tokens[:, :, None] == tokens.roll(1, dims=1)[:, None, :]
+    same[:, :, 0] = False
+    return same.tril().float()
+
+
 def pattern_of(
     name: AttentionPattern, batch: Batch
 ) -> tuple[Float[Tensor, "some query key"], Float[Tensor, "some query"]]:
     """The pattern, [batch or 1, query, key], and 1 for queries for which it has a row, else 0.
 
-    A target without a token of the role has no row. A batch without the role raises UnknownNameError.
+    A target without a token of the role has no row, and no token that has not occurred before has one of
+    `after_same_token`. A batch without the role raises UnknownNameError; one of vectors instead of tokens,
+    MechinterpError.
     """
     n_pos = batch.n_pos
+    if name is AttentionPattern.after_same_token:
+        if batch.inputs.ndim != 2:
+            raise MechinterpError("the pattern after_same_token needs sequences of tokens; this task's are of vectors")
+        followed = after_earlier_occurrences(batch.inputs)
+        occurrences = followed.sum(dim=-1, keepdim=True)
+        return followed / occurrences.clamp(min=1), (occurrences[..., 0] > 0).float()
     if name.role is None:
         whole = uniform(n_pos) if name is AttentionPattern.uniform else previous_token(n_pos)
         return whole[None], torch.ones(1, n_pos)

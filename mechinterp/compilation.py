@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from inspect import unwrap
 from typing import Any
 
@@ -9,6 +10,7 @@ from numba import njit
 from numba.core import config
 
 from mechinterp.errors import MechinterpError
+from mechinterp.progress import announce
 
 
 def compiler(*, cache: bool = False, **options: Any) -> Callable[..., Any]:
@@ -32,6 +34,12 @@ def compiler(*, cache: bool = False, **options: Any) -> Callable[..., Any]:
     return compiled
 
 
+@lru_cache
+def _say_once() -> None:
+    """Say, the first time in a process, that functions are compiled, which takes a while."""
+    announce("compiling kernels, up to a minute; they are kept for the next time")
+
+
 class _OptionalCache:
     """Numba's cache of one function, whose errors are no errors of the program."""
 
@@ -40,12 +48,15 @@ class _OptionalCache:
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """The compiled function; None if it is not there, or damaged, and then it is forgotten."""
+        found = None
         try:
-            return self._numba_cache.load_overload(signature, context)
+            found = self._numba_cache.load_overload(signature, context)
         except Exception:  # whatever a damaged pickle raises
             with suppress(Exception):
                 self._numba_cache.flush()
-            return None
+        if found is None:
+            _say_once()
+        return found
 
     def save_overload(self, signature: Any, data: Any) -> None:
         """Keep a compiled function, if that is possible."""

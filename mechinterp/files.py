@@ -58,7 +58,14 @@ def make_durable(folder: Path) -> None:
 
 
 def require_place(path: Path) -> Path:
-    """The path, if a page, picture or table can be written there. An existing one is replaced; a run file never is."""
+    """The path, if a page, picture or table can be written there, in a folder that is made if need be.
+
+    An existing one is replaced; a run file never is.
+    """
+    if path.is_dir():
+        raise MechinterpError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        make_folder(path.parent)
     if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
         raise MechinterpError(f"{path}: cannot be written; choose another file")
     if path.is_file() and _begins(path, b"mechinterp-run "):
@@ -182,6 +189,32 @@ class FileLock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process has the right to write a file now (`FileLock`), which is not asked for."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(beside(path.resolve(), "lock"), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def require_ending(path: Path, *endings: str) -> Path:
+    """The path, if its name ends with one of those that a command writes: ``.html``; in capitals too."""
+    if path.suffix.lower() in endings:
+        return path
+    known = endings[0] if len(endings) == 1 else f"{', '.join(endings[:-1])} or {endings[-1]}"
+    has = f"ends with {path.suffix}" if path.suffix else "has no ending"
+    raise MechinterpError(f"{path}: {has}, and what is written there is {known}; give a name that ends so")
 
 
 def beside(path: Path, ending: str) -> Path:

@@ -17,6 +17,15 @@ SECONDS = 30.0
 """Time between two lines where no bar can be drawn."""
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Show no progress in this process from now on, whatever asks for it; warnings are still said."""
+    global _quiet
+    _quiet = quiet
+
+
 class _Display(Protocol):
     """What is shown of the progress."""
 
@@ -34,7 +43,7 @@ class Progress:
         """`unit` names one of the `total` parts of the work, of which `done` are done. Nothing is printed unless it is
         `shown`."""
         self._display: _Display | None = None
-        if not shown or sys.stderr is None:
+        if not shown or _quiet or sys.stderr is None:
             return
         if sys.stderr.isatty() or in_notebook():
             self._display = _bar()(total=total, initial=done, unit=unit, mininterval=0.5)
@@ -105,6 +114,12 @@ def say(message: str) -> None:
     """Print a line on standard error, if there is one, above a bar."""
     if sys.stderr is not None:
         tqdm.write(message, file=sys.stderr)
+
+
+def announce(message: str) -> None:
+    """Say that something long begins, unless progress is not to be shown."""
+    if not _quiet:
+        say(message)
 
 
 def in_notebook() -> bool:

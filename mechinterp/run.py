@@ -75,12 +75,13 @@ class Run(Trajectory):
         return self._task
 
     @torch_defaults()
-    def network(self, step: int) -> Network:
-        """The canonical network at any step: read if the step is stored, else rebuilt by replaying the training.
+    def network(self, step: int | str) -> Network:
+        """The canonical network at any step (`numbered`): read if it is stored, else rebuilt by replaying the training.
 
         The replay continues to the next saved checkpoint and compares digests. If they differ (another machine, or
         another build of torch) an ApproximateReplayWarning tells the deviation.
         """
+        step = self.numbered(step)
         if step in self.steps:
             return Network(self.config, self.weights(step))
         rebuilt: dict[int, dict[str, Tensor]] = {}
@@ -90,7 +91,7 @@ class Run(Trajectory):
         return Network(self.config, rebuilt[step])
 
     @torch_defaults()
-    def model(self, step: int) -> "HookedNetwork":
+    def model(self, step: int | str) -> "HookedNetwork":
         """The hooked view of `network` at any step, in TransformerLens."""
         from mechinterp.models.hooked import HookedNetwork  # imports TransformerLens, which takes seconds
 
@@ -129,7 +130,7 @@ class Run(Trajectory):
 
     def export(
         self,
-        steps: int | Sequence[int] | None,
+        steps: int | str | Sequence[int | str] | None,
         path: str | Path,
         *,
         format: str | None = None,
@@ -194,11 +195,11 @@ class RecordedRun(Run):
         return self._task
 
     @torch_defaults()
-    def network(self, step: int) -> Network:
+    def network(self, step: int | str) -> Network:
         """The network at a saved step; UnrecognisedNetwork, with the reason, unless it is one that is known."""
         return Network(self.network_config, self._foreign_network().parameters(self.weights(step)))
 
-    def model(self, step: int) -> Any:
+    def model(self, step: int | str) -> Any:
         """What `build` makes, with the weights of a saved step and in evaluation mode; without `build`, the
         HookedTransformer view of `network`."""
         if self._build is None:

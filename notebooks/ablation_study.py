@@ -79,7 +79,7 @@ for (variant, seed), curves in measured(study, "checkpoints/studies").items():
 
 # %%
 run = mi.open_run(f"checkpoints/studies/{study.runs[0].id}.h5")
-losses = mi.analyse(run, "ablate", steps=run.steps[-1], n_sequences=300)
+losses = mi.analyse(run, "ablate", steps="last", n_sequences=300)
 losses.assign(cost=losses["intact"] - losses["value"]).nlargest(6, "cost")[["hook", "ablation", "cost"]].round(2)
 
 # %% [markdown]

@@ -74,8 +74,7 @@ mi.locate_emergence(table["icl_accuracy"])
 # labels; the last one is the target, whose label is asked.
 
 # %%
-last = run.steps[-1]
-model = run.model(last)
+model = run.model("last")
 batch = run.task.sample("icl", 200, seed=1)
 logits, cache = model.run_with_cache(batch.inputs)
 print(batch)
@@ -95,13 +94,13 @@ go.Figure(go.Heatmap(z=pattern[:20].detach().numpy(), zmin=0, zmax=1)).update_la
 # Every edge of the picture is measured: it is taken out, and what the answer loses is its width.
 
 # %%
-mi.circuit_graph(run.network(last), run.task, n_pairs=128)
+mi.circuit_graph(run.network("last"), run.task, n_pairs=128)
 
 # %% [markdown]
 # `"evidence"` asks the facts that only an induction head shows, each with its number.
 
 # %%
-mi.analyse(run, "evidence", steps=last).round(2)
+mi.analyse(run, "evidence", steps="last").round(2)
 
 # %% [markdown]
 # ## Ablate and patch
@@ -110,13 +109,13 @@ mi.analyse(run, "evidence", steps=last).round(2)
 # labels were swapped?
 
 # %%
-losses = mi.analyse(run, "ablate", steps=last, n_sequences=200)
+losses = mi.analyse(run, "ablate", steps="last", n_sequences=200)
 losses[["hook", "ablation", "intact", "value"]].round(2)
 
 # %%
 pairs = mi.corrupted_pairs(run.task, "swap_label", n_pairs=128)
 values = mi.Site("blocks.1.attn.hook_v", "label")
-mi.patch(run.network(last), pairs, [values]).round(2)
+mi.patch(run.network("last"), pairs, [values]).round(2)
 
 # %% [markdown]
 # ## A report

@@ -66,6 +66,14 @@ def test_paths_of_shuffled_positions_are_refused_where_there_are_none(run, capsy
     assert "carry no position" in capsys.readouterr().err
 
 
+def test_what_next_names_commands_that_apply(tmp_path, capsys):
+    settings = ["--training.steps", "4", "--checkpoints.every", "4", "--task.n-items", "60", "--task.n-pairs", "4"]
+    out = tmp_path / "run.h5"
+    assert main(["run", "--preset", "nguyen2024-fast", "--out", str(out), *settings]) == 0
+    following = capsys.readouterr().out.split("next:\n")[1].splitlines()
+    assert [line.split()[1] for line in following] == ["patch", "ablate", "study"]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_one_of_the_command_lines(preset, tmp_path, capsys):
     config, options = mi.RunConfig.preset(preset), ["--training.steps", "1", "--training.batch-size", "2"]

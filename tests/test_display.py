@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mechinterp as mi
+from mechinterp import config as sections
 from mechinterp.analysis.checkpoints import circuit_graphs
 from mechinterp.circuits.graph import CircuitGraph
 from mechinterp.display import facts_table, framed_page
@@ -127,6 +128,16 @@ def test_batches_and_tasks_say_what_they_are(tiny_config):
     assert seen.startswith("<ItemLabelTask: 7 vectors of 24 dimensions, 4 labels; evaluation sets: icl, iwl")
     assert "n_pairs = 3" in seen
     assert seen.endswith("seed 0>")
+
+
+def test_a_network_roles_pairs_and_a_config_say_what_they_are(tiny_config, tiny_run):
+    assert repr(tiny_run.network(0)).startswith("<Network: layers: 2, heads in a layer: 1, d_model: 24, ")
+    pairs = mi.corrupted_pairs(tiny_run.task, n_pairs=5)
+    assert repr(pairs).startswith("<Pairs: 5 clean and corrupt, of 7 tokens; roles: item, label, target")
+    assert repr(pairs.roles).startswith("<Roles: item (15 tokens), label (15 tokens), target (5 tokens)")
+    assert repr(mi.RunConfig()) == "RunConfig()"
+    read = eval(repr(tiny_config), dict(vars(sections)))
+    assert read == tiny_config
 
 
 @pytest.mark.parametrize("preset", ["nguyen2024-fast", "edelman2024", "grokking", "induction-tokens"])

@@ -14,7 +14,8 @@ What is substituted, so that this takes seconds:
   have narrow networks (`SMALL_FURTHER`), and 60 steps;
 * the run of the fast preset, which pages train or expect as ``checkpoints/reddy2023-fast-0.h5`` (1, 2), is trained once
   and copied, whatever its seed;
-* of a study, all configs are validated as they are, but every run is a copy of one tiny run.
+* of a study, all configs are validated as they are, but every run is a copy of one tiny run;
+* components are read whatever the accuracy of the small network does.
 """
 
 import inspect
@@ -43,6 +44,7 @@ import mechinterp as mi
 import mechinterp.training.runs
 from mechinterp.cli import _COMMANDS, main
 from mechinterp.cli.analyses import analysis_commands
+from mechinterp.comparison import formation
 from mechinterp.config import PRESETS
 from mechinterp.files import read_sealed_json, read_toml, write_sealed_json
 from mechinterp.measures import MEASURES
@@ -69,6 +71,7 @@ SWEEPS = tuple(
         "singh2024",
         "edelman2024",
         "grokking",
+        "causal_audit",
     )
 )
 """These vary settings that `SMALL` has smaller, or take long; their own tests in tests/analyses/ run them."""
@@ -196,12 +199,21 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
             write_sealed_json(file_of(job, ".json"), {**read_sealed_json(tiny / "tiny.json"), "id": job["id"]})
 
     monkeypatch.setattr(mechinterp.training.runs, "train", train)
+    monkeypatch.setattr(formation, "LEAST_RISE", -1)
 
     def ask(request):
         """What a worker would answer; none is started."""
         if request["what"] == "check":
             check(request["config"], request["measures"], request["device"])
-        return {"error": None, "step": 0.005, "checkpoint": 0.2, "checkpoint_bytes": 6e5}
+        return {
+            "error": None,
+            "step": 0.005,
+            "checkpoint": 0.2,
+            "checkpoint_bytes": 6e5,
+            "start": 0.0,
+            "written": 0.0,
+            "engine": "",
+        }
 
     monkeypatch.setattr("mechinterp.studies.runner.execute_job", carry_out)
     monkeypatch.setattr("mechinterp.studies.processes.ask", ask)
@@ -298,6 +310,16 @@ def test_commands_that_are_neither_ours_nor_left_out_are_refused(tmp_path, monke
         run("mechinterp info nope.h5", "mechinterp info")
 
 
+_POSITIONAL = {
+    "runs": ("folder",),
+    "compare": ("first", "second"),
+    "config show": ("name",),
+    "config check": ("name",),
+    "completion": ("shell",),
+    "interpolate": ("other",),
+}
+
+
 def test_the_page_of_commands_has_every_command_and_option():
     page = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
     analyses = {name: analysis_commands(name)[name] for name in analysis_commands("")}
@@ -305,9 +327,9 @@ def test_the_page_of_commands_has_every_command_and_option():
         assert f"| `{name}" in page, name  # with its argument
         options = {"start": "from", "stop": "to"} if name == "replay" else {}
         for field in fields(command):
-            if field.name not in ("run", "file", "files", "settings"):
+            if field.name not in ("run", "file", "files", "settings", *_POSITIONAL.get(name, ())):
                 option = options.get(field.name, field.name).replace("_", "-")
-                assert re.search(rf"--{option}\b", page), f"{name} --{option}"
+                assert re.search(rf"--(no-)?{option}\b", page), f"{name} --{option}"
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path):

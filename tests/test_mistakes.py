@@ -55,9 +55,11 @@ def registered():
 
 
 MISTAKES: dict[str, tuple[Callable, str]] = {
-    "a step that is text": (lambda run: run.network("6"), "step is '6'; expected an integer"),
+    "a step that is text": (lambda run: run.network("6"), "step is '6'; expected a number, or 'first' or 'last'"),
     "a step between two": (lambda run: run.network(3.5), "step is 3.5; expected an integer"),
-    "steps to measure that are text": (lambda run: mi.measure(run, steps="6"), "step is '6'; expected an integer"),
+    "a step below 0": (lambda run: run.weights(-1), "step is -1; expected 0 or more, or 'last'"),
+    "steps to measure that are text": (lambda run: mi.measure(run, steps="6"), "step is '6'; expected a number, or"),
+    "measures that are a number": (lambda run: mi.measure(run, 3), "names is 3; expected a measure, several"),
     "half a sequence": (lambda run: mi.measure(run, n_sequences=10.5), "n_sequences is 10.5; expected an integer"),
     "a seed below 0": (lambda run: mi.corrupted_pairs(run.task, seed=-1), "seed is -1; expected 0 or more"),
     "another seed below 0": (lambda run: mi.measure(run, seed=-1), "seed is -1; expected 0 or more"),
@@ -104,6 +106,38 @@ def test_a_mistake_is_named_in_one_line(tiny_run, case):
     assert "\n" not in str(refused.value)
 
 
+def test_the_first_and_the_last_step_have_names(tiny_run, tmp_path):
+    steps = tiny_run.steps
+    assert (
+        tiny_run.digest("last") == tiny_run.digest(steps[-1]) != tiny_run.digest("first") == tiny_run.digest(steps[0])
+    )
+    for read in (tiny_run.weights, lambda step: tiny_run.network(step).parameters):
+        assert all(torch.equal(value, read(steps[-1])[name]) for name, value in read("last").items())
+    table = mi.measure(tiny_run, "ila1", steps="last", n_sequences=20)
+    assert table.equals(mi.measure(tiny_run, "ila1", steps=steps[-1], n_sequences=20))
+    few = {"n_sequences": 8}
+    assert list(mi.analyse(tiny_run, "ablate", steps=["first", "last"], **few)["step"].unique()) == [
+        steps[0],
+        steps[-1],
+    ]
+    assert set(mi.analyse(tiny_run, "ablate", steps="first", **few)["step"]) == {steps[0]}
+    assert tiny_run.export("last", tmp_path / "end.safetensors") == [tmp_path / "end.safetensors"]
+
+
+def test_a_cache_names_the_nearest_activation_and_leaves_out_the_batch_of_one_sequence(tiny_run):
+    model, inputs = tiny_run.model("last"), tiny_run.task.sample("icl", 2).inputs
+    _, cache = model.run_with_cache(inputs)
+    with pytest.raises(MechinterpError, match=r"unknown activation 'blocks.0.attn.hook_patern'; did you mean"):
+        cache["blocks.0.attn.hook_patern"]
+    assert "blocks.0.attn.hook_patern" not in cache
+    _, one = model.run_with_cache(inputs[:1], remove_batch_dim=True)
+    assert set(one) == set(cache)
+    for hook, value in one.items():
+        torch.testing.assert_close(value, cache[hook][0])
+    with pytest.raises(MechinterpError, match="remove_batch_dim takes one sequence, and inputs has 2"):
+        model.run_with_cache(inputs, remove_batch_dim=True)
+
+
 def test_one_step_one_measure_and_one_site_need_no_list(tiny_run):
     one = mi.measure(tiny_run, "ila1", steps=6, n_sequences=20)
     assert one.equals(mi.measure(tiny_run, ["ila1"], steps=[6], n_sequences=20))
@@ -123,7 +157,12 @@ def test_a_mistake_in_a_measure_is_named(tiny_run, registered):
     for name, expected in (("vector", r"vector gave \(20,\); expected one number"), ("without_hooks", "was not asked")):
         with pytest.raises(MechinterpError, match=expected):
             mi.measure(tiny_run, name, n_sequences=20)
-    del MEASURES["vector"], MEASURES["without_hooks"]
+    mi.unregister("vector")
+    mi.unregister("without_hooks")
+    assert not {"vector", "without_hooks"} & {*MEASURES, *mi.measure(tiny_run, n_sequences=20)}
+    for name, expected in (("vector", "unknown measure 'vector'"), ("ila1", "ila1 is a built-in measure; to leave")):
+        with pytest.raises(MechinterpError, match=expected):
+            mi.unregister(name)
     for arguments, expected in (
         ({"roles": "label"}, r"give a list, \['label'\]"),
         ({"hooks": ["blocks.one.hook_z"]}, "unknown hook 'blocks.one.hook_z'"),
@@ -306,6 +345,16 @@ def test_an_analysis_that_has_no_file_is_not_kept(tiny_config, tmp_path, monkeyp
     assert not run.path.with_name("a.h5.cache").exists()
 
 
+def test_tables_of_a_custom_task_are_not_kept_as_its_file_does_not_contain_it(tiny_config, tmp_path):
+    assert isinstance(tiny_config.task, ItemLabelConfig)
+    for task, kept in ((Halved(tiny_config.task, seed=0), False), (mi.build_task(tiny_config), True)):
+        path = tmp_path / f"{kept}.h5"
+        run = mi.train(tiny_config.updated({"training.steps": 4}), path, task=task, progress=False)
+        mi.analyse(run, "ablate", steps="last", n_sequences=8)
+        mi.transplant(run, "classifier", steps=["first", "last"], n_sequences=8)
+        assert path.with_name(f"{path.name}.cache").exists() is kept
+
+
 def test_a_damaged_table_is_computed_again(tiny_config, tmp_path):
     run = mi.train(tiny_config.updated({"training.steps": 2}), tmp_path / "a.h5", progress=False)
     table = mi.analyse(run, "ablate", steps=0, n_sequences=8)
@@ -321,7 +370,7 @@ def test_a_damaged_table_is_computed_again(tiny_config, tmp_path):
 
 def test_public_names_stay_what_they_are():
     code = "import mechinterp as mi; a = [getattr(mi, n) for n in mi.__all__]; b = [getattr(mi, n) for n in mi.__all__]"
-    modules = "; assert all(x is y and type(x).__name__ != 'module' for x, y in zip(a, b))"
+    modules = "; assert all(x is y and (type(x) is not type(mi) or x is mi.figures) for x, y in zip(a, b))"
     subprocess.run([sys.executable, "-c", code + modules], check=True)
 
 

@@ -28,9 +28,9 @@ class TableCache:
     def __init__(
         self, run: Path, config: RunConfig, analysis: str, home: str, arguments: Mapping[str, Any], *, keep: bool = True
     ):
-        """Without `keep`, nothing is read or written."""
+        """Without `keep`, nothing is read or written; nor of a custom task, which the run's file does not contain."""
         self.tables: dict[str, pd.DataFrame] = {}
-        self._changed, self._keep = False, keep and bool(_source(home))
+        self._changed, self._keep = False, keep and config.task.kind != "custom" and bool(_source(home))
         if not self._keep:
             return
         values = {name: value.name if isinstance(value, Enum) else value for name, value in arguments.items()}

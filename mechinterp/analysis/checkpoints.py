@@ -26,7 +26,7 @@ def analyse(
     run: Run,
     analysis: str,
     *,
-    steps: int | Iterable[int] | None = None,
+    steps: int | str | Iterable[int | str] | None = None,
     progress: bool = False,
     keep: bool = True,
     **arguments: Any,
@@ -40,7 +40,6 @@ def analyse(
     entry, chosen = analysis_of(analysis), checked_arguments(analysis, arguments)
     wanted = run.chosen_steps(steps)
     digests, function = [run.digest(step) for step in wanted], entry.function(analysis)
-    keep = keep and run.network_config.task.kind != "custom"  # the file of a custom task does not contain the task
     kept = TableCache(run.path, run.network_config, analysis, entry.home, chosen, keep=keep)
     task, tables = run.task, []
     try:
@@ -60,17 +59,17 @@ def analyse(
 def circuit_graphs(
     run: Run,
     *,
-    steps: int | Iterable[int] | None = None,
+    steps: int | str | Iterable[int | str] | None = None,
     weight: "Weight | str" = "effect",
     threshold: float | None = None,
     **arguments: Any,
 ) -> "dict[int, CircuitGraph]":
     """The circuit (`circuits.graph.graph_of`) by step, from the kept tables of ``analyse(run, "circuit", …)``."""
-    from mechinterp.circuits.diagram import THRESHOLD, checked
+    from mechinterp.circuits.diagram import checked
     from mechinterp.circuits.graph import graph_of
 
-    weight, threshold = checked(weight, THRESHOLD if threshold is None else threshold)
-    steps = steps if steps is None or isinstance(steps, int) else dict.fromkeys(steps)
+    weight, threshold = checked(weight, threshold)
+    steps = steps if steps is None or isinstance(steps, int | str) else dict.fromkeys(steps)
     table = analyse(run, "circuit", steps=steps, **arguments)
     by_step = table.groupby("step", sort=False) if len(table) else ()
     return {int(str(step)): graph_of(rows, weight=weight, threshold=threshold) for step, rows in by_step}

@@ -1,6 +1,6 @@
 """The main result of a run in sentences: what rose, to what level, and whether it is an induction head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -39,6 +39,26 @@ class Headline:
         return {"level": self.level, "induction_head": self.induction_head, "evidence": self.evidence}
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """Whether a network is an induction head (`circuits.evidence`) at a first and a last step."""
+
+    first: int
+    last: int
+    before: bool
+    """Whether it is one at the first step."""
+    holds: bool
+    """Whether it is one at the last step."""
+    weakest_before: float
+    """The value of the weakest fact at the first step, 1 of an ideal head; NaN where it is not resolved."""
+    weakest: float
+    """The same at the last step."""
+    composition: str
+    """``K`` or ``Q``, of the last step."""
+    lacking: tuple[Fact, ...]
+    """The facts that do not hold at the last step; of the two compositions, where neither does, the first."""
+
+
 def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> Headline:
     """The transition of a measure, the level of guessing that IC accuracy has reached if it is one, and the evidence.
 
@@ -54,7 +74,13 @@ def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> He
         return Headline(describe(measure, emergence))
     level = guessing_level(run.task, float(after or 0.0)) if measure == main_measure(run.task) else None
     steps = steps_around(emergence, run.steps) if emergence.transition else run.steps[-1:]
-    return Headline(describe(measure, emergence), level, *_induction_head(run, steps))
+    try:
+        found = induction_evidence(run, steps)
+    except MechinterpError as error:
+        return Headline(
+            describe(measure, emergence), level, None, f"whether it is an induction head was not tested: {error}"
+        )
+    return Headline(describe(measure, emergence), level, found.holds, _in_a_sentence(found))
 
 
 def guessing_level(task: Task, accuracy: float) -> str | None:
@@ -64,23 +90,31 @@ def guessing_level(task: Task, accuracy: float) -> str | None:
     return min(near, key=lambda name: abs(accuracy - levels[name]), default=None)
 
 
-def _induction_head(run: Run, steps: list[int]) -> tuple[bool | None, str]:
-    """Whether the network is an induction head at the last of the steps, and a sentence, also on an earlier first."""
+def induction_evidence(run: Run, steps: Sequence[int]) -> Evidence:
+    """The evidence for an induction head at the first and the last of the steps. Raises MechinterpError where the task
+    or the network does not admit the test."""
     first, last = steps[0], steps[-1]
-    try:
-        table = analyse(run, "evidence", steps=dict.fromkeys([first, last]))
-    except MechinterpError as error:
-        return None, f"whether it is an induction head was not tested: {error}"
+    table = analyse(run, "evidence", steps=dict.fromkeys([first, last]))
     before, after = (table[table["step"] == step].set_index("fact") for step in (first, last))
-    whole = Fact.induction_head.name
-    if not after["holds"][whole]:
-        needed = [Fact.answers_from_context, Fact.target_query_selects, Fact.correct_label_copied]
-        lacking = [fact.name for fact in needed if not after["holds"][fact.name]]
-        if not (after["holds"][Fact.k_composition.name] or after["holds"][Fact.q_composition.name]):
-            lacking.append("k_composition or q_composition")
-        return False, f"no induction head at step {last:,}: it lacks {', '.join(lacking)}"
-    by_keys = bool(after["holds"][Fact.k_composition.name])
-    weakest, earlier = float(after["value"][whole]), float(before["value"][whole])
-    composition, then = "K" if by_keys else "Q", "not resolved" if pd.isna(earlier) else f"{earlier:.2f}"
-    text = f"an induction head by {composition}-composition at step {last:,}: its weakest fact has the value"
-    return True, f"{text} {weakest:.2f}" + (f", at step {first:,} {then}" if first != last else "")
+    whole, by_keys = Fact.induction_head.name, bool(after["holds"][Fact.k_composition.name])
+    needed = (Fact.answers_from_context, Fact.target_query_selects, Fact.correct_label_copied)
+    lacking = [fact for fact in needed if not after["holds"][fact.name]]
+    if not (by_keys or after["holds"][Fact.q_composition.name]):
+        lacking.append(Fact.k_composition)
+    return Evidence(
+        *(first, last, bool(before["holds"][whole]), bool(after["holds"][whole])),
+        *(float(before["value"][whole]), float(after["value"][whole]), "K" if by_keys else "Q", tuple(lacking)),
+    )
+
+
+def _in_a_sentence(found: Evidence) -> str:
+    if not found.holds:
+        names = [
+            "k_composition or q_composition" if fact is Fact.k_composition else fact.name for fact in found.lacking
+        ]
+        return f"no induction head at step {found.last:,}: it lacks {', '.join(names)}"
+    then = "not resolved" if pd.isna(found.weakest_before) else f"{found.weakest_before:.2f}"
+    return (
+        f"an induction head by {found.composition}-composition at step {found.last:,}: its weakest fact has the value"
+        f" {found.weakest:.2f}" + (f", at step {found.first:,} {then}" if found.first != found.last else "")
+    )

@@ -67,9 +67,16 @@ class Analysis:
 
 
 _TABLES = "mechinterp.analysis.tables"
+_CIRCUITS = "mechinterp.analysis.whole_circuits"
 ANALYSES: dict[str, Analysis] = {
     "patch": Analysis(_TABLES, "Activation patching at every hook and role: which activation carries the answer?"),
     "paths": Analysis(_TABLES, "Path patching: which edge between components carries the answer?"),
+    "attribution": Analysis(
+        _CIRCUITS, "Attribution patching of sites and edges, with integrated gradients: where does it miss the effect?"
+    ),
+    "faithfulness": Analysis(
+        _CIRCUITS, "Circuits alone, edge by edge: how many edges does it take to do what the network does?"
+    ),
     "ablate": Analysis(_TABLES, "Ablate every layer's pattern, values and output, in every way: what is lost?"),
     "qkov": Analysis(
         _TABLES, "QK and OV circuits: strengths of the query–key interactions, composition and copying scores."

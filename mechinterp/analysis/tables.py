@@ -6,7 +6,8 @@ import pandas as pd
 
 from mechinterp.circuits.ablation import ablate as ablate_sites
 from mechinterp.circuits.additive_order_parameters import additive_order_parameters
-from mechinterp.circuits.diagram import Weight, circuit_edges
+from mechinterp.circuits.diagram import Heads, Weight, circuit_edges
+from mechinterp.circuits.edges import Scale
 from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.circuits.heads import head_roles
 from mechinterp.circuits.logits import logit_attribution, logit_lens
@@ -14,7 +15,7 @@ from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.order_parameters import order_parameters as induction_head_order_parameters
 from mechinterp.circuits.patching import Direction
 from mechinterp.circuits.patching import patch as patch_sites
-from mechinterp.circuits.paths import Scale, patch_paths
+from mechinterp.circuits.paths import patch_paths
 from mechinterp.circuits.qk_ov import (
     composition_scores,
     copying_score,
@@ -28,7 +29,7 @@ from mechinterp.errors import NamedEnum
 from mechinterp.models.network import Network
 from mechinterp.run import Run
 from mechinterp.tasks.base import Task
-from mechinterp.tasks.corruption import Corruption, composition_corruption, corrupted_pairs
+from mechinterp.tasks.corruption import Corruption, composition_corruption, corrupted_pairs, corruptions_of
 from mechinterp.torch_state import torch_threads
 
 Pairs = Annotated[int, "Clean–corrupt pairs of sequences."]
@@ -91,13 +92,13 @@ def paths(
 def path_corruption(task: Task) -> Corruption:
     """What changes what followed the target's item (`composition_corruption`), or where a task has no such corruption,
     swap_label, or its first one."""
-    wanted, known = (composition_corruption(task), Corruption.swap_label), getattr(task, "corruptions", ())
+    wanted, known = (composition_corruption(task), Corruption.swap_label), corruptions_of(task)
     return next((corruption for corruption in wanted if corruption in known), _default(task))
 
 
 def _default(task: Task) -> Corruption:
     """replace_target, or the first corruption of a task that does not have it."""
-    known = getattr(task, "corruptions", ())
+    known = corruptions_of(task)
     return Corruption.replace_target if Corruption.replace_target in known or not known else known[0]
 
 
@@ -213,8 +214,11 @@ def circuit(
     task: Task,
     *,
     weight: Annotated[Weight, "effect or attention."] = Weight.effect,
+    heads: Annotated[Heads, "apart (every head has its own edges) or together (those of a layer at once)."] = (
+        Heads.apart
+    ),
     n_pairs: Pairs = 256,
     seed: Seed = 0,
 ) -> pd.DataFrame:
     """Every edge of the circuit diagram: source, target, kind, value, effect, …, weight, drawn, operation."""
-    return circuit_edges(network, task, weight=weight, n_pairs=n_pairs, seed=seed)
+    return circuit_edges(network, task, weight=weight, heads=heads, n_pairs=n_pairs, seed=seed)

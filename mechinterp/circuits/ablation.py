@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechinterp.attention_patterns import AttentionPattern, pattern_of, previous_token_mask
@@ -73,11 +74,7 @@ def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batc
     if how is Ablation.mean:
         return old.mean(dim=0, keepdim=True).expand_as(old)
     if how is Ablation.resample:
-        n = len(old)
-        if n < 2:
-            raise MechinterpError("resampling takes two sequences or more")
-        shift = generator(seed, Stream.CORRUPTION, 1).integers(1, n, size=n)
-        return old[(torch.arange(n) + torch.from_numpy(shift)) % n]
+        return old[another_sequence(len(old), seed)]
     if how is Ablation.not_previous_token:
         # the small uniform term remains where a row had attended to nothing but the previous token
         n_pos = old.shape[-1]
@@ -89,6 +86,14 @@ def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batc
         raise MechinterpError(f"ablation {how.name} needs the role {how.pattern.role!r}, which this task does not have")
     pattern, rows = pattern_of(how.pattern, batch)
     return torch.where(rows[:, None, :, None] > 0, pattern.to(old.dtype)[:, None], old)  # other rows stay
+
+
+def another_sequence(n: int, seed: int) -> Int[Tensor, "batch"]:
+    """For every one of n sequences the index of another one, at random."""
+    if n < 2:
+        raise MechinterpError("resampling takes two sequences or more")
+    shift = generator(seed, Stream.CORRUPTION, 1).integers(1, n, size=n)
+    return (torch.arange(n) + torch.from_numpy(shift)) % n
 
 
 @torch_defaults()

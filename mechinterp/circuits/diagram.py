@@ -17,8 +17,10 @@ without effect, negative for an edge that lowers the lead. To remove an edge, th
   and the scale of the patched input).
 
 The other sequence is the one before in the batch, at the same positions. The effect of a node is that of replacing its
-whole activation by the other sequence's; that of the answer is 1. The heads of a layer are taken together; where there
-are several, a node names those that have an effect alone. `graph` makes a graph of it, and `svg` draws that.
+whole activation by the other sequence's; that of the answer is 1. Every head has edges and nodes of its own, unless the
+heads of a layer are taken together (`Heads`): two heads that do the same work, of which either suffices, have small
+effects apart and a large one together. A circuit is drawn where the answer leads, and of it what is beyond noise
+(`certainty`). `graph` makes a graph of it, and `svg` draws that.
 
 Nodes and edges are those of Elhage et al. 2021 (queries, keys, values and their composition), operations those of an
 induction head (Olsson et al. 2022). Edges of kind ``path`` are patched as in Wang et al. 2023 and Goldowsky-Dill et
@@ -26,36 +28,31 @@ al. 2023, all others and nodes as in `patching`.
 """
 
 import math
-from dataclasses import dataclass, field
-from itertools import product
+import re
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import nn
 
 from mechinterp.circuits.activations import network_of
-from mechinterp.circuits.evidence import MOST_OFF, Fact, induction_head_evidence, require_separate_tokens
-from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Site, patched
-from mechinterp.circuits.paths import Receiver, Scale, receivers
-from mechinterp.circuits.standard_errors import standard_error
+from mechinterp.circuits.certainty import edge_level
+from mechinterp.circuits.columns import with_columns
+from mechinterp.circuits.cuts import Cuts
+from mechinterp.circuits.edges import Receiver, Scale, receivers
+from mechinterp.circuits.evidence import MOST_OFF, Fact, induction_head_evidence, lacks_of_evidence
 from mechinterp.errors import MechinterpError, NamedEnum, member
-from mechinterp.models.forward import Activations, attention_scores, run_with_cache
+from mechinterp.models.forward import attention_scores, run_with_cache
 from mechinterp.models.layer import attention_pattern
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation
 from mechinterp.tasks.base import Task
-from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs
+from mechinterp.tasks.corruption import Pairs
 from mechinterp.torch_state import torch_defaults
 
-ROLES = ("other_item", "other_label", "other", "correct_item", "correct_label", "target")
-"""The columns that a task may have, from left to right. The other pairs stand before and after the correct one."""
-THRESHOLD = 0.1
-"""The least |weight| of an edge that is drawn, and of an operation's edge."""
-NOISE = 3.0
-"""Standard errors that the lead and an effect must exceed. Three, as a run has dozens of checkpoints."""
+THRESHOLD, THRESHOLD_APART = 0.1, 0.05
+"""The least |weight| of an edge that is drawn, and of an operation's edge: of heads together, and of heads apart, which
+share out among them what a layer does."""
 
 
 class Weight(NamedEnum):
@@ -65,12 +62,21 @@ class Weight(NamedEnum):
     attention = "attention edges only: attention × OV, the length of what is moved over that of what it is added to"
 
 
+class Heads(NamedEnum):
+    """Whether the heads of a layer have nodes and edges of their own."""
+
+    apart = "every head has nodes and edges of its own"
+    together = "the heads of a layer share their nodes and edges, which are cut in all of them at once"
+
+
 @torch_defaults()
 def circuit_edges(
     model: Network | nn.Module,
     task: Task,
     *,
     weight: Weight | str = Weight.effect,
+    heads: Heads | str = Heads.apart,
+    pairs: Pairs | None = None,
     n_pairs: int = 256,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -78,50 +84,84 @@ def circuit_edges(
 
     * ``source``, ``target``: nodes, as ``token.ROLE``, ``LAYER.ROLE`` (what the layer's heads write),
       ``LAYER.mlp.ROLE``, ``LAYER.q.ROLE`` (a query; so ``k``, ``v``) or ``answer``; layers count from 0, as in hook
-      names;
+      names. Where a layer has several heads and they are taken apart, head 3 has ``LAYER.h3.ROLE`` and
+      ``LAYER.h3.q.ROLE``; heads count from 0 too;
     * ``layer`` of the attention or MLP it belongs to, or the number of layers for the output; ``kind`` as above;
+    * ``head`` that it belongs to (of ``attention``, ``match``, ``select``) or that reads (``path``), and
+      ``source_head``, the head that wrote what is read; −1 for none (tokens, MLPs, the output, heads together);
     * ``value``: the lead without it, in logits; ``effect`` and its standard error over pairs, ``error``;
-    * ``attention``, of attention edges: ⟨Σ_j p_ij⟩_i over the tokens of both roles, in [0, 1];
+    * ``attention``, of attention edges: ⟨Σ_j p_ij⟩_i over the tokens of both roles, in [0, 1], mean over heads;
     * ``moved``, of attention edges: attention × OV, ⟨|Σ_j p_ij v_j|⟩_i / ⟨|x_i|⟩_i with x the residual stream;
-    * ``weight``: the effect, or what is moved; ``drawn``: |weight| ≥ `THRESHOLD`, and an effect beyond noise;
+    * ``weight``: the effect, or what is moved; ``drawn``: |weight| ≥ `least_weight`, and an effect beyond noise;
     * ``operation``: the edge's operation in an induction head (`operations`), or empty;
-    * ``source_effect``, ``source_error``, ``target_effect``, ``target_error`` of the nodes; with several heads also
-      ``source_heads`` and ``target_heads``, those with an effect of `THRESHOLD` or more alone, the largest first;
-    * ``span``, m(clean) − m(another sequence), with its standard error, ``span_error``.
+    * ``source_effect``, ``source_error``, ``target_effect``, ``target_error`` of the nodes; of several heads together
+      also ``source_heads`` and ``target_heads``, those with an effect of `THRESHOLD` or more alone, the largest first;
+    * ``span``, m(clean) − m(another sequence), with its standard error, ``span_error``; ``ahead``, the share of
+      sequences in which the correct label leads; ``source_column`` and ``target_column``, the places of the nodes'
+      roles from left to right, counted from 0.
 
-    Where the span is not positive, or within `NOISE` standard errors, no lead is resolved and effects are not numbers.
-    Raises where `corrupted_pairs` does, and for fewer than two pairs.
+    Where no lead is resolved (`certainty.resolved`) effects are not numbers. `pairs` are sequences of one's own, by
+    default `corrupted_pairs` of the task: m is the lead of their answers over their wrong labels. Columns are those of
+    `columns.with_columns`. Raises where `corrupted_pairs` and `with_columns` do, and for fewer than two pairs.
     """
-    weight = member(Weight, weight)
-    if n_pairs < 2:
+    weight, heads = member(Weight, weight), member(Heads, heads)
+    if pairs is None and n_pairs < 2:
         raise MechinterpError(f"n_pairs is {n_pairs}; edges carry what they carry in another sequence: give 2 or more")
-    require_separate_tokens(task)
-    pairs = corrupted_pairs(task, Corruption.swap_label, n_pairs=n_pairs, seed=seed)
+    own = pairs is not None
+    pairs, roles = with_columns(task, pairs, n_pairs=n_pairs, seed=seed)
     network = network_of(model)
     with torch.no_grad():
-        cuts = _Cuts(run_with_cache(network, pairs.clean.inputs), pairs)
+        base = run_with_cache(network, pairs.clean.inputs)
+        cuts = Cuts(base, pairs, roles, apart=base.n_heads > 1 and heads is Heads.apart)
         rows = _attention(cuts) + _paths(cuts)
         nodes = _nodes(cuts)
     for row in rows:
         row |= {f"{end}_{name}": value for end in ("source", "target") for name, value in nodes[row[end]].items()}
-    table, names = pd.DataFrame(rows).assign(span=cuts.span, span_error=cuts.error, n_pairs=n_pairs), {}
-    if cuts.resolved:  # else no effect is a number
-        names = operations(table, induction_head_evidence(network, task, n_pairs=n_pairs, seed=seed))
+    table, names = pd.DataFrame(rows), {}
+    table.insert(4, "head", [head_of(name) for name in table["target"]])
+    table.insert(5, "source_head", [head_of(name) for name in table["source"]])
+    number = {role: column for column, role in enumerate(roles)}
+    for end in ("source", "target"):
+        table[f"{end}_column"] = [
+            number[roles[-1] if name == "answer" else name.rpartition(".")[2]] for name in table[end]
+        ]
+    table = table.assign(span=cuts.span, span_error=cuts.error, ahead=cuts.ahead, n_pairs=len(pairs.clean))
+    if cuts.resolved and not lacks_of_evidence(task):  # else no effect is a number, or no fact is known
+        n_evidence = 256 if own else n_pairs
+        names = operations(table, induction_head_evidence(network, task, n_pairs=n_evidence, seed=seed))
     table["operation"] = [names.get(edge, "") for edge in zip(table["source"], table["target"], strict=True)]
     return weighted(table, weight)
 
 
-def weighted(table: pd.DataFrame, weight: Weight | str = Weight.effect, threshold: float = THRESHOLD) -> pd.DataFrame:
-    """The table of `circuit_edges` with the columns ``weight`` and ``drawn`` for another weight or threshold (> 0)."""
+def weighted(table: pd.DataFrame, weight: Weight | str = Weight.effect, threshold: float | None = None) -> pd.DataFrame:
+    """The table of `circuit_edges` with the columns ``weight`` and ``drawn`` for another weight or threshold (> 0; by
+    default `least_weight`)."""
     weight, threshold = checked(weight, threshold)
+    threshold = least_weight(table) if threshold is None else threshold
     chosen = table["effect" if weight is Weight.effect else "moved"]
-    beyond = table["effect"].abs() > NOISE * table["error"] if weight is Weight.effect else True
+    beyond = table["effect"].abs() > edge_level(len(table)) * table["error"] if weight is Weight.effect else True
     return table.assign(weight=chosen, drawn=(chosen.abs() >= threshold) & beyond)
 
 
-def checked(weight: Weight | str, threshold: float) -> tuple[Weight, float]:
-    """The weight and the threshold; MechinterpError where one is not valid."""
-    if not 0 < threshold < math.inf:
+def head_of(node: str) -> int:
+    """The head that a node belongs to, counted from 0; −1 for none."""
+    found = re.match(r"\d+\.h(\d+)\.", node)
+    return int(found[1]) if found else -1
+
+
+def _without_head(node: str) -> str:
+    """The name of a node where heads are taken together."""
+    return re.sub(r"^(\d+\.)h\d+\.", r"\1", node)
+
+
+def least_weight(table: pd.DataFrame) -> float:
+    """The threshold of a table of heads together, or apart."""
+    return THRESHOLD_APART if bool((table["head"] >= 0).any()) else THRESHOLD
+
+
+def checked(weight: Weight | str, threshold: float | None) -> tuple[Weight, float | None]:
+    """The weight and the threshold, which may be None; MechinterpError where one is not valid."""
+    if threshold is not None and not 0 < threshold < math.inf:
         raise MechinterpError(f"threshold is {threshold}; expected more than 0")
     return member(Weight, weight), threshold
 
@@ -130,9 +170,9 @@ def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, s
     """The operations of an induction head that a network has (names of `planted.Operation`), by edge.
 
     It has an operation where the corresponding fact of `induction_head_evidence` has a value of 0.5 or more and the
-    effect of the edge is at least `THRESHOLD` and beyond noise. With a value far above 1, which is no share of the
+    effect of the edge is at least `least_weight` and beyond noise. With a value far above 1, which is no share of the
     answer, the fact does not hold, but the operation is there: a network copies labels although it copies all. Effects
-    are on the answer: if one operation is missing, the others have none.
+    are on the answer: if one operation is missing, the others have none. Several heads may do one operation.
     """
     last = int(table["layer"].max()) - 1
     holds = dict(zip(evidence["fact"], evidence["value"] >= 1 - MOST_OFF, strict=True))
@@ -146,96 +186,20 @@ def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, s
     by_edge[f"{last}.k.correct_label", f"{last}.q.target"] = (Operation.match, queries)
     by_edge[f"{last}.v.correct_label" if last else "token.correct_label", f"{last}.target"] = (Operation.copy, values)
     by_edge[f"{last}.target", "answer"] = (Operation.readout, values)
-    helps = (table["effect"] >= THRESHOLD) & (table["effect"] > NOISE * table["error"])
-    edges = set(zip(table["source"][helps], table["target"][helps], strict=True))
-    return {edge: operation.name for edge, (operation, fact_holds) in by_edge.items() if fact_holds and edge in edges}
+    helps = (table["effect"] >= least_weight(table)) & (table["effect"] > edge_level(len(table)) * table["error"])
+    found = {}
+    for edge in zip(table["source"][helps], table["target"][helps], strict=True):
+        operation, fact_holds = by_edge.get((_without_head(edge[0]), _without_head(edge[1])), ("", False))
+        if fact_holds:
+            found[edge] = operation.name
+    return found
 
 
-@dataclass
-class _Cuts:
-    """A network's activations on clean sequences, and its forward pass without an edge."""
-
-    base: Activations
-    pairs: Pairs
-    other: Activations = field(init=False)
-    """Every activation in the other sequence."""
-    layers: range = field(init=False)
-    span: float = field(init=False)
-    error: float = field(init=False)
-
-    def __post_init__(self):
-        self.other = Activations(self.base.network, {hook: x.roll(1, 0) for hook, x in self.base.values.items()})
-        self.layers, pairs = range(self.base.n_layers), self.pairs
-        self._lead = self.lead(self.base.logits)
-        classes = None if pairs.target_classes is None else pairs.target_classes[:, 0]
-        self._classes = None if classes is None else torch.stack([classes, classes.roll(1)], dim=1)
-        difference = self._lead - self.lead(self.other.logits)
-        self.span, self.error = float(difference.mean()), standard_error(difference, self._classes)
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the lead is beyond noise."""
-        return self.span > NOISE * self.error
-
-    def at(self, role: str) -> Bool[Tensor, "batch pos"]:
-        return self.pairs.roles[role]
-
-    def replaced(self, hook: str, value: Tensor) -> dict[str, float]:
-        """The lead with an activation replaced, and the effect with its error."""
-        return self.measured(self.base.forward_from(hook, value))
-
-    def elsewhere(self, hook: str, role: str, head: int | None = None) -> dict[str, float]:
-        """The lead with the other sequence's activation at the tokens of a role, and the effect with its error."""
-        return self.measured(patched(self.base, self.other, Site(hook, role, head), self.pairs.roles))
-
-    def measured(self, logits: Float[Tensor, "batch n_labels"]) -> dict[str, float]:
-        """The lead in these logits, and the effect with its error."""
-        lead, unit = self.lead(logits), self.span if self.resolved else float("nan")
-        lost = self._lead - lead
-        error = standard_error(lost, self._classes) / unit
-        return {"value": float(lead.mean()), "effect": float(lost.mean()) / unit, "error": error}
-
-    def lead(self, logits: Float[Tensor, "batch n_labels"]) -> Float[Tensor, "batch"]:
-        """The lead of every sequence in these logits."""
-        return Metric.logit_difference.per_sequence(logits, self.pairs.answers, self.pairs.wrong_labels)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The columns."""
-        return tuple(role for role in ROLES if role in self.pairs.roles)
-
-    def queries(self, layer: int) -> tuple[str, ...]:
-        """Roles of the queries that are read: all, and in the last layer the target alone."""
-        return ("target",) if layer == self.layers[-1] else self.roles
-
-    def links(self, layer: int) -> dict[tuple[str, str], Bool[Tensor, "batch 1 query key"]]:
-        """The pairs of tokens of a key role and a query role, as masks; without roles that have no such pair."""
-        causal = torch.ones(2 * (self.pairs.roles["target"].shape[1],), dtype=torch.bool).tril()
-        masks = {
-            (key, query): (self.at(query)[:, :, None] & self.at(key)[:, None, :] & causal)[:, None]
-            for query, key in product(self.queries(layer), self.roles)
-        }
-        return {roles: mask for roles, mask in masks.items() if mask.any()}
-
-    def changes(self, receiver: Receiver) -> dict[str, Float[Tensor, "batch pos d_model"]]:
-        """What tokens, heads and MLPs before a receiver write in the other sequence, minus what they write here."""
-        hooks = {"token": "hook_embed"}
-        for n in range(receiver.n_layers_read(self.base.network.model)):
-            hooks[str(n)] = f"blocks.{n}.hook_attn_out"
-            hooks |= {f"{n}.mlp": f"blocks.{n}.hook_mlp_out"} if n < receiver.layer and self.mlps else {}
-        return {name: self.other[hook] - self.base[hook] for name, hook in hooks.items()}
-
-    @property
-    def mlps(self) -> bool:
-        """Whether layers have MLPs."""
-        return not self.base.network.model.attn_only
-
-
-def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
+def _attention(cuts: Cuts) -> list[dict[str, Any]]:
     """Attention edges of every layer, and edges of kind ``match`` and ``select`` of all layers but the first."""
     rows, base = [], cuts.base
     for layer in cuts.layers:
-        attn, reads = f"blocks.{layer}.attn", f"{layer}." if layer else ""
+        attn = f"blocks.{layer}.attn"
         q, v, z, scores, pattern = (base[f"{attn}.hook_{name}"] for name in ("q", "v", "z", "attn_scores", "pattern"))
         W_O = base.network.parameters.get(f"{attn}.W_O")
         write = v if W_O is None else torch.einsum("bphk,hkd->bphd", v, W_O)
@@ -246,82 +210,100 @@ def _attention(cuts: _Cuts) -> list[dict[str, Any]]:
             keys = cuts.at(key)[:, None, None]
             left = attention_pattern(scores[:, :, rows_read].masked_fill(keys, -torch.inf))
             left = left.nan_to_num(0.0)  # a query without another key attends to nothing
-            on_keys = pattern[:, :, rows_read] * keys
-            moved = torch.einsum("bhqp,bphd->bqd", on_keys, write).norm(dim=-1)
-            from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), on_keys.sum(dim=-1).mean(dim=1), moved
-        for key, query in links:
-            (written, attention, moved), at = from_key[key], cuts.at(query)
-            rows.append(
-                {"source": f"{reads}v.{key}" if layer else f"token.{key}", "target": f"{layer}.{query}"}
-                | {"layer": layer, "kind": "attention"}
-                | cuts.replaced(f"{attn}.hook_z", torch.where(at[:, :, None, None], written, z))
-                | {"attention": float(attention[at[:, rows_read]].mean())}
-                | {"moved": float(moved[at[:, rows_read]].mean() / size[at].mean())}
-            )
-        if not layer:
-            continue
-        elsewhere = attention_scores(base.network, layer, q, cuts.other[f"{attn}.hook_k"])
-        for (key, query), mask in links.items():
-            effect = cuts.replaced(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
-            ends = {"source": f"{layer}.k.{key}", "target": f"{layer}.q.{query}"}
-            rows.append(ends | {"layer": layer, "kind": "match", **effect})
-        for role in cuts.queries(layer):
-            ends = {"source": f"{layer}.q.{role}", "target": f"{layer}.{role}"}
-            rows.append(ends | {"layer": layer, "kind": "select", **cuts.elsewhere(f"{attn}.hook_q", role)})
+            from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), pattern[:, :, rows_read] * keys
+        elsewhere = attention_scores(base.network, layer, q, cuts.other[f"{attn}.hook_k"]) if layer else scores
+        for head in cuts.heads:
+            of_head, name = cuts.of_head(head), _head(layer, head)
+            for key, query in links:
+                (left, on_keys), at = from_key[key], cuts.at(query)
+                moved = torch.einsum("bhqp,bphd->bqd", on_keys[:, of_head], write[:, :, of_head]).norm(dim=-1)
+                attention, read = on_keys[:, of_head].sum(dim=-1).mean(dim=1), at[:, rows_read]
+                rows.append(
+                    {"source": f"{name}.v.{key}" if layer else f"token.{key}", "target": f"{name}.{query}"}
+                    | {"layer": layer, "kind": "attention"}
+                    | cuts.replaced(f"{attn}.hook_z", torch.where(at[:, :, None, None] & of_head[:, None], left, z))
+                    | {"attention": float(attention[read].mean())}
+                    | {"moved": float(moved[read].mean() / size[at].mean())}
+                )
+            if not layer:
+                continue
+            for (key, query), mask in links.items():
+                mask = mask & of_head[:, None, None]
+                effect = cuts.replaced(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
+                ends = {"source": f"{name}.k.{key}", "target": f"{name}.q.{query}"}
+                rows.append(ends | {"layer": layer, "kind": "match", **effect})
+            for role in cuts.queries(layer):
+                ends = {"source": f"{name}.q.{role}", "target": f"{name}.{role}"}
+                rows.append(ends | {"layer": layer, "kind": "select", **cuts.elsewhere(f"{attn}.hook_q", role, head)})
     return rows
 
 
-def _paths(cuts: _Cuts) -> list[dict[str, Any]]:
+def _head(layer: int, head: int | None) -> str:
+    """The beginning of the names of a head's nodes."""
+    return f"{layer}" if head is None else f"{layer}.h{head}"
+
+
+def _paths(cuts: Cuts) -> list[dict[str, Any]]:
     """Edges from tokens and from what heads and MLPs wrote to what later components read, role by role."""
     rows, base = [], cuts.base
-    readers: dict[tuple[int, str], list[Receiver]] = {}
+    readers: dict[tuple[int, str, int | None], list[Receiver]] = {}
     for receiver in receivers(base):
         if receiver.layer or receiver.through == "mlp":  # of layer 0, attention reads tokens
-            readers.setdefault((receiver.layer, receiver.through), []).append(receiver)
-    for (layer, through), heads in readers.items():
-        output, hook = heads[0].is_output, heads[0].hook
-        asks = through in ("q", "mlp")
-        roles = ("target",) if output else cuts.queries(layer) if asks else cuts.roles
-        for sender, change in cuts.changes(heads[0]).items():
-            changed = base[hook] + sum(receiver.reads(base, change, Scale.recomputed) for receiver in heads)
+            head = receiver.head if cuts.apart and receiver.through in "qkv" else None
+            readers.setdefault((receiver.layer, receiver.through, head), []).append(receiver)
+    sent: dict[int, dict[str, torch.Tensor]] = {}
+    for (layer, through, head), group in readers.items():
+        output, hook = group[0].is_output, group[0].hook
+        asks, name = through in ("q", "mlp"), f"{_head(layer, head)}.{through}"
+        roles = cuts.roles[-1:] if output else cuts.queries(layer) if asks else cuts.roles
+        changes = sent.get(layer) if head is not None else None
+        if changes is None:
+            changes = cuts.changes(group[0])
+            sent |= {layer: changes} if head is not None else {}
+        for sender, change in changes.items():
+            changed = base[hook] + sum(receiver.reads(base, change, Scale.recomputed) for receiver in group)
             for role in roles:
                 at = torch.tensor(True) if output else cuts.at(role).view(*change.shape[:2], *(changed.ndim - 2) * (1,))
-                ends = {"source": f"{sender}.{role}", "target": "answer" if output else f"{layer}.{through}.{role}"}
+                ends = {"source": f"{sender}.{role}", "target": "answer" if output else f"{name}.{role}"}
                 effect = cuts.replaced(hook, torch.where(at, changed, base[hook]))
                 rows.append(ends | {"layer": layer, "kind": "path", **effect})
     return rows
 
 
-def _nodes(cuts: _Cuts) -> dict[str, dict[str, Any]]:
-    """The effect of every node, with its error, and with several heads those that have an effect alone; that of the
-    answer is 1."""
-    hooks = {f"token.{role}": ("hook_embed", role) for role in cuts.roles}
+def _nodes(cuts: Cuts) -> dict[str, dict[str, Any]]:
+    """The effect of every node, with its error, and of several heads together those that have an effect alone; that of
+    the answer is 1."""
+    places = {f"token.{role}": ("hook_embed", role, None) for role in cuts.roles}
     for layer in cuts.layers:
-        hooks |= {f"{layer}.{role}": (f"blocks.{layer}.hook_attn_out", role) for role in cuts.queries(layer)}
+        block, queries = f"blocks.{layer}", cuts.queries(layer)
+        for head in cuts.heads:
+            written = f"{block}.hook_attn_out" if head is None else f"{block}.attn.hook_z"
+            places |= {f"{_head(layer, head)}.{role}": (written, role, head) for role in queries}
+            for through in "qkv" if layer else "":
+                roles, hook = queries if through == "q" else cuts.roles, f"{block}.attn.hook_{through}"
+                places |= {f"{_head(layer, head)}.{through}.{role}": (hook, role, head) for role in roles}
         if cuts.mlps:
-            hooks |= {f"{layer}.mlp.{role}": (f"blocks.{layer}.hook_mlp_out", role) for role in cuts.queries(layer)}
-        for name in "qkv" if layer else "":
-            roles = cuts.queries(layer) if name == "q" else cuts.roles
-            hooks |= {f"{layer}.{name}.{role}": (f"blocks.{layer}.attn.hook_{name}", role) for role in roles}
-    nodes: dict[str, dict[str, Any]] = {node: cuts.elsewhere(hook, role) for node, (hook, role) in hooks.items()}
+            places |= {f"{layer}.mlp.{role}": (f"{block}.hook_mlp_out", role, None) for role in queries}
+    nodes: dict[str, dict[str, Any]] = {node: cuts.elsewhere(*place) for node, place in places.items()}
     nodes["answer"] = cuts.measured(cuts.other.logits)
-    if cuts.base.n_heads > 1:
+    if cuts.base.n_heads > 1 and not cuts.apart:
+        level = edge_level(len(nodes))
         for node in nodes.values():
             node["heads"] = ""
         for layer in cuts.layers:
             for role in cuts.queries(layer):
-                nodes[f"{layer}.{role}"]["heads"] = _heads(cuts, f"blocks.{layer}.attn.hook_z", role)
+                nodes[f"{layer}.{role}"]["heads"] = _heads(cuts, f"blocks.{layer}.attn.hook_z", role, level)
     for node in nodes.values():
         del node["value"]
     return nodes
 
 
-def _heads(cuts: _Cuts, hook: str, role: str) -> str:
+def _heads(cuts: Cuts, hook: str, role: str, level: float) -> str:
     """The heads that have an effect alone, the largest first."""
     alone = {head: cuts.elsewhere(hook, role, head) for head in range(cuts.base.n_heads)}
     of_size = [
         (-abs(found["effect"]), head)
         for head, found in alone.items()
-        if abs(found["effect"]) >= THRESHOLD and abs(found["effect"]) > NOISE * found["error"]
+        if abs(found["effect"]) >= THRESHOLD and abs(found["effect"]) > level * found["error"]
     ]
     return " ".join(str(head) for _, head in sorted(of_size))

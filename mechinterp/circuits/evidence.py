@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.edges import Receiver, Scale
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, clean_corrupt_gap, mask_unresolved, patch
-from mechinterp.circuits.paths import Receiver, Scale
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
 from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
-from mechinterp.tasks.corruption import Corruption, Pairs, composition_corruption, corrupted_pairs
+from mechinterp.tasks.corruption import Corruption, Pairs, composition_corruption, corrupted_pairs, corruptions_of
 from mechinterp.torch_state import torch_defaults
 
 MOST_OFF = 0.5
@@ -111,17 +111,31 @@ def induction_head_evidence(
 
 def require_separate_tokens(task: Task) -> None:
     """Raise for a task whose contexts do not show items and labels as separate tokens, which a head could join."""
+    if lacking := lacks_of_evidence(task):
+        raise MechinterpError(f"{lacking}: use patch, paths or ablate")
+
+
+def lacks_of_evidence(task: Task) -> str:
+    """What a task lacks for the facts of an induction head, in words; empty if it has all."""
     batch = task.sample(task.evaluations[0], 1)
     if not batch.has_separate_label_tokens:
-        raise MechinterpError(
-            "an induction head joins items and labels that are separate tokens, and this task's are one token:"
-            " use patch, paths or ablate"
-        )
+        return "an induction head joins items and labels that are separate tokens, and this task's are one token"
     if "correct_label" not in batch.roles:
-        raise MechinterpError(
+        return (
             "an induction head finds the label that followed an item before, and this task's contexts show none (the"
-            " role correct_label): use patch, paths or ablate"
+            " role correct_label)"
         )
+    if missing := [role for role in ("correct_item", "target") if role not in batch.roles]:
+        return f"an induction head reads the roles correct_item and target, and this task's batches lack {missing[0]}"
+    if batch.token_labels is None:
+        return "an induction head copies the label that a token shows, and this task's batches have no token_labels"
+    needed, known = (
+        (composition_corruption(task), Corruption.replace_target, Corruption.swap_label),
+        corruptions_of(task),
+    )
+    if known and (missing := [corruption.name for corruption in needed if corruption not in known]):
+        return f"the facts of an induction head take the corruptions of a task, and this one lacks {', '.join(missing)}"
+    return ""
 
 
 def _from_earlier_layers(network: Network, pairs: Pairs, layer: int, through: str, *, noise: bool = False) -> float:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.edges import Scale, receivers, senders
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.paths import Scale, receivers, senders
 from mechinterp.errors import MechinterpError
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network

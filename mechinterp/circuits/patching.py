@@ -9,7 +9,7 @@ is a hook, the positions of a role, and a head. With a metric m, the normalised 
     effect = (m(patched) − m(corrupt)) / (m(clean) − m(corrupt))
 
 is 0 if the patched run answers like the corrupt run and 1 if it answers like the clean run; it may leave [0, 1].
-Linear approximations of such effects (attribution patching, Nanda 2023) are computed for edges, in `paths`.
+Approximations of such effects by gradients are in `attribution`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechinterp.circuits.activations import AnyActivations, activations_of
+from mechinterp.circuits.attribution import activation_slope, change_between
 from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.errors import MechinterpError, NamedEnum, member, unknown_name
@@ -51,6 +52,8 @@ class Site:
     """The head; None for all."""
 
 
+_EFFECTS = ("effect", "attribution", "integrated")
+"""Columns in units of the span."""
 _PART = 64
 """Pairs in one forward pass: their activations stay in cache."""
 _BY_QUERY = (
@@ -132,6 +135,7 @@ def patch(
     *,
     metric: Metric | str | MetricFunction = Metric.logit_difference,
     direction: Direction | str = Direction.denoise,
+    integration_steps: int | None = None,
 ) -> pd.DataFrame:
     """One row per site, which is patched alone: the metric's ``value`` and the normalised ``effect``.
 
@@ -140,8 +144,13 @@ def patch(
     as correlated (`standard_error`), all as independent where the task gives no classes (`Batch.token_classes`). A span
     within two standard errors, as in an untrained network, is noise, and so are the effects (`mask_unresolved`); where
     it is 0 they are not numbers.
+
+    With `integration_steps`, the columns ``attribution`` and ``integrated`` approximate the effect by gradients
+    (`attribution`): to first order, and along the line between the two runs, at all sites of a hook together.
     """
     scored, direction = metric_of(metric), member(Direction, direction)
+    kinds = {} if integration_steps is None else {"attribution": None, "integrated": integration_steps}
+    linear: dict[str, dict[Site, float]] = {kind: {} for kind in kinds}
     chosen: Sequence[Site] = () if where is None else sites_of(where)
     logits: dict[Site, list[Tensor]] = {}
     clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
@@ -159,12 +168,23 @@ def patch(
             corrupt_logits.append(corrupt.logits)
             for site in chosen:
                 logits.setdefault(site, []).append(patched(base, source, site, roles))
+            answers = pairs.answers[part], pairs.wrong_labels[part]
+            for hook in dict.fromkeys(site.hook for site in chosen) if kinds else ():
+                change = change_between(base[hook], source[hook])
+                for kind, n in kinds.items():
+                    slope = activation_slope(base, hook, change, scored, answers, n)
+                    for site in [site for site in chosen if site.hook == hook]:
+                        share = torch.where(site_mask(change, site, roles), change, 0)
+                        total = float("nan") if slope is None else float((slope * share).sum())
+                        linear[kind][site] = linear[kind].get(site, 0.0) + total / len(pairs.clean)
         low, span, error = clean_corrupt_gap(scored, torch.cat(clean_logits), torch.cat(corrupt_logits), pairs)
         rows = []
         for site in chosen:
             value = float(scored.of(torch.cat(logits[site]), pairs.answers, pairs.wrong_labels))
-            effect = (value - low) / (span or float("nan"))
-            rows.append({**vars(site), "value": value, "effect": effect, "span": span, "span_error": error})
+            unit, unpatched = span or float("nan"), low if direction is Direction.denoise else low + span
+            numbers = {"value": value, "effect": (value - low) / unit}
+            numbers |= {kind: (unpatched + of_kind[site] - low) / unit for kind, of_kind in linear.items()}
+            rows.append({**vars(site), **numbers, "span": span, "span_error": error})
     return pd.DataFrame(rows)
 
 
@@ -180,7 +200,7 @@ def clean_corrupt_gap(
 def mask_unresolved(table: pd.DataFrame) -> pd.DataFrame:
     """The table with effects only where the span is beyond two standard errors; elsewhere they are not numbers."""
     beyond = table["span"].abs() > 2 * table["span_error"]
-    return table.assign(**{name: table[name].where(beyond) for name in ("effect", "attribution") if name in table})
+    return table.assign(**{name: table[name].where(beyond) for name in _EFFECTS if name in table})
 
 
 def patched(

@@ -5,33 +5,47 @@ exit code 2.
 """
 
 import os
-import re
 import sys
-from contextlib import redirect_stderr, suppress
-from io import StringIO, TextIOWrapper
-from typing import Annotated, Any, Union
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import Any
 
-import tyro
 from pydantic import ValidationError
 
 from mechinterp.cli.analyses import Circuit, Emergence, Measure, analysis_commands
+from mechinterp.cli.audit import Audit
+from mechinterp.cli.comparison import Interpolate, Transplant
+from mechinterp.cli.configs import ConfigCheck, ConfigShow
 from mechinterp.cli.exchange import Export, Import
+from mechinterp.cli.folder import Compare, Runs, Start
+from mechinterp.cli.help import Completion, Version, described, overview, spelled
+from mechinterp.cli.info import Info
+from mechinterp.cli.parsing import parse
 from mechinterp.cli.report import Report
-from mechinterp.cli.runs import Info, Replay, Resume, Run, Train, Verify
+from mechinterp.cli.runs import Replay, Resume, Run, Train, Verify
 from mechinterp.cli.study import Study, StudyCollect, StudyRetry, StudyStatus
+from mechinterp.cli.sufficiency import Sufficiency
 from mechinterp.config import RunConfig, explain
-from mechinterp.errors import ConfigError, MechinterpError
+from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 
 _COMMANDS: dict[str, type] = {
+    "start": Start,
     "run": Run,
     "train": Train,
     "resume": Resume,
     "replay": Replay,
     "verify": Verify,
     "info": Info,
+    "runs": Runs,
+    "compare": Compare,
+    "config show": ConfigShow,
+    "config check": ConfigCheck,
     "measure": Measure,
     "emergence": Emergence,
     "circuit": Circuit,
+    "transplant": Transplant,
+    "interpolate": Interpolate,
+    "sufficiency": Sufficiency,
     "report": Report,
     "import": Import,
     "export": Export,
@@ -39,7 +53,11 @@ _COMMANDS: dict[str, type] = {
     "study status": StudyStatus,
     "study retry": StudyRetry,
     "study collect": StudyCollect,
+    "audit": Audit,
+    "completion": Completion,
+    "version": Version,
 }
+Completion.commands = _COMMANDS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,20 +68,26 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if " ".join(arguments[:2]) in _COMMANDS:  # a command of two words
         arguments[:2] = ["-".join(arguments[:2])]
-
+    if arguments == ["--version"]:
+        arguments = ["version"]
     try:
+        arguments = _take_shared(arguments or ["start"])
         arguments, kinds = _take_kinds(arguments)
-        base = _base_config(arguments)
-        base = base.updated(kinds) if kinds else base
+        name, *rest = arguments or ["start"]
+        commands = {spelled(each): command for each, command in {**_COMMANDS, **analysis_commands(name)}.items()}
+        if name in ("-h", "--help"):
+            print(overview(commands))
+            return 0
+        if name == "--tyro-print-completion":
+            name = "completion"
+        if name not in commands:
+            raise unknown_name("command", name, dict.fromkeys([*_COMMANDS, *analysis_commands("")]))
+        options: dict[str, Any] = {"prog": f"mechinterp {name}", "description": described(commands[name])}
+        if issubclass(commands[name], Train | Audit):
+            options["default"] = commands[name](settings=_base_config(rest).updated(kinds))
     except MechinterpError as error:
         return _fail(error)
-    commands = []
-    for name, command in {**_COMMANDS, **analysis_commands(next(iter(arguments), ""))}.items():
-        default: dict[str, Any] = {"default": command(settings=base)} if issubclass(command, Train) else {}
-        commands.append(Annotated[command, tyro.conf.subcommand(name.replace(" ", "-"), **default)])
-    about = "When, how and why does a circuit form in a small attention network?"
-    union = Union[tuple(commands)]  # noqa: UP007  (made at run time)
-    return run_command(union, arguments, prog="mechinterp", description=about)
+    return run_command(commands[name], rest, **options)
 
 
 def run_command(command: Any, arguments: list[str] | None = None, **options: Any) -> int:
@@ -74,15 +98,17 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack β and –
+    called: Any = None
     try:
-        code = _parse(command, arguments, options).execute() or 0
+        called = parse(command, arguments, **options)
+        code = called.execute() or 0
         if sys.stdout:
             sys.stdout.flush()
         return code
     except MechinterpError as error:
         return _fail(error)
     except ValidationError as error:
-        return _fail(ConfigError(f"config: {explain(error, RunConfig)}"))
+        return _fail(ConfigError(explain(error, RunConfig)))
     except MemoryError as error:
         return _fail(MechinterpError(f"out of memory ({error}); lower the sizes"))
     except BrokenPipeError:  # the reader of the output has ended
@@ -93,7 +119,9 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
         _leave_output()
         return _fail(MechinterpError(f"{place}: {error.strerror or error}; free some space, or choose another place"))
     except KeyboardInterrupt:
-        print("mechinterp: interrupted; every checkpoint written so far is kept", file=sys.stderr)
+        go_on = called.go_on() if hasattr(called, "go_on") else None
+        more = f"; go on by: {go_on}" if go_on else ""
+        print(f"mechinterp: interrupted; every checkpoint written so far is kept{more}", file=sys.stderr)
         return 130
 
 
@@ -109,17 +137,6 @@ def _fail(error: MechinterpError) -> int:
     return 2
 
 
-def _parse(command: Any, arguments: list[str] | None, options: dict[str, Any]) -> Any:
-    complaint = StringIO()
-    try:
-        with redirect_stderr(complaint):
-            return tyro.cli(command, args=arguments, **options)
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
-        raise MechinterpError(_one_line(complaint.getvalue())) from None
-
-
 def _base_config(arguments: list[str]) -> RunConfig:
     """The config that --config or --preset names; the other options then override it."""
     named = {argument.partition("=")[0] for argument in arguments}
@@ -133,6 +150,28 @@ def _base_config(arguments: list[str]) -> RunConfig:
     return RunConfig.preset("reddy2023-fast")
 
 
+def _take_shared(arguments: list[str]) -> list[str]:
+    """The arguments without those that every command takes, which have acted: --quiet and --threads N."""
+    rest, waiting = list[str](), list(arguments)
+    quiet = "--quiet" in waiting or "-q" in waiting
+    if quiet or "mechinterp.progress" in sys.modules:  # its import takes a while
+        from mechinterp.progress import be_quiet
+
+        be_quiet(quiet)
+    while waiting:
+        name, has_value, value = waiting.pop(0).partition("=")
+        if name == "--threads":
+            text = value if has_value or not waiting else waiting.pop(0)
+            if not (text.isdecimal() and 0 < int(text) <= 1024):
+                raise MechinterpError(f"--threads is {text!r}; expected a number of threads, 1 or more")
+            os.environ["OMP_NUM_THREADS"] = text  # torch reads it when it is imported
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(int(text))
+        elif name not in ("--quiet", "-q"):
+            rest.append(name + has_value + value)
+    return rest
+
+
 def _take_kinds(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """The arguments without --task.kind and --model.kind, which choose the options that there are, and their values."""
     rest, kinds, waiting = list[str](), dict[str, str](), list(arguments)
@@ -144,14 +183,3 @@ def _take_kinds(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             rest.append(waiting[0])
         waiting.pop(0)
     return rest, kinds
-
-
-def _one_line(box: str) -> str:
-    """The sentence inside one of tyro's boxes, without the frame, pydantic's references and the parser's names."""
-    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
-    text = re.sub(r"\[type=.*?\] For further information visit \S+( v/\S+)?", "", text)
-    text = re.sub(r"Error parsing \S*?settings\.?(\S*): \d+ validation errors? for \w+", r"\1:", text)
-    text = re.sub(r"^(Parsing|Value|Validation|Unrecognized|Invalid) (error|options|choice|value)s?:? ", "", text)
-    text = re.sub(r"Perhaps you meant: ([^\s,]+).*", r"is unknown; did you mean \1?", text)
-    text = re.sub(r" (For full helptext|Argument helptext|Arguments similar to|See ).*", "", text)
-    return text.replace("Value error, ", "").replace("Error parsing ", "").strip()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from mechinterp.analysis.registry import ANALYSES, Argument
-from mechinterp.cli.common import Json, RunPath, print_result, spikes_result, with_spikes
+from mechinterp.cli.common import Json, RunPath, print_result, require_one_form, spikes_result, with_spikes
+from mechinterp.cli.known import Transition, keep_transition
+from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.errors import MechinterpError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Measure:
     json: Json = False
 
     def execute(self) -> None:
-        _require_one_form(self.csv, self.json)
+        require_one_form(self.csv, self.json)
         table = _measured(self.run, self.measures or None, self.steps or None, self.n_sequences)
         records = {str(step): row for step, row in table.to_dict(orient="index").items()}
         print_result(records, self.json, table.to_csv().strip() if self.csv else table.round(4).to_string())
@@ -67,6 +69,7 @@ class Emergence:
         emergence, spikes = locate_emergence(curve, scale=self.scale), spikes_of(run.file.metrics())
         found = headline(run, curve, emergence)
         result = {"run": str(self.run), "measure": name, **emergence.to_dict(), **found.to_dict()}
+        keep_transition(run, Transition(name, emergence.step if emergence.transition else None, found.transition))
         print_result(result | spikes_result(spikes), self.json, with_spikes(str(found), spikes))
 
 
@@ -80,6 +83,7 @@ class AnalysisCommand:
     """Saved steps; by default the last."""
     all: bool = False
     """Every saved step."""
+    task: OwnTask = None
     csv: bool = False
     """Print comma-separated values."""
     json: Json = False
@@ -88,10 +92,10 @@ class AnalysisCommand:
         from mechinterp.analysis.checkpoints import analyse
         from mechinterp.run import open_run
 
-        _require_one_form(self.csv, self.json)
+        require_one_form(self.csv, self.json)
         if self.all and self.steps:
             raise MechinterpError("--steps and --all exclude each other; give one of them")
-        run = open_run(self.run)
+        run = open_run(self.run, task=own_task(self.task))
         common = {field.name for field in fields(AnalysisCommand)}
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in common}
         arguments = {name: value for name, value in options.items() if value is not None}
@@ -115,7 +119,10 @@ def analysis_commands(selected: str) -> dict[str, type]:
         arguments = entry.arguments(name).values() if spelled == selected else ()
         options = [(argument.name, *_option(argument)) for argument in arguments if argument.name != "seed"]
         commands[spelled] = make_dataclass(
-            name.title().replace("_", ""), options, bases=(AnalysisCommand,), namespace={"analysis": name}
+            name.title().replace("_", ""),
+            options,
+            bases=(AnalysisCommand,),
+            namespace={"analysis": name, "__module__": __name__},
         )
         commands[spelled].__doc__ = entry.summary
     return commands
@@ -124,50 +131,71 @@ def analysis_commands(selected: str) -> dict[str, type]:
 def _option(argument: Argument) -> tuple[Any, Any]:
     """Type and default of the option for an argument; members of an enum are given by name."""
     value = argument.default.name if isinstance(argument.default, Enum) else argument.default
-    base = str if issubclass(argument.type, Enum) else argument.type
+    base: Any = argument.type
+    if issubclass(base, Enum):
+        base = Literal[tuple(base.__members__)]
     return Annotated[base | None if value is None else base, tyro.conf.arg(help=argument.help)], value
 
 
 @dataclass
 class Circuit:
-    """Draw the circuit that carries the answer, every edge measured, as an SVG picture; or several as a film strip."""
+    """Draw the circuit that carries the answer, every edge measured, as a picture; or several as a film strip."""
 
     run: RunPath
     steps: tuple[int, ...] = ()
     """Saved steps; by default the last. Several are a film strip in one picture."""
     out: Path | None = None
-    """Where the picture goes; by default beside the run file. With --json, only if given."""
-    weight: str = "effect"
+    """Where the picture goes, as .svg, .html, .png or .pdf; by default RUN.svg. With --json, only if given."""
+    title: str | None = None
+    """By default the name of the run and the step."""
+    heads: Literal["apart", "together"] = "apart"
+    """apart (every head has nodes and edges of its own) or together (the heads of a layer at once)."""
+    weight: Literal["effect", "attention"] = "effect"
     """effect (the share of the answer that goes without the edge) or attention (attention × OV)."""
-    threshold: float = 0.1
-    """The least weight that is drawn."""
+    threshold: float | None = None
+    """The least weight that is drawn; by default 0.1, and 0.05 where a layer has several heads that are taken apart."""
     n_pairs: int = 256
     """Sequences to measure on."""
+    theme: Literal["auto", "light", "dark"] | None = None
+    """light, dark, or auto (as the reader's page); by default auto, and light in PNG and PDF."""
+    width: float | None = None
+    """Width in pixels (96 to an inch; a column of a paper has 336); by default as the columns need."""
+    legend: bool = True
+    """With samples of widths and signs."""
+    caption: bool = True
+    """With two lines that say what widths and shades are."""
+    task: OwnTask = None
     json: Json = False
 
     def execute(self) -> None:
         from mechinterp.analysis.checkpoints import circuit_graphs
         from mechinterp.circuits.graph import to_dict
+        from mechinterp.circuits.look import Look
+        from mechinterp.circuits.pictures import require_drawing, write_picture
         from mechinterp.circuits.svg import film_strip, to_svg
-        from mechinterp.files import replace_text, require_place
+        from mechinterp.files import require_place
         from mechinterp.run import open_run
 
-        run = open_run(self.run)
-        out = require_place(self.out or self.run.with_suffix(".svg")) if self.out or not self.json else None
+        run = open_run(self.run, task=own_task(self.task))
+        out = self.out or (None if self.json else self.run.with_suffix(".svg"))
+        if out is not None:
+            out = require_place(require_drawing(out))
+        printed = out is not None and out.suffix.lower() in (".png", ".pdf")
+        theme = self.theme or ("light" if printed else "auto")
+        look = Look(theme=theme, legend=self.legend, caption=self.caption, width=self.width)
         steps, name = list(self.steps) or run.steps[-1:], self.run.stem
-        options: Any = {"weight": self.weight, "threshold": self.threshold, "n_pairs": self.n_pairs}
+        options: Any = {"weight": self.weight, "threshold": self.threshold}
+        options |= {"heads": self.heads, "n_pairs": self.n_pairs}
         graphs = circuit_graphs(run, steps=steps, progress=True, **options)
         if out is not None:
-            title = f"{name}, step {steps[0]:,}"
-            replace_text(out, film_strip(graphs, name) if len(steps) > 1 else to_svg(graphs[steps[0]], title))
+            if len(steps) > 1:
+                drawing = film_strip(graphs, self.title or name, look)
+            else:
+                drawing = to_svg(graphs[steps[0]], self.title or f"{name}, step {steps[0]:,}", look)
+            write_picture(drawing, out)
         result: dict[str, Any] = {"run": str(run.path), "picture": None if out is None else str(out)}
         result["graphs"] = {str(step): to_dict(graph) for step, graph in graphs.items()}
         print_result(result, self.json, f"circuit: {out}")
-
-
-def _require_one_form(csv: bool, json: bool) -> None:
-    if csv and json:
-        raise MechinterpError("--csv and --json exclude each other; give one of them")
 
 
 def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mechinterp.config import RunConfig
-from mechinterp.errors import printable
+from mechinterp.errors import MechinterpError, printable
 from mechinterp.files import plain_json
 
 if TYPE_CHECKING:
@@ -32,3 +32,9 @@ def spikes_result(spikes: "Spikes | None") -> dict[str, Any]:
 def with_spikes(text: str, spikes: "Spikes | None") -> str:
     """The text, and a line that says which loss spikes a run has, if there are any."""
     return text if spikes is None else f"{text}\n{spikes}"
+
+
+def require_one_form(csv: bool, json: bool) -> None:
+    """MechinterpError where two forms of output are asked for."""
+    if csv and json:
+        raise MechinterpError("--csv and --json exclude each other; give one of them")

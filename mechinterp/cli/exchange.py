@@ -1,5 +1,8 @@
 """Commands that bring in checkpoints of other programs, and give ours to them."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,7 +55,7 @@ class Import:
         for old, equals, new in pairs:
             if not (old and equals and new):
                 raise MechinterpError(f"--rename {old}{equals}{new}: expected OLD=NEW")
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, _options_in_messages():
             warnings.simplefilter("always", EqualWeightsWarning)
             run = import_checkpoints(
                 self.files,
@@ -73,6 +76,17 @@ class Import:
         if origin.left_out:
             lines.append(f"left out, as constants of the module: {', '.join(origin.left_out[:6])}, …"[:300])
         print_result(result, self.json, "\n".join(lines))
+
+
+@contextmanager
+def _options_in_messages() -> Iterator[None]:
+    """Context in which an error of the import names the command's options instead of the function's arguments."""
+    try:
+        yield
+    except MechinterpError as error:
+        text = re.sub(r"\b([Gg]ive|by|another) (step|weights|rename|metrics)\b", r"\1 --\2", str(error))
+        text = text.replace("--step, a function of the path", "--step, a regular expression with one group")
+        raise type(error)(re.sub(r", a function (of|to) [^;,.]*| \(None\)", "", text)) from None
 
 
 @dataclass

@@ -1,14 +1,15 @@
 """Commands that train runs, rebuild steps of them and check their files."""
 
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from mechinterp.cli.common import Json, RunPath, Settings, print_result, spikes_result, with_spikes
-from mechinterp.config import PRESETS
+from mechinterp.cli.interventions import Interventions, with_interventions
+from mechinterp.cli.known import Transition, keep_transition, trained
+from mechinterp.config import PRESETS, RunConfig
 from mechinterp.errors import MechinterpError
 
 if TYPE_CHECKING:
@@ -32,20 +33,50 @@ class Train:
     """Replace the run file if it exists."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network is trained."""
+    intervention: Interventions = ()
     track: Literal["wandb", "trackio", "tensorboard"] | None = None
     """An experiment tracker that gets loss, accuracy and gradient norm; by default none."""
+    dry_run: bool = False
+    """Train nothing: say what would be trained, where it would be written, and what it would take, by a short trial."""
     json: Json = False
 
     def execute(self) -> None:
+        if self.dry_run:
+            return self.foretell([self.run_path()])
         run = self.train()
         engine = run.environment["engine"]
         summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1], "engine": engine}
-        print_result(summary, self.json, f"trained {run.steps[-1]} steps ({engine} engine): {run.path}")
+        lines = [f"trained {run.steps[-1]} steps ({engine} engine): {run.path}", "next:"]
+        lines += [f"  mechinterp {command} {run.path}" for command in ("emergence", "report", "info")]
+        print_result(summary, self.json, "\n".join(lines))
 
     def train(self):
         from mechinterp.training.runs import train
 
-        return train(self.settings, self.run_path(), device=self.device, overwrite=self.overwrite, track=self.track)
+        path = self.run_path()
+        return train(self.whole_config(), path, device=self.device, overwrite=self.overwrite, track=self.track)
+
+    def whole_config(self) -> RunConfig:
+        """The config, with the interventions that options add."""
+        return with_interventions(self.settings, self.intervention)
+
+    def foretell(self, files: list[Path]) -> None:
+        """Print what the command would do and take."""
+        from mechinterp.files import require_writable
+        from mechinterp.studies.cost import cost_of_run
+
+        config = self.whole_config()
+        for path in files:
+            require_writable(path, self.overwrite)
+        cost = cost_of_run(config, measured=len(files) > 1)
+        about = [f"would train {trained(config)}; seed {config.seed}", str(cost)]
+        lines = [*about, "would write:", *(f"  {path}" for path in files)]
+        result = {"files": [str(path) for path in files], "config": config.model_dump(mode="json"), **cost.to_dict()}
+        print_result(result, self.json, "\n".join(lines))
+
+    def go_on(self) -> str | None:
+        """The command that goes on with an interrupted training."""
+        return f"mechinterp resume {self.run_path()}" if self.run_path().exists() and not self.dry_run else None
 
     def run_path(self) -> Path:
         """The path of the run file."""
@@ -70,9 +101,10 @@ class Run(Train):
         from mechinterp.tracking import require_tracker
         from mechinterp.training.spikes import spikes_of
 
-        task = build_task(self.settings)
+        config = self.whole_config()
+        task = build_task(config)
         name = self.measure or main_measure(task)
-        columns_for(task, self.settings.model, [name])
+        columns_for(task, config.model, [name])
         if self.track:
             require_tracker(self.track)
         out = self.run_path()
@@ -81,6 +113,8 @@ class Run(Train):
             if path == out:
                 raise MechinterpError(f"{out}: the table and the report go to {csv.name} and {report.name}; use .h5")
             require_writable(path, self.overwrite)
+        if self.dry_run:
+            return self.foretell([out, csv, report])
         run = self.train()
         table = measure(run, progress=True)
         emergence, spikes = locate_or_say_why(table[name]), spikes_of(run.file.metrics())
@@ -89,7 +123,12 @@ class Run(Train):
         result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": name}
         found = headline(run, table[name], emergence)
         result |= emergence.to_dict() | found.to_dict() | spikes_result(spikes)
-        print_result(result, self.json, f"{with_spikes(str(found), spikes)}\nreport: {report}")
+        keep_transition(run, Transition(name, emergence.step if emergence.transition else None, found.transition))
+        lines = [with_spikes(str(found), spikes), "report:", f"  {report}"]
+        applicable = ("patch", "ablate") if found.induction_head is None else ("evidence", "circuit")
+        lines += ["next:", *(f"  mechinterp {command} {out}" for command in applicable)]
+        lines.append(f"  mechinterp study --help   # other seeds and variants, compared with {out.stem}")
+        print_result(result, self.json, "\n".join(lines))
 
 
 @dataclass
@@ -107,6 +146,10 @@ class Resume:
         run = resume(self.run, until=self.until)
         summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1]}
         print_result(summary, self.json, f"trained to step {run.steps[-1]}: {run.path}")
+
+    def go_on(self) -> str:
+        """The command that goes on with an interrupted training."""
+        return f"mechinterp resume {self.run}" + ("" if self.until is None else f" --until {self.until}")
 
 
 @dataclass
@@ -154,31 +197,3 @@ class Verify:
         verdict = verify(self.run, interval=self.interval)
         print_result(verdict.to_dict(), self.json, str(verdict))
         return 0 if verdict.sound else 1
-
-
-@dataclass
-class Info:
-    """Show a run's config, saved steps and the digest of each checkpoint's weights."""
-
-    run: RunPath
-    json: Json = False
-
-    def execute(self) -> None:
-        from mechinterp.store import Trajectory
-
-        run = Trajectory(self.run)
-        digests = run.digests()
-        facts: dict[str, Any] = {
-            "run": str(run.path),
-            "status": run.status,
-            "created": run.created,
-            "environment": run.environment,
-            "origin": run.origin and run.origin.model_dump(mode="json"),
-            "config": None if run.origin else json_module.loads(run.config.canonical_json()),
-            "steps": list(digests),
-            "digests": {str(step): digest for step, digest in digests.items()},
-        }
-        shown = [name for name, value in facts.items() if name not in ("steps", "digests") and value is not None]
-        lines = [f"{name:12} {facts[name]}" for name in shown]
-        lines += [f"step {step:>8,}  {digest}" for step, digest in digests.items()]
-        print_result(facts, self.json, "\n".join(lines))

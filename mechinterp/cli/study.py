@@ -31,7 +31,7 @@ class _Study:
     paper_scale: bool = False
     """The full study, as the file's section [paper_scale] has it."""
     runs: Path = Path("checkpoints/studies")
-    """Folder of the runs, by id; studies may share it."""
+    """Folder of the runs, by id, relative to the folder you are in; studies may share it."""
     json: Json = False
 
     def study(self, *, must_be_begun: bool = False) -> "studies.Study":
@@ -42,7 +42,8 @@ class _Study:
         study = Study.from_toml(self.file, paper_scale=self.paper_scale)
         if must_be_begun and not begun(study, self.runs):
             raise MechinterpError(
-                f"{self.file}: none of its runs is in {self.runs}; begin: mechinterp study {self.file}"
+                f"{self.file}: none of its runs is in {self.runs.resolve()}; --runs names another folder; to begin:"
+                f" mechinterp study {self.file}"
             )
         return study
 
@@ -61,9 +62,36 @@ class Study(_Study):
     """How many runs each worker advances in one batch; for GPUs."""
     out: Path | None = None
     """Folder of the tables and the page; by default results/NAME, or results/NAME-paper-scale."""
+    dry_run: bool = False
+    """Do nothing: say which runs would be done, where they would be written, and what they would take, by short
+    trials."""
 
     def execute(self) -> int:
+        if self.dry_run:
+            return self.foretell()
         return self.execute_study(self.study(), retry=False)
+
+    def foretell(self) -> int:
+        """Print what the command would do and take."""
+        from mechinterp.studies import processes
+        from mechinterp.studies.cost import estimate
+        from mechinterp.studies.results import Results
+
+        study = self.study()
+        try:
+            left = estimate(study, Results(self.runs), self.runs, clocked=True, retry=isinstance(self, StudyRetry))
+        finally:
+            processes.end()
+        folder = self.out or results_folder(study.name, self.paper_scale)
+        lines = [f"{study.name}: {', '.join(study.variants)}; seeds {', '.join(map(str, study.seeds))}"]
+        lines += [left.on(self.workers or os.cpu_count() or 1), "would write:", f"  {self.runs.resolve()}/"]
+        result = {"study": study.name, "runs_folder": str(self.runs.resolve()), "out": str(folder), **asdict(left)}
+        print_result(result, self.json, "\n".join([*lines, f"  {folder}/"]))
+        return 0
+
+    def go_on(self) -> str:
+        """The command that goes on with an interrupted study."""
+        return f"mechinterp study {self.file}, with the same options"
 
     def execute_study(self, study: "studies.Study", *, retry: bool) -> int:
         from mechinterp.studies.cluster import cluster
@@ -157,12 +185,12 @@ def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out
     comparison = (compared.T if len(compared) <= MOST_SIDE_BY_SIDE else compared).round(3).to_string()
     if len(compared) > MOST_ON_A_PAGE:
         comparison = f"variants: {variants}"
-    text = "\n".join([comparison, *filter(None, [describe_spikes(table)]), str(cost), f"table: {csv}"])
+    text = "\n".join([comparison, *filter(None, [describe_spikes(table)]), str(cost), "table:", f"  {csv}"])
     if page:
         from mechinterp.report.study import write_study_report
 
         result["report"] = str(write_study_report(study, table, command.runs, out / f"{study.name}.html"))
-        text += f"\nreport: {result['report']}"
+        text += f"\nreport:\n  {result['report']}"
     result |= {"spent": asdict(cost), "runs": table.to_dict("records")}
     result["variants"] = compared.reset_index().to_dict("records")
     print_result(result, command.json, text)

@@ -131,13 +131,15 @@ class Clamp(AtHeads, Graded):
     * previous_token: every token attends to the one before it, the first to itself (ILA1 = 1);
     * uniform: every token attends equally to all tokens up to itself;
     * correct_label: the target attends to its correct label, equally to several copies (TILA2 = 1);
-    * labels: the target attends equally to all labels of the context (TLA2 = 1).
+    * labels: the target attends equally to all labels of the context (TLA2 = 1);
+    * after_same_token: every token attends equally to those that followed it before (prefix matching = 1).
 
-    The last two leave the other tokens' attention as it is, and the target's where there is no such label.
+    The last three leave attention as it is in the rows that they do not have: correct_label and labels in those of
+    other tokens than the target, and all three where there is no such token.
     """
 
     kind: Literal["clamp"] = "clamp"
-    pattern: Literal["previous_token", "uniform", "correct_label", "labels"]
+    pattern: Literal["previous_token", "uniform", "correct_label", "labels", "after_same_token"]
     """The pattern c."""
 
 

@@ -62,7 +62,7 @@ class ModelConfig(Family):
 
 
 class TransformerConfig(ModelConfig):
-    """A causal transformer with HookedTransformerConfig's names (TransformerLens).
+    """A causal transformer. Its settings have the names of HookedTransformerConfig (TransformerLens).
 
     By default the network of Reddy 2023 (eqs 2 and 3): attention only, on vectors as they are, heads as wide as the
     residual stream without scale and biases, and an MLP classifier on the target.

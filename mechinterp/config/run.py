@@ -19,7 +19,7 @@ from mechinterp.config.presets import PRESETS
 from mechinterp.config.section import Family, OneOf, Section
 from mechinterp.config.task import ItemLabelConfig, TaskConfig
 from mechinterp.config.training import CheckpointConfig, TrainingConfig
-from mechinterp.errors import ConfigError, unknown_name
+from mechinterp.errors import ConfigError, UnknownNameError, unknown_name
 from mechinterp.files import read_toml
 
 
@@ -69,13 +69,22 @@ class RunConfig(Section):
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "RunConfig":
-        """The config in a TOML file; settings that are not in the file have their defaults."""
+        """The config in a TOML file; settings that are not in the file are those of its `preset`, or else defaults."""
         values = read_toml(path)
+        if isinstance(values.get("variants", values.get("grids")), dict):
+            raise ConfigError(f"{path}: this is the file of a study; carry it out by: mechinterp study {path}")
         if isinstance(values.get("task"), dict) and values["task"].get("kind") == "custom":
             raise ConfigError(
                 f"{path}: task.kind: a custom task cannot be made from a file; pass it to train() in Python"
             )
-        return cls.from_dict(values, source=str(path))
+        if "preset" not in values:
+            return cls.from_dict(values, source=str(path))
+        if not isinstance(preset := values.pop("preset"), str):
+            raise ConfigError(f"{path}: preset is {preset!r}; name one of: {', '.join(PRESETS)}")
+        try:
+            return cls.preset(preset).updated(flat(values), source=str(path))
+        except UnknownNameError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> "RunConfig":
@@ -85,10 +94,10 @@ class RunConfig(Section):
         except ValidationError as error:
             raise ConfigError(f"{source}: {explain(error, cls)}") from None
 
-    def updated(self, changes: Mapping[str, Any]) -> "RunConfig":
+    def updated(self, changes: Mapping[str, Any], *, source: str = "config") -> "RunConfig":
         """This config with dotted keys replaced, validated anew: `config.updated({"task.n_classes": 512})`.
 
-        Another `kind` of task or model starts from that kind's defaults.
+        Another `kind` of task or model starts from that kind's defaults. Errors name the `source` of the changes.
         """
         values = self.model_dump()
         for dotted, value in sorted(changes.items(), key=lambda change: not change[0].endswith(".kind")):
@@ -96,12 +105,14 @@ class RunConfig(Section):
             target = values
             for section in sections:
                 if not isinstance(target.get(section), dict):
-                    raise ConfigError(f"{dotted}: there is no section {section!r}; known: {', '.join(target)}")
+                    raise ConfigError(
+                        f"{source}: {dotted}: there is no section {section!r}; known: {', '.join(target)}"
+                    )
                 target = target[section]
             if key == "kind" and target.get("kind") != value:
                 target.clear()
             target[key] = value
-        return self.from_dict(values)
+        return self.from_dict(values, source=source)
 
     def canonical_json(self) -> str:
         """The config as JSON with sorted keys and no blanks: equal configs give equal text."""
@@ -123,6 +134,15 @@ class RunConfig(Section):
 def _distinguishing(section: Section) -> dict[str, Any]:
     kind = {"kind": section.kind} if isinstance(section, Family) else {}
     return section.model_dump(mode="json", exclude_defaults=True) | kind
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in nested.items():
+        is_section = isinstance(value, dict) and key != "interventions"
+        values |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
+    return values
 
 
 def canonical(values: dict[str, Any]) -> str:

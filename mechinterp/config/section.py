@@ -6,6 +6,7 @@ To add a task or a model to what a config may name, derive a class from its fami
         kind: Literal["mine"] = "mine"
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
 
@@ -19,6 +20,11 @@ class Section(BaseModel):
     """A frozen group of settings; an unknown key or a wrong type is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """The settings that are not the defaults, so that a config is read in a line and can be typed as it is read."""
+        fields = type(self).model_fields
+        return ((name, value) for name, value in self if value != fields[name].get_default(call_default_factory=True))
 
 
 class Family(Section):

@@ -21,13 +21,29 @@ def level_crossing(curve: pd.Series, level: float = 0.5) -> float | None:
     ascend.
     """
     steps, values = finite(curve)
-    above = values >= level
-    wrong = np.concatenate([[0], np.cumsum(above)]) + np.concatenate([np.cumsum(~above[::-1])[::-1], [0]])
-    first = int(wrong.argmin())  # checkpoints before it count as below; wrong[0]: always above, wrong[-1]: always below
-    if wrong[first] >= min(wrong[0], wrong[-1]):
+    if not len(steps):
         return None
-    share = (level - values[first - 1]) / (values[first] - values[first - 1])
-    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
+    found = float(crossings(steps, values, level))
+    return found if np.isfinite(found) else None
+
+
+def crossings(steps: Array, curves: Array, level: float | Array) -> Array:
+    """`level_crossing` of many curves [*curves, step] of one step or more at once, each at its level.
+
+    Where a curve has none, −∞ if it is at or above the level at most steps, else ∞.
+    """
+    above = curves >= np.asarray(level)[..., None]
+    none = np.zeros_like(above[..., :1], dtype=int)
+    wrong = np.concatenate([none, np.cumsum(above, axis=-1)], axis=-1)
+    wrong = wrong + np.concatenate([np.cumsum(~above[..., ::-1], axis=-1)[..., ::-1], none], axis=-1)
+    first = wrong.argmin(axis=-1)  # checkpoints before it count as below; 0: always above, the last: always below
+    crosses = wrong.min(axis=-1) < np.minimum(wrong[..., 0], wrong[..., -1])
+    after = np.clip(first, 1, len(steps) - 1)
+    low, high = (np.take_along_axis(curves, index[..., None], axis=-1)[..., 0] for index in (after - 1, after))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (np.asarray(level) - low) / (high - low)
+        found = steps[after - 1] + share * (steps[after] - steps[after - 1])
+    return np.where(crosses, found, np.where(wrong[..., 0] <= wrong[..., -1], -np.inf, np.inf))
 
 
 def half_rise(curve: pd.Series) -> float | None:
@@ -36,13 +52,21 @@ def half_rise(curve: pd.Series) -> float | None:
     Plateaus are medians over the first and last twentieth of the checkpoints, at least three. None if they differ by
     less than four standard deviations of the noise, or if the curve does not cross (`level_crossing`).
     """
-    steps, values = finite(curve)
-    few = max(3, len(values) // 20)
-    before, after = float(np.median(values[:few])), float(np.median(values[-few:]))
-    if len(values) < 2 * few or abs(after - before) < 4 * noise_scale(values):
+    if (levels := plateaus(curve)) is None:
         return None
+    before, after = levels
     sign = 1.0 if after > before else -1.0
-    return level_crossing(pd.Series(sign * values, index=steps), sign * (before + after) / 2)
+    return level_crossing(sign * curve, sign * (before + after) / 2)
+
+
+def plateaus(curve: pd.Series) -> tuple[float, float] | None:
+    """The levels of a curve at its ends, of which `half_rise` takes the middle; None if they do not differ enough."""
+    _, values = finite(curve)
+    few = max(3, len(values) // 20)
+    if len(values) < 2 * few:
+        return None
+    before, after = float(np.median(values[:few])), float(np.median(values[-few:]))
+    return None if abs(after - before) < 4 * noise_scale(values) else (before, after)
 
 
 def first_above(curve: pd.Series, level: float = 0.95) -> float | None:

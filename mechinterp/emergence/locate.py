@@ -268,15 +268,16 @@ def _interval(fit: Fit, x: Array, rho: float, variance: float) -> tuple[float, f
 def _objection(fit: Fit, evidence: float, x: Array, interval: float) -> str | None:
     """The first criterion of a transition that a fit does not meet, in words; None if it meets all."""
     rise: Component = fit.components[0]
+    change = "rise" if rise.height >= 0 else "fall"
     contrast, span = abs(rise.height) / max(float(np.std(fit.residuals)), 1e-300), x[-1] - x[0]
     if evidence < MIN_EVIDENCE:
         return f"a logistic explains the curve no better than a constant or a line (ΔBIC = {evidence:.1f})"
     if contrast < MIN_CONTRAST:
-        return f"the rise is only {contrast:.1f} standard deviations of the noise"
+        return f"the {change} is only {contrast:.1f} standard deviations of the noise"
     if rise.start < x[0] or rise.end > x[-1] or np.count_nonzero(x < rise.midpoint) < 2:
-        return "the rise is not over within the observed steps, or had begun before them"
+        return f"the {change} is not over within the observed steps, or had begun before them"
     if rise.width > MAX_WIDTH * span:
-        return f"the rise takes {100 * rise.width / span:.0f} % of the observed steps: a drift"
+        return f"the {change} takes {100 * rise.width / span:.0f} % of the observed steps: a drift"
     if interval > MAX_INTERVAL * span:
         return f"the 95 % interval spans {100 * interval / span:.0f} % of the observed steps"
     return None

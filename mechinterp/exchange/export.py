@@ -10,7 +10,7 @@ A state dict or safetensors file has the parameters under the names of the run f
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _BY_SUFFIX = {".safetensors": "safetensors", ".pt": "state_dict", ".pth": "state
 
 def export(
     run: "Run",
-    steps: int | Sequence[int] | None,
+    steps: int | str | Sequence[int | str] | None,
     path: str | Path,
     *,
     format: str | None = None,
@@ -38,16 +38,16 @@ def export(
 ) -> list[Path]:
     """Write checkpoints of a run, each to a file of its own; returns the paths.
 
-    `steps` is a stored step, several, or None for all; the path of several has a place for the step,
-    ``"steps/{step}.safetensors"``. `format` is ``safetensors``, ``state_dict``, ``transformer_lens`` or ``hub`` (a
-    folder); by default, the name's ending says which.
+    `steps` is a stored step (also ``first`` or ``last``), several, or None for all; the path of several has a place for
+    the step, ``"steps/{step}.safetensors"``. `format` is ``safetensors``, ``state_dict``, ``transformer_lens`` or
+    ``hub`` (a folder); by default, the name's ending says which.
     """
     chosen = run.chosen_steps(steps)
     if not chosen:
         raise MechinterpError(f"{run.path}: name at least one step to export")
     for step in chosen:
         run.digest(step)  # raises for a step that is not stored
-    several = steps is None or isinstance(steps, Iterable)
+    several = steps is None or not isinstance(steps, int | str)
     if several and "{step}" not in str(path):
         raise MechinterpError(
             f"{path}: several steps need a place for the step in the name, as 'step_{{step}}.safetensors'"

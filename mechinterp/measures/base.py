@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechinterp.config.model import MOST_LAYERS, TransformerConfig
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
+from mechinterp.measures.manipulations import Manipulations
 from mechinterp.models.network import Network, hook_names
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.training.spikes import SPIKES
@@ -81,6 +82,7 @@ class Measure:
     each_evaluation: bool
     evaluation: str | None
     task: type | None
+    manipulations: Manipulations | None = None
 
     def unmet(self, task: Task, batch: Batch) -> str | None:
         """The first requirement that a task, or its sequences, do not meet, in words."""
@@ -113,6 +115,7 @@ def register(
     each_evaluation: bool = False,
     evaluation: str | None = None,
     task: type | None = None,
+    manipulations: Manipulations | None = None,
 ) -> Callable[..., Any]:
     """A decorator that adds a function to the measures, under the function's name.
 
@@ -120,6 +123,7 @@ def register(
     `task` the class, or runtime-checkable protocol, of the tasks for which it is defined; where one is missing, the
     measure has no column. It is taken on the task's first evaluation set or the one that
     `evaluation` names, or with `each_evaluation` on all of them; its columns are then called ``{evaluation}_{name}``.
+    `manipulations` say how training holds the measure up and how it removes it, for causal audits (`causes.audit`).
     """
 
     for argument, names in (("hooks", hooks), ("roles", roles)):
@@ -138,8 +142,28 @@ def register(
         if name in MEASURES and MEASURES[name].compute.__module__ != compute.__module__:
             raise MechinterpError(f"a measure named {name!r} exists already; choose another name")
         MEASURES[name] = Measure(
-            name, compute, tuple(hooks), tuple(roles), tuple(requires), each_evaluation, evaluation, task
+            name,
+            compute,
+            tuple(hooks),
+            tuple(roles),
+            tuple(requires),
+            each_evaluation,
+            evaluation,
+            task,
+            manipulations,
         )
         return compute
 
     return add if function is None else add(function)
+
+
+def unregister(name: str) -> None:
+    """Remove a measure that was registered in this session; tables then have its column no more.
+
+    An unknown name raises, and so does a built-in measure, which other runs of the session need.
+    """
+    if name not in MEASURES:
+        raise unknown_name("measure", name, MEASURES)
+    if MEASURES[name].compute.__module__.startswith(f"{__package__}."):
+        raise MechinterpError(f"{name} is a built-in measure; to leave it out, name those to measure")
+    del MEASURES[name]

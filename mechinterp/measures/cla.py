@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechinterp.config import CopyReadout, Freeze
 from mechinterp.errors import MechinterpError
 from mechinterp.measures.base import Observation, Requirement, register
+from mechinterp.measures.manipulations import Manipulations, SideEffect, manipulation
 
 
 def labels_in_context(seen: Observation) -> Bool[Tensor, "batch n_labels"]:
@@ -26,7 +28,14 @@ def labels_in_context(seen: Observation) -> Bool[Tensor, "batch n_labels"]:
     return present[:, :-1]
 
 
-@register(roles=["label"], requires=[Requirement.separate_label_tokens])
+@register(
+    roles=["label"],
+    requires=[Requirement.separate_label_tokens],
+    manipulations=Manipulations(
+        hold=manipulation(CopyReadout(), also=(SideEffect.gradient, SideEffect.readout)),
+        remove=manipulation(Freeze(parameters=("classifier.*",)), also=(SideEffect.bypass,)),
+    ),
+)
 def cla(seen: Observation) -> Float[Tensor, ""]:
     """Fraction of sequences whose most likely label is in the context."""
     predicted = seen.logits.argmax(dim=-1, keepdim=True)

@@ -7,7 +7,7 @@ make them.
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -108,14 +108,19 @@ def loss_barrier(loss: Callable[[Any], float | Tensor], points: int = 11) -> Cal
     def barrier(model: Any, reference: Any) -> dict[str, float]:
         between, ends = copy.deepcopy(model), (_state(model), _state(reference))
         alphas = torch.linspace(0, 1, points).tolist()
-        losses = [_loss_at(between, ends, alpha, loss) for alpha in alphas]
-        rises = [
-            value - (1 - alpha) * losses[0] - alpha * losses[-1] for alpha, value in zip(alphas, losses, strict=True)
-        ]
-        highest = max(range(points), key=lambda index: rises[index])
-        return {"barrier": max(rises[highest], 0.0), "at": alphas[highest]}
+        height, at = barrier_of(alphas, [_loss_at(between, ends, alpha, loss) for alpha in alphas])
+        return {"barrier": height, "at": at}
 
     return barrier
+
+
+def barrier_of(alphas: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
+    """The most by which losses at `alphas`, from 0 to 1, rise above the straight line between the first and the last,
+    at least 0, and the α where it is."""
+    pairs = zip(alphas, losses, strict=True)
+    rises = [value - (1 - alpha) * losses[0] - alpha * losses[-1] for alpha, value in pairs]
+    highest = max(range(len(rises)), key=lambda index: rises[index])
+    return max(rises[highest], 0.0), alphas[highest]
 
 
 def _loss_at(

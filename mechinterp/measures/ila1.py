@@ -13,7 +13,15 @@ With several heads, that of the head with the largest value.
 from jaxtyping import Float
 from torch import Tensor
 
+from mechinterp.config import Clamp
 from mechinterp.measures.base import Observation, Requirement, register
+from mechinterp.measures.manipulations import Manipulations, SideEffect, manipulation
+
+_ATTENTION = (SideEffect.gradient, SideEffect.other_attention)
+_MANIPULATIONS = Manipulations(
+    hold=manipulation(Clamp(layer=0, head=0, pattern="previous_token"), also=_ATTENTION),
+    remove=manipulation(Clamp(layer=0, pattern="uniform"), also=(*_ATTENTION, SideEffect.other_heads)),
+)
 
 
 def previous_token_attention(seen: Observation) -> Float[Tensor, "batch head pos_but_first"]:
@@ -21,7 +29,12 @@ def previous_token_attention(seen: Observation) -> Float[Tensor, "batch head pos
     return seen.pattern(0).diagonal(offset=-1, dim1=-2, dim2=-1)
 
 
-@register(hooks=["blocks.0.attn.hook_pattern"], roles=["label"], requires=[Requirement.separate_label_tokens])
+@register(
+    hooks=["blocks.0.attn.hook_pattern"],
+    roles=["label"],
+    requires=[Requirement.separate_label_tokens],
+    manipulations=_MANIPULATIONS,
+)
 def ila1(seen: Observation) -> Float[Tensor, ""]:
     """Attention from label tokens to the item before them, layer 1; in [0, 1]."""
     labels = seen.role("label")[:, None, 1:]

@@ -6,18 +6,16 @@ followed earlier occurrences of the current one. With several heads, that of the
 for every layer, ``prefix_matching_{layer}``, counted from 1.
 """
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from mechinterp.attention_patterns import after_earlier_occurrences
+from mechinterp.config import Clamp
 from mechinterp.config.model import MOST_LAYERS
 from mechinterp.measures.base import Observation, Requirement, register
+from mechinterp.measures.manipulations import Manipulations, SideEffect, manipulation
 
-
-def after_earlier_occurrences(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch query key"]:
-    """1 where the token before the key is the same as the query's, and the key is no later than the query."""
-    same = tokens[:, :, None] == tokens.roll(1, dims=1)[:, None, :]
-    same[:, :, 0] = False
-    return same.tril().float()
+_ATTENTION = (SideEffect.gradient, SideEffect.other_attention)
 
 
 def prefix_matching(seen: Observation, layer: int) -> Float[Tensor, ""]:
@@ -33,7 +31,21 @@ def _of_layer(layer: int) -> None:
 
     measure.__name__ = f"prefix_matching_{layer + 1}"
     measure.__doc__ = f"Attention from repeated tokens to what followed them before, layer {layer + 1}; in [0, 1]."
-    register(hooks=[f"blocks.{layer}.attn.hook_pattern"], roles=["repeat"], requires=[Requirement.tokens])(measure)
+    manipulations = Manipulations(
+        hold=manipulation(
+            Clamp(layer=layer, head=0, pattern="after_same_token"), also=(*_ATTENTION, SideEffect.answer)
+        ),
+        remove=manipulation(
+            Clamp(layer=layer, pattern="uniform"),
+            also=(*_ATTENTION, SideEffect.other_heads, SideEffect.several_measures),
+        ),
+    )
+    register(
+        hooks=[f"blocks.{layer}.attn.hook_pattern"],
+        roles=["repeat"],
+        requires=[Requirement.tokens],
+        manipulations=manipulations,
+    )(measure)
 
 
 for _layer in range(MOST_LAYERS):

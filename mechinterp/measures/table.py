@@ -89,7 +89,7 @@ def measure(
     run: Run,
     names: str | Sequence[str] | Mapping[str, Function] | None = None,
     *,
-    steps: int | Iterable[int] | None = None,
+    steps: int | str | Iterable[int | str] | None = None,
     n_sequences: int = 1000,
     seed: int = 0,
     reference: int | str = "first",
@@ -117,6 +117,8 @@ def measure(
         run.digest(step)  # raises for a step that is not stored
     if isinstance(names, Mapping):
         return measure_functions(run, names, wanted, reference, progress=progress)
+    if names is not None and not isinstance(names, Sequence):
+        raise MechinterpError(f"names is {names!r}; expected a measure, several, or a mapping of names to functions")
     return _table(run, [names] if isinstance(names, str) else names, wanted, n_sequences, seed, progress)
 
 

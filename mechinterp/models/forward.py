@@ -69,6 +69,8 @@ class Activations:
 
     network: Network
     values: dict[str, Tensor]
+    fused_attention: bool = True
+    """Whether `forward_from` may use torch's fused attention, which has no rule for `torch.func.vmap`."""
 
     @property
     def logits(self) -> Float[Tensor, "batch n_labels"]:
@@ -104,7 +106,7 @@ class Activations:
         if not self.network.model.is_classic:
             return self._general_from(hook, value, {f"attn.hook_{name}": of for name, of in (also or {}).items()})
         if hook.startswith("classifier."):
-            return _classify(self.network, {hook: value}, Tap())
+            return _classify(self.network, {hook: value}, self._tap)
         if hook == "hook_embed":
             hook = "blocks.0.hook_resid_pre"
         layer, name = int(hook.split(".")[1]), hook.split("hook_")[1]
@@ -113,14 +115,19 @@ class Activations:
             known |= {other: self[f"blocks.{layer}.attn.hook_{other}"] for other in "qkv"}
         elif name in ("attn_scores", "pattern"):
             known["v"] = self[f"blocks.{layer}.attn.hook_v"]
-        residual, tap = _after_layer(self.network, layer, known | {name: value, **(also or {})}, Tap()), Tap()
+        tap = self._tap
+        residual = _after_layer(self.network, layer, known | {name: value, **(also or {})}, tap)
         for later in range(layer + 1, self.n_layers):
             residual = _after_layer(self.network, later, {"resid_pre": residual}, tap)
         return _classify(self.network, {"classifier.hook_in": residual[:, -1]}, tap)
 
+    @property
+    def _tap(self) -> "Tap":
+        return Tap(fused_attention=self.fused_attention)
+
     def _general_from(self, hook: str, value: Tensor, also: Mapping[str, Tensor]) -> Float[Tensor, "batch n_labels"]:
         """`forward_from` of a network with further parts."""
-        network, tap, known = self.network, Tap(), dict(self.values) | {hook: value}
+        network, tap, known = self.network, self._tap, dict(self.values) | {hook: value}
         if hook.startswith(("unembed.", "classifier.")):
             return value[:, -1] if hook == "unembed.hook_out" else _classify(network, {hook: value}, tap)
         if hook.startswith("ln_final."):
@@ -320,9 +327,10 @@ def _after_layer(
     pattern = _attend(network, layer, known, tap, attn, queries) if pattern is None else pattern[:, :, rows]
     columns, z = _read(network, layer, known, tap, attn, pattern, rows)
     if z.shape[-1] < network.d_model and not tap.wants(f"{attn}.hook_z", f"{block}.hook_attn_out"):
-        written = residual[:, rows].clone()
-        written[..., columns] += _sum_of_heads(z)
-        return tap(f"{block}.hook_resid_post", written)
+        before = residual[:, rows]
+        written = before[..., columns] + _sum_of_heads(z)  # not in place: under vmap z alone may be several
+        parts = [before[..., : columns.start], written, before[..., columns.stop :]]
+        return tap(f"{block}.hook_resid_post", torch.cat(parts, dim=-1))
     if z.shape[-1] < network.d_model:
         z = pad(z, (columns.start, network.d_model - columns.stop))
     z = tap(f"{attn}.hook_z", z)

@@ -5,7 +5,7 @@ TransformerLens ignores filters and lists of names that match nothing, and hooks
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Never
 
 from torch import Tensor
 
@@ -18,6 +18,13 @@ _SELDOM = (
     "TransformerLens fires hook_result, hook_attn_in and hook_q_input (k, v) on request only (model.set_use_attn_result"
     " and so on), and a run stopped at a layer ends there"
 )
+
+
+class NamedActivations(dict[str, Tensor]):
+    """Activations by hook name; a name that is not among them raises with the nearest one."""
+
+    def __missing__(self, name: str) -> Never:
+        raise unknown_name("activation", name, self)
 
 
 class CheckedHooks(HookedRootModule):
@@ -51,8 +58,18 @@ class CheckedHooks(HookedRootModule):
         return result
 
     def run_with_cache(self, *inputs: Any, names_filter: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        """As in TransformerLens; a hook that does not exist, or does not fire, raises."""
+        """As in TransformerLens; a hook that does not exist, or does not fire, raises, and so does one that is looked
+        up in the cache and is not there. `remove_batch_dim` is of one sequence."""
+        alone = options.pop("remove_batch_dim", False)  # which TransformerLens does to activations with positions only
+        if alone and inputs and len(inputs[0]) != 1:
+            raise MechinterpError(f"remove_batch_dim takes one sequence, and inputs has {len(inputs[0])}; leave it out")
         result = super().run_with_cache(*inputs, names_filter=names_filter, **options)
+        cache = result[1] if isinstance(result[1], dict) else result[1].cache_dict
+        named = NamedActivations({name: value[0] if alone else value for name, value in cache.items()})
+        if isinstance(result[1], dict):
+            result = result[0], named
+        else:
+            result[1].cache_dict, result[1].has_batch_dim = named, not alone
         if callable(names_filter) and not len(result[1]):
             raise _silent(names_filter)
         wanted = [names_filter] if isinstance(names_filter, str) else names_filter

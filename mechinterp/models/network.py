@@ -44,6 +44,10 @@ class Network:
         """The network before training."""
         return cls(config, architecture_of(config).initial_parameters(config))
 
+    def __repr__(self) -> str:
+        shape = f"layers: {self.n_layers}, heads in a layer: {self.n_heads}, d_model: {self.d_model}"
+        return f"<Network: {shape}, {sum(value.numel() for value in self.parameters.values()):,} parameters>"
+
     @property
     def n_layers(self) -> int:
         """Attention layers."""

@@ -3,16 +3,17 @@
 Every function returns a part of the page with its caption. Analyses of checkpoints are cached beside the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechinterp import figures, labels
 from mechinterp.analysis.checkpoints import analyse
 from mechinterp.models.forward import run_with_cache
-from mechinterp.report import figures, html
+from mechinterp.report import html
 from mechinterp.report.html import Drawing
 from mechinterp.run import Run
 
@@ -27,22 +28,23 @@ def attention(run: Run, steps: Sequence[int]) -> str:
     drawings = []
     for layer, head in product(range(run.network_config.model.n_layers), range(run.network_config.model.n_heads)):
         patterns = np.stack([cache[hooks[layer]][0, head].numpy() for cache in caches])
-        title = figures.head_name(layer, head, run.network_config.model.n_heads)
+        title = labels.head_name(layer, head, run.network_config.model.n_heads)
         visible = np.tri(len(names), dtype=bool) & np.isfinite(patterns)
         frames = np.where(visible, np.rint(254 * np.nan_to_num(patterns)), 255).astype(np.uint8)
         drawings.append(Drawing(figures.attention_map(patterns[-1], names, title), frames=frames, scale=1 / 254))
+    model = run.network_config.model
     marks = " x are items, ℓ their labels; ★ marks the label that answers the target." if "item" in batch.roles else ""
     return html.figure(
         drawings,
         f"Attention of each token (row) to itself and those before it (column) on one sequence of the evaluation set"
-        f" “{evaluation}”, the same one at every step, from 0 (dark) to 1 (bright).{marks} Rows sum to 1. Of the last"
-        " layer only the target's row is used. The CSV is in steps of 1/254.",
+        f" “{labels.set_label(evaluation).name}”, the same one at every step.{marks} Rows sum to 1. Of the"
+        " last layer only the target's row is used. The CSV is in steps of 1/254.",
         title="Attention",
+        scales=[html.Scale("attention", 0.0, 1.0, _colours(drawings[0]))],
+        in_row=model.n_heads if model.n_heads > 1 else min(model.n_layers, 3),
+        wide=model.n_heads > 1,
         columns={"x": "key", "y": "query", "z": "attention"},
     )
-
-
-_SYMBOLS = {"beta1": "β₁", "alpha": "α", "beta2": "β₂", "xi": "ξ", "beta": "β", "w": "w", "c1": "c₁"}
 
 
 def circuit(run: Run, steps: Sequence[int], n_pairs: int, *, progress: bool = False) -> str:
@@ -67,24 +69,42 @@ def blocks(table: pd.DataFrame, n_sequences: int, n_heads: int) -> str:
     """QK and OV circuits of every head, in blocks of position, content and buffer, from the table of ``qkov``."""
     drawings = []
     table = table.loc[table["quantity"].isin(["qk", "ov"])]
+    tops = {name: float(table.loc[table["quantity"] == name, "value"].max()) for name in ("qk", "ov")}
     for key, rows in table.groupby(["quantity", "layer", "head"], sort=False):
         quantity, layer, head = tuple(key)  # pyright: ignore[reportArgumentType]
         first, second = rows["part"].drop_duplicates().tolist(), rows["other"].drop_duplicates().tolist()
         steps = rows["step"].drop_duplicates()
         values = rows["value"].to_numpy(dtype=np.float32).reshape(len(steps), len(first), len(second))
-        top = float(table.loc[table["quantity"] == quantity, "value"].max())
-        name = f"{quantity.upper()}, {figures.head_name(layer, head, n_heads)}"
-        drawing = figures.block_map(values[-1], first, second, name, top, reads=quantity == "qk")
+        name = f"{quantity.upper()}, {labels.head_name(layer, head, n_heads)}"
+        drawing = figures.block_map(values[-1], first, second, name, tops[str(quantity)], reads=quantity == "qk")
         drawings.append(Drawing(drawing, frames=values))
+    scales = [
+        html.Scale(f"{quantity.upper()}, strength", 0.0, top, _colours(drawings[0])) for quantity, top in tops.items()
+    ]
+    n_layers = int(table["layer"].max()) + 1
+    order = f" Rows and columns are {', '.join(_parts(table))}, in this order." if n_heads > html.SMALL_FROM else ""
     return html.figure(
         drawings,
         "QK: how strongly each query–key interaction moves attention, as the spread of its part of the scores over the"
         " keys a query may choose from (1 makes attention e times larger). OV: the length of what each part of a seen"
         f" token writes into each part of the residual stream. Means over {n_sequences} sequences; buffer is what"
-        " earlier layers wrote. The colour scale is the same at all steps.",
+        f" earlier layers wrote. The colour scale is the same at all steps.{order}",
         title="QK and OV circuits",
+        scales=scales,
+        in_row=n_heads if n_heads > 1 else min(2 * n_layers, html.SMALL_FROM),
+        wide=n_heads > 1 or n_layers > 1,
         columns={"x": "to", "y": "from", "z": "strength"},
     )
+
+
+def _parts(table: pd.DataFrame) -> list[str]:
+    """The parts of the residual stream, in the order in which maps have them."""
+    return list(dict.fromkeys(table["part"]))
+
+
+def _colours(drawing: Drawing) -> list[str]:
+    """The colour scale of a map."""
+    return [colour for _, colour in drawing.figure.data[0].colorscale]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
 
 
 def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
@@ -93,7 +113,7 @@ def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
     On item–label sequences β₁, α, β₂ and ξ of the minimal induction head, on paired items β, w and c₁ of the additive
     model.
     """
-    wide = table.pivot(index="step", columns="parameter", values="value")
+    wide = figures.order_parameter_table(table)
     if "beta1" in wide:
         x, y, left, right = ("beta1", "β₁ (previous token)"), ("alpha", "α (match)"), ("beta1", "alpha", "beta2"), "xi"
         explained, of = (
@@ -124,17 +144,30 @@ def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
     xs, ys = (wide[name].to_numpy(dtype=np.float32) for name in (x[0], y[0]))
     plane = Drawing(figures.plane(xs, ys, x[1], y[1]), dot=(xs, ys))
     over = Drawing(
-        figures.order_parameters(wide, {name: _SYMBOLS[name] for name in left}, (right, _SYMBOLS[right])), cursor=0.0
+        figures.order_parameter_curves(
+            wide, {name: figures.SYMBOLS[name] for name in left}, (right, figures.SYMBOLS[right])
+        ),
+        cursor=0.0,
     )
     shares = ", ".join(f"{name} {wide[column].iloc[-1] * 100:.0f} %" for name, column in explained.items())
     return html.figure(
         [plane, over],
         f"{caption}; at the end they explain {shares} of {of}.",
         title="Order parameters",
-        columns={"x": f"{_SYMBOLS[x[0]]} or step", "y": f"{_SYMBOLS[y[0]]} or value"},
+        columns={"x": f"{figures.SYMBOLS[x[0]]} or step", "y": f"{figures.SYMBOLS[y[0]]} or value"},
     )
 
 
-def over_training(drawing: go.Figure, caption: str, *, origin: float = 0.0) -> str:
-    """Curves over training with the slider's step marked; `origin` is the step at which the x axis has its zero."""
-    return html.figure(Drawing(drawing, cursor=origin), caption)
+def over_training(
+    drawing: go.Figure,
+    caption: str,
+    *,
+    origin: float = 0.0,
+    names: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """Curves over training with the slider's step marked; `origin` is the step at which the x axis has its zero.
+
+    `names` are what the legend calls the curves, `notes` what they are, in a line.
+    """
+    return html.figure(Drawing(drawing, cursor=origin, names=names, notes=notes), caption)

@@ -1,6 +1,6 @@
 // The page's own script: draws the figures from the data beside them, and moves them all with one slider.
 //
-// A figure.plot holds a JSON block {"drawings": [{data, layout, frames, cursor, dot}, …], "columns": {…}}. `frames` are
+// A figure.plot holds a JSON block {"drawings": [{data, layout, names, notes, frames, cursor, dot}, …], "columns": {…}}. `frames` are
 // what a heat map shows at each checkpoint; `cursor` is the training step at which the x axis has its zero; `dot` has x
 // and y at each checkpoint. A figure.panels holds {"parts": […], "frames": [[…], …], "csv": […]}: an SVG's markup by
 // checkpoint.
@@ -16,6 +16,7 @@
   };
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)");
+  const narrow = matchMedia("(max-width: 900px)");
 
   // ---- reading what the page carries -------------------------------------------------------------------------
 
@@ -74,18 +75,86 @@
 
   class Drawing {
     constructor(div, spec) {
-      Object.assign(this, { div, spec, index: 0, near: false });
+      Object.assign(this, { div, spec, index: 0, near: false, hidden: new Set() });
       this.moves = spec.frames || spec.cursor !== null || spec.dot;
+      this.small = div.parentElement.classList.contains("small");
+    }
+
+    // Curves end a little inside of the frame, so that the last step has its tick.
+    widen() {
+      const ends = this.spec.data.flatMap(({ x }) => (x.length ? [x[0], x[x.length - 1]] : []));
+      const [low, high] = [Math.min(...ends), Math.max(...ends)];
+      const wide = [low - 0.015 * (high - low), high + 0.015 * (high - low)];
+      const now = this.div.layout?.xaxis.range; // of an earlier drawing, where a reader may have zoomed
+      const zoomed = now && this.wide && now.some((end, n) => end !== this.wide[n]);
+      if (high > low) this.layout.xaxis.range = zoomed ? [...now] : [...wide];
+      this.wide = wide;
+    }
+
+    group(n) {
+      return this.spec.data[n].legendgroup ?? `trace ${n}`;
+    }
+
+    // The legend below the figure: in columns, with the values at the slider's step. A click hides a curve.
+    legend() {
+      const { data, names, notes, cursor, frames } = this.spec;
+      if (frames || cursor === null) return;
+      const list = Object.assign(document.createElement("ul"), { className: "legend" });
+      const longest = Math.max(...names.map((name) => name.length));
+      list.style.setProperty("--entry", `${Math.min(30, Math.max(9, 5.5 + 0.42 * longest))}rem`);
+      this.keys = [];
+      for (const [n, trace] of data.entries()) {
+        if (trace.showlegend === false) continue;
+        const entry = list.appendChild(document.createElement("li")).appendChild(document.createElement("button"));
+        Object.assign(entry, { title: notes[n], type: "button" });
+        entry.setAttribute("aria-pressed", "true");
+        const swatch = entry.appendChild(document.createElement("i"));
+        const dash = { dash: "dashed", dot: "dotted", dashdot: "dashed" }[trace.line?.dash] ?? "solid";
+        swatch.style.borderTopStyle = dash;
+        swatch.style.borderTopColor = trace.line?.color === "#000000" ? "var(--ink)" : (trace.line?.color ?? "");
+        entry.appendChild(document.createElement("span")).textContent = names[n];
+        const value = Object.assign(entry.appendChild(document.createElement("span")), { className: "value" });
+        this.keys.push({ value, xs: trace.x, ys: trace.y });
+        entry.addEventListener("click", () => {
+          const group = this.group(n);
+          if (!this.hidden.delete(group)) this.hidden.add(group);
+          entry.setAttribute("aria-pressed", String(!this.hidden.has(group)));
+          this.draw();
+        });
+      }
+      this.div.after(list);
+      this.tell();
+    }
+
+    tell() {
+      for (const { value, xs, ys } of this.keys ?? []) {
+        const n = xs.findIndex((x) => Math.abs(x + this.spec.cursor - steps[this.index]) < 0.5);
+        value.textContent = n >= 0 && Number.isFinite(ys[n]) ? brief(ys[n]) : "";
+      }
     }
 
     async draw() {
-      this.data = this.spec.data.map(shown);
-      this.layout = { ...shown(this.spec.layout), template: template(), uirevision: true };
+      this.data = this.spec.data.map((trace, n) => ({ ...shown(trace), name: shown(this.spec.names[n]) }));
+      for (const [n, trace] of this.data.entries()) if (this.hidden.has(this.group(n))) trace.visible = false;
+      this.layout = { ...shown(this.spec.layout), template: template(), uirevision: true, showlegend: false };
+      if (this.spec.cursor !== null) {
+        this.widen();
+        this.layout.xaxis.tickformat = ",";
+      }
       if (touch.matches) this.layout.dragmode = false; // a finger scrolls the page
       if (this.spec.frames) {
         this.data[0].z = this.spec.frames[this.index];
         for (const axis of ["xaxis", "yaxis"]) Object.assign(this.layout[axis], { automargin: false, fixedrange: true });
-        Object.assign(this.layout, { margin: { l: 80, r: 8, t: 30, b: 64 }, dragmode: false });
+        const tick = { ticks: "outside", ticklen: 4, tickcolor: "rgba(0,0,0,0)" };
+        for (const axis of ["xaxis", "yaxis"]) {
+          Object.assign(this.layout[axis], tick, this.small ? { showticklabels: false, title: { text: "" } } : {});
+        }
+        const size = this.spec.frames[0].length;
+        if (size > 20) for (const axis of ["xaxis", "yaxis"]) this.layout[axis].dtick = Math.ceil(size / 10);
+        if (this.small) this.layout.title = { ...this.layout.title, font: { size: 11 } };
+        const margin = this.small ? { l: 6, r: 6, t: 24, b: 6 } : { l: 80, r: 8, t: 30, b: 64 };
+        Object.assign(this.layout, { margin, dragmode: false });
+        this.data[0].showscale = false;
       }
       await Plotly.react(this.div, this.data, this.layout, CONFIG);
     }
@@ -102,6 +171,7 @@
         const size = (name) => Number(area.getAttribute(name));
         this.area = { left: size("x"), top: size("y"), width: size("width"), height: size("height") };
         if (!frames) this.point();
+        else if (this.spec.data[0].texttemplate) this.paint();
       };
       measure();
       this.div.on("plotly_afterplot", measure);
@@ -124,6 +194,7 @@
     show(index) {
       if (!this.near || index === this.index) return; // what nobody sees is drawn when it comes into view
       this.index = index;
+      this.tell();
       if (!this.spec.frames) {
         this.point();
         return;
@@ -138,7 +209,9 @@
       const index = this.index;
       this.data[0].z = this.spec.frames[index];
       await Plotly.react(this.div, this.data, this.layout, CONFIG);
-      if (index === this.index) this.over.style.visibility = "hidden";
+      if (index !== this.index) return;
+      if (this.data[0].texttemplate) this.paint(); // its numbers are read on any colour; those of plotly are not
+      else this.over.style.visibility = "hidden";
     }
 
     paint() {
@@ -150,7 +223,8 @@
       Object.assign(this.over.style, style, { visibility: "visible" });
       const pen = this.over.getContext("2d");
       pen.scale(devicePixelRatio, devicePixelRatio);
-      Object.assign(pen, { font: "12px system-ui, sans-serif", textAlign: "center", textBaseline: "middle" });
+      const letters = Math.max(8, Math.min(12, width / z[0].length / 3.2));
+      Object.assign(pen, { font: `${letters}px system-ui, sans-serif`, textAlign: "center", textBaseline: "middle" });
       for (const [row, values] of z.entries()) {
         for (const [column, value] of values.entries()) {
           if (Number.isNaN(value)) continue;
@@ -158,7 +232,7 @@
           pen.fillStyle = fill;
           pen.fillRect(column * across, row * down, across + 0.5, down + 0.5); // no seams between cells
           if (!this.spec.data[0].texttemplate) continue;
-          pen.fillStyle = light ? "#444444" : "#ffffff";
+          pen.fillStyle = light ? "#000000" : "#ffffff";
           pen.fillText(value.toFixed(2), (column + 0.5) * across, (row + 0.5) * down);
         }
       }
@@ -185,15 +259,35 @@
       const place = (n / 255) * (stops.length - 1);
       const below = Math.min(Math.floor(place), stops.length - 2);
       const rgb = stops[below].map((each, c) => Math.round(each + (place - below) * (stops[below + 1][c] - each)));
-      return { fill: `rgb(${rgb})`, light: 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 128 };
+      return { fill: `rgb(${rgb})`, light: luminance(rgb) > 0.179 };
     });
     return (value) => colours[Math.max(0, Math.min(255, Math.round((255 * (value - zmin)) / (zmax - zmin || 1))))];
   }
+
+  // Relative luminance (WCAG 2): from 0.179 on, black has more contrast with a colour than white.
+  const luminance = (rgb) => {
+    const [r, g, b] = rgb.map((each) => each / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+
+  // A number in a legend or readout: three digits, or whole.
+  const brief = (value) => {
+    const size = Math.abs(value);
+    if (size >= 1000) return Math.round(value).toLocaleString("en-GB");
+    return size >= 10 ? value.toFixed(1) : size >= 0.001 || size === 0 ? value.toFixed(3) : value.toExponential(1);
+  };
 
   class Panels {
     constructor(figure) {
       this.spec = read(figure);
       this.panel = figure.querySelector("svg .panel");
+      const drawn = figure.querySelector(".drawn"), svg = drawn.querySelector("svg");
+      const width = svg.viewBox.baseVal.width;
+      Object.assign(svg.style, { minWidth: `${0.68 * width}px`, maxWidth: `${Math.max(1000, width)}px` }); // legible
+      new ResizeObserver(() => {
+        figure.querySelector(".hint").classList.toggle("needed", drawn.scrollWidth > drawn.clientWidth);
+        drawn.scrollLeft = drawn.scrollWidth; // on a phone: the end that has the answer
+      }).observe(drawn);
     }
 
     show(index) {
@@ -210,8 +304,19 @@
     show(index) {
       this.places.forEach((place, n) => {
         const value = this.values[n][index];
-        place.textContent = Number.isFinite(value) ? value.toFixed(3) : "–";
+        place.textContent = Number.isFinite(value) ? brief(value) : "–";
       });
+    }
+  }
+
+  // The line over the strip chart of transitions, at the slider's step.
+  class Strip {
+    constructor(figure) {
+      this.line = figure.querySelector(".over b");
+    }
+
+    show(index) {
+      this.line.style.left = `${(100 * index) / Math.max(1, steps.length - 1)}%`;
     }
   }
 
@@ -359,6 +464,7 @@
   }
 
   async function start() {
+    if (narrow.matches) for (const each of document.querySelectorAll(".terms")) each.open = false;
     const drawings = [];
     for (const figure of document.querySelectorAll("figure.plot")) {
       const spec = read(figure);
@@ -371,10 +477,16 @@
       offer(figure, made.spec);
       return made;
     });
-    moved = [...[...document.querySelectorAll(".readout")].map((list) => new Readout(list)), ...panels, ...drawings];
+    const strips = [...document.querySelectorAll("figure.strips")].map((figure) => {
+      offer(figure, read(figure));
+      return new Strip(figure);
+    });
+    const readouts = [...document.querySelectorAll(".readout")].map((list) => new Readout(list));
+    moved = [...readouts, ...panels, ...strips, ...drawings];
     if (scrubber) current = wanted = asked() === undefined ? steps.length - 1 : nearest(Number(asked()));
     for (const each of drawings) each.index = current;
     await Promise.all(drawings.map((each) => each.draw()));
+    for (const each of drawings) each.legend();
     dark.addEventListener("change", () => drawings.forEach((each) => each.draw()));
     if (!scrubber) return;
     for (const each of drawings) each.mark();

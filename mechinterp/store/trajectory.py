@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mechinterp.errors import UnknownNameError, require_integer
+from mechinterp.errors import MechinterpError, RunFileError, UnknownNameError, require_integer
 from mechinterp.store.file import RunFile
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from mechinterp.config import RunConfig
     from mechinterp.store.layout import Origin
+
+ENDS = {"first": 0, "last": -1}
+"""Steps that have a name, by their place among the stored ones."""
 
 
 def dense_path(path: Path) -> Path:
@@ -72,19 +75,33 @@ class Trajectory:
         """Numbers of the batch of every update (`training.recording.SERIES`), by the step it led to."""
         return self.file.series()
 
-    def chosen_steps(self, steps: int | Iterable[int] | None) -> list[int]:
-        """One step or several as a list; without them, all stored steps."""
+    def numbered(self, step: int | str) -> int:
+        """A step by its number, which is an integer from 0, or by ``first`` or ``last``, of those that are stored."""
+        if isinstance(step, str):
+            if step not in ENDS:
+                raise MechinterpError(f"step is {step!r}; expected a number, or 'first' or 'last' of the stored steps")
+            if not (steps := self.steps):
+                raise RunFileError(f"{self.path}: holds no checkpoint, and so no {step} one; train it anew")
+            return steps[ENDS[step]]
+        if isinstance(step, int) and step < 0:
+            raise MechinterpError(f"step is {step}; expected 0 or more, or 'last', the last stored step")
+        return require_integer("step", step, 0)
+
+    def chosen_steps(self, steps: int | str | Iterable[int | str] | None) -> list[int]:
+        """One step or several as a list of numbers (`numbered`); without them, all stored steps."""
         if steps is None:
             return self.steps
         listed = steps if isinstance(steps, Iterable) and not isinstance(steps, str) else [steps]
-        return [require_integer("step", step, 0) for step in listed]
+        return [self.numbered(step) for step in listed]
 
-    def weights(self, step: int) -> dict[str, "Tensor"]:
-        """The trained parameters at a stored step, by name, in the types in which they are stored."""
+    def weights(self, step: int | str) -> dict[str, "Tensor"]:
+        """The trained parameters at a stored step (`numbered`), by name, in the types in which they are stored."""
+        step = self.numbered(step)
         return self._file_with(step).weights(step)
 
-    def digest(self, step: int) -> str:
+    def digest(self, step: int | str) -> str:
         """SHA-256 of the weights at a stored step (hexadecimal), stored when they were written."""
+        step = self.numbered(step)
         return self._file_with(step).digest(step)
 
     def digests(self) -> dict[int, str]:
@@ -98,7 +115,6 @@ class Trajectory:
 
     def _file_with(self, step: int) -> RunFile:
         """The file that stores a step."""
-        step = require_integer("step", step, 0)
         for file in filter(None, (self.file, self.side_file)):
             if file.has(step):
                 return file

@@ -1,9 +1,12 @@
-"""The cost of a study: estimated before it starts, counted when it is done.
+"""The cost of a run or a study: estimated before it starts, counted when it is done.
 
-    seconds of one core = Σ over runs of  steps × seconds a step + checkpoints × seconds to measure one
+    seconds of one core = workers × seconds to start one
+                          + Σ over runs of  steps × seconds a step + checkpoints × seconds to write and measure one
 
-The two times are medians over the variant's completed runs or, where there is none, those of a short trial. A run with
-a stop rule is counted with all its steps, so an estimate is an upper bound.
+Of a variant with completed runs, the times of steps and checkpoints are medians over these; otherwise those of a short
+trial, which trains and measures with the engine and the interventions of the run. To start a worker takes the imports,
+compilation and the first step and measures; it is timed by a trial alone. A run with a stop rule is counted with all
+its steps, so an estimate is an upper bound as far as the machine stays as busy as in the trial.
 """
 
 import os
@@ -15,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from mechinterp.config import RunConfig
+from mechinterp.errors import MechinterpError
 from mechinterp.studies import processes
 from mechinterp.studies.jobs import distinct_jobs, step_signature
 from mechinterp.studies.results import Results
@@ -31,6 +35,12 @@ class Speed:
     """Seconds to measure a checkpoint."""
     checkpoint_bytes: float
     """Bytes of a checkpoint on disk."""
+    start: float = 0.0
+    """Seconds that a worker takes to start; 0 if it is not known."""
+    written: float = 0.0
+    """Seconds to write a checkpoint; 0 if it is counted with the steps."""
+    engine: str = ""
+    """The engine that trains; empty if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,8 @@ class Estimate:
     """Seconds of one core, at most; variants that are not timed are left out."""
     kept_bytes: int
     """Bytes that stay on disk, at most; variants that are not timed are left out."""
+    start_seconds: float = 0.0
+    """Seconds of one core that each worker takes to start, as far as a trial has timed it."""
 
     def on(self, workers: int | None) -> str:
         """One line that also says how long `workers` take, if their number is known."""
@@ -56,8 +68,9 @@ class Estimate:
             return f"none of {self.runs} runs to do"
         text, timed = f"{self.todo} of {self.runs} runs to do, at most {self.steps:,} steps", self.todo - self.untimed
         if timed:
-            text += f": at most {span(self.core_seconds)} of one core"
-            text += f" ({span(self.core_seconds / min(workers, timed))} on {workers})" if workers else ""
+            active = min(workers or 1, timed)
+            text += f": at most {span(self.core_seconds + active * self.start_seconds)} of one core"
+            text += f" ({span(self.core_seconds / active + self.start_seconds)} on {workers})" if workers else ""
             text += f", {size(self.kept_bytes)} kept"
         return text + (f"; not timed yet: {self.untimed} of them (--estimate)" if self.untimed else "")
 
@@ -75,16 +88,17 @@ def estimate(study: Study, outcomes: Results, folder: str | Path, *, clocked: bo
         speeds |= _clocked_speeds({name: config for name, config in variants.items() if name not in speeds})
     checkpoints = {name: len(config.checkpoints.schedule(config.training.steps)) for name, config in variants.items()}
     steps = untimed = 0
-    seconds = kept = 0.0
+    seconds = kept = start = 0.0
     for run in todo:
         steps += run.config.training.steps
         if (speed := speeds.get(run.variant)) is None:
             untimed += 1
             continue
         count = checkpoints[run.variant]
-        seconds += speed.step * run.config.training.steps + speed.checkpoint * count
+        start = max(start, speed.start)
+        seconds += speed.step * run.config.training.steps + (speed.checkpoint + speed.written) * count
         kept += speed.checkpoint_bytes * (1 if study.keep == "last" else count)
-    return Estimate(len(jobs), len(todo), untimed, steps, seconds, round(kept))
+    return Estimate(len(jobs), len(todo), untimed, steps, seconds, round(kept), start)
 
 
 @dataclass(frozen=True)
@@ -165,9 +179,58 @@ def _clocked_speeds(variants: Mapping[str, RunConfig]) -> dict[str, Speed]:
     for variant, config in variants.items():
         if signatures[variant] not in speeds:
             reply = processes.ask({"what": "clock", "config": config.model_dump(mode="json"), "cwd": os.getcwd()})
-            timed = None if reply["error"] else Speed(reply["step"], reply["checkpoint"], reply["checkpoint_bytes"])
-            speeds[signatures[variant]] = timed
+            speeds[signatures[variant]] = None if reply["error"] else _clocked(reply)
     return {variant: speed for variant, signature in signatures.items() if (speed := speeds[signature])}
+
+
+def _clocked(reply: Mapping[str, Any]) -> Speed:
+    """The times of a trial (`studies.worker.clock`)."""
+    times = [reply[name] for name in ("step", "checkpoint", "checkpoint_bytes", "start", "written")]
+    return Speed(*times, engine=reply["engine"])
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run takes, at most."""
+
+    engine: str
+    """The engine that trains."""
+    steps: int
+    """Its steps."""
+    checkpoints: int
+    """Its checkpoints."""
+    seconds: float
+    """Seconds to start, train and, if it is to be measured, measure it, on one core."""
+    bytes: int
+    """Bytes of its file."""
+
+    def __str__(self) -> str:
+        return (
+            f"at most {span(self.seconds)} on one core as busy as now ({self.steps:,} steps, {self.engine} engine),"
+            f" {self.checkpoints:,} checkpoints, {size(self.bytes)} on disk"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, and the engine."""
+        return {"engine": self.engine, "seconds": self.seconds, "checkpoints": self.checkpoints, "bytes": self.bytes}
+
+
+def cost_of_run(config: RunConfig, *, measured: bool) -> RunCost:
+    """What a run takes, by a short trial in a process of its own; with its measures at every checkpoint if `measured`.
+
+    MechinterpError if the trial fails, for instance as it diverges.
+    """
+    try:
+        reply = processes.ask({"what": "clock", "config": config.model_dump(mode="json"), "cwd": os.getcwd()})
+    finally:
+        processes.end()
+    if reply["error"]:
+        raise MechinterpError(f"the trial has failed: {reply['error']}")
+    speed, steps = _clocked(reply), config.training.steps
+    count = len(config.checkpoints.schedule(steps))
+    each = speed.written + (speed.checkpoint if measured else 0.0)
+    seconds = speed.start + speed.step * steps + each * count
+    return RunCost(speed.engine, steps, count, seconds, round(speed.checkpoint_bytes * count))
 
 
 def span(seconds: float) -> str:

@@ -150,7 +150,7 @@ def study_table(study: Study, folder: str | Path = "checkpoints/studies") -> pd.
     measure ``transition``, ``step``, ``low``, ``high``, ``width``, ``before``, ``after``; ``first_spike``, the step of
     the first loss spike (`training.spikes`); of every other measure m ``{m}_step`` and ``{m}_lag`` (its step minus that
     of the main measure; negative: earlier); and final accuracies and losses without interventions
-    (``final_icl_accuracy``, …) and under them (``final_clamped_icl_accuracy``, …).
+    (``final_icl_accuracy``, …) and, if any are on at the last step, under them (``final_clamped_icl_accuracy``, …).
     """
     outcomes = Results(Path(folder))
     rows = [_row(run, job, study, outcomes) for run, job in jobs_of(study, Path(folder))]
@@ -196,8 +196,8 @@ def describe_spikes(table: pd.DataFrame) -> str | None:
     variants = list(dict.fromkeys(spiking["variant"]))
     of = ", ".join(variants[:5]) + (f" and {len(variants) - 5} more" if len(variants) > 5 else "")
     return (
-        f"loss spikes in {len(spiking)} of {len(table)} runs ({of}); what is measured after the step first_spike of a"
-        " run may be their doing"
+        f"loss spikes in {len(spiking)} of {len(table)} runs ({of}); what is measured after the first spike of a run"
+        " may be their doing"
     )
 
 

@@ -4,8 +4,8 @@ preset = "reddy2023-fast"                 # or config = "run.toml", beside this 
 seeds = [0, 1, 2]
 measures = ["icl_accuracy", "ila1"]       # whose transitions are located; the first is the main one; else a default
 
-[base]                                    # what differs from the preset, in all variants
-checkpoints.every = 50
+[base]                                    # what differs from the preset, in all variants; the sections of a run's
+checkpoints.every = 50                    # file, [task], [model], [training] and [checkpoints], say the same
 
 [variants.free]
 
@@ -40,6 +40,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from mechinterp.config import RunConfig, Section, canonical, explain
+from mechinterp.config.run import flat
 from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 from mechinterp.files import read_toml
 
@@ -125,7 +126,27 @@ class Study:
         measures: Sequence[str] = DEFAULT_MEASURES,
         keep: Keep = "all",
     ) -> "Study":
-        """A study from a base config and the changes of every variant, as `RunConfig.updated` takes them."""
+        """A study from a base config and the changes of every variant, as `RunConfig.updated` takes them.
+
+        ConfigError for a variant that cannot be; UnknownNameError, with the nearest name, for a measure that does not
+        exist; another MechinterpError for one that a variant lacks.
+        """
+        study = cls._of(name, base, variants, seeds, measures, keep)
+        if study.measures is not DEFAULT_MEASURES:
+            _require_measures(study)
+        return study
+
+    @classmethod
+    def _of(cls, name: str, base: RunConfig, variants: Any, seeds: Any, measures: Any, keep: Keep = "all") -> "Study":
+        """As `of`; the names of measures are not looked up, which takes torch."""
+        if not isinstance(variants, Mapping) or not all(isinstance(changes, Mapping) for changes in variants.values()):
+            raise ConfigError(
+                f"study {name}: variants is {variants!r}; expected what each changes by its name, as"
+                ' {"free": {}, "large": {"task.n_classes": 512}}'
+            )
+        for what, values, example in (("seeds", seeds, "[0, 1, 2]"), ("measures", measures, '["icl_accuracy"]')):
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise ConfigError(f"study {name}: {what} is {values!r}; expected several, as {example}")
         configs = {}
         for variant, changes in variants.items():
             if "seed" in changes:
@@ -160,7 +181,7 @@ class Study:
             if both := [variant for variant in combinations if variant in variants]:
                 raise ConfigError(f"two variants are called {both[0]!r}; rename the variant or the grid")
             variants |= combinations
-        base, preset, config, seeds = flat(file.base), file.preset, file.config, file.seeds
+        base, preset, config, seeds = _base_of(file), file.preset, file.config, file.seeds
         if paper_scale:
             if larger.preset or larger.config:
                 preset, config = larger.preset, larger.config
@@ -180,7 +201,17 @@ class Study:
         if preset and config:
             raise ConfigError("has a preset and a config; start from one of them")
         start = RunConfig.from_toml(path.parent / config) if config else RunConfig.preset(preset or "reddy2023-fast")
-        return cls.of(file.name or path.stem, start.updated(base), variants, seeds, file.measures, file.keep)
+        return cls._of(file.name or path.stem, start.updated(base), variants, seeds, file.measures, file.keep)
+
+
+def _require_measures(study: Study) -> None:
+    """Raise unless every variant has the study's measures; a custom task's are not known without it."""
+    from mechinterp.measures import columns_for  # imports torch
+    from mechinterp.tasks import build_task
+
+    for config in study.variants.values():
+        if config.task.kind != "custom":
+            columns_for(build_task(config), config.model, [name.removeprefix("clamped_") for name in study.measures])
 
 
 def _default_measures(configs: Iterable[RunConfig]) -> tuple[str, ...]:
@@ -218,11 +249,26 @@ class _File(Section):
     seeds: Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False)] = (0, 1, 2)
     measures: Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(strict=False)] = DEFAULT_MEASURES
     base: dict[str, Any] = Field(default_factory=dict)
+    task: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    checkpoints: dict[str, Any] = Field(default_factory=dict)
+    interventions: Any = None
     keep: Keep = "all"
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     grids: dict[str, dict[str, Any]] = Field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     paper_scale: dict[str, Any] = Field(default_factory=dict)
+
+
+def _base_of(file: _File) -> dict[str, Any]:
+    """What differs from the preset in all variants, by dotted key: the section [base] and the sections of a run."""
+    sections = {name: getattr(file, name) for name in ("task", "model", "training", "checkpoints")}
+    of_run = flat(sections) | ({} if file.interventions is None else {"interventions": file.interventions})
+    base = flat(file.base)
+    if twice := [key for key in of_run if key in base]:
+        raise ConfigError(f"{twice[0]} is set in [base] too; remove one of the two")
+    return of_run | base
 
 
 _Schema = TypeVar("_Schema", bound=Section)
@@ -270,12 +316,3 @@ def _crossed(
                     " theirs; remove one"
                 )
     return {f"{s} {v}": {**settings[s], **variants[v]} for s, v in product(settings, variants)}
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in nested.items():
-        is_section = isinstance(value, dict) and key != "interventions"
-        values |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
-    return values

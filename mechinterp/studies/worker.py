@@ -14,10 +14,8 @@ import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from statistics import median
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
@@ -48,6 +46,8 @@ from mechinterp.training.runs import resume, train, train_batched
 from mechinterp.training.spikes import spikes_of
 
 _TIMED_STEPS = 40
+_IMPORTED = time.process_time()
+"""Seconds of the processor that the start of this process has taken, with its imports."""
 
 
 def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
@@ -92,6 +92,8 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
 def _results(run: Run, table: pd.DataFrame, job: Job, earlier: Iterable[str]) -> dict[str, Any]:
     """What a run's table of measures tells: transitions, those of `earlier` measures too, and final values."""
     finals = {name: float(table[name].iloc[-1]) for name in table if name.endswith(("_accuracy", "_loss"))}
+    if not any(intervention.is_on(run.steps[-1]) for intervention in forward_interventions(run.config)):
+        finals = {name: value for name, value in finals.items() if not name.startswith("clamped_")}
     names = [*job["measures"], *(name for name in DEFAULT_MEASURES if name in table), *earlier]
     columns = {name: _column(table, name, run.config) for name in dict.fromkeys(names)}
     transitions = {name: locate_or_say_why(column).to_dict() for name, column in columns.items()}
@@ -158,23 +160,38 @@ def check(config: dict[str, Any], measures: list[str], device: Device) -> None:
     columns_for(build_task(checked), checked.model, names)
 
 
-def clock(config: dict[str, Any]) -> dict[str, float]:
-    """The cost of a run of this config on this machine: seconds a step, seconds and bytes a checkpoint."""
-    timed = RunConfig.from_dict(config)
+def clock(config: dict[str, Any]) -> dict[str, Any]:
+    """The cost of a run of this config on this machine: seconds a step, seconds and bytes a checkpoint.
+
+    ``start`` is what comes before: the processor's time of this process so far and until its first step and measures.
+    Interventions on activations are on in the trial, whenever they start in the run: a step under them costs more, and
+    measures are taken twice. ``engine`` is the one that trains.
+    """
+    configured = RunConfig.from_dict(config)
+    forward = [rule.model_copy(update={"start": 0, "stop": None}) for rule in forward_interventions(configured)]
+    acting = {"interventions": [rule.model_dump() for rule in forward]}
+    timed, before = configured.updated(acting), time.process_time()
     engine, task = build_engine(timed, initial_parameters(timed)), build_task(timed)
     last, times = min(_TIMED_STEPS, timed.training.steps), [time.monotonic()]
     for _ in steps_of(engine, TrainingRun(timed, task, engine.parameters, 0, last)):
         times.append(time.monotonic())
+    half = last // 2  # the steps before it load what is compiled
     with TemporaryDirectory() as folder:
-        brief = timed.updated({"training.steps": 0, "interventions": [], "checkpoints.at": []})
-        run = train(brief, Path(folder) / "run.h5", progress=False)
-        measure(run)  # not timed: compilation and caches
         started = time.monotonic()
+        brief = timed.updated({"training.steps": 0, "training.warmup_steps": 0, "checkpoints.at": []})
+        run = train(brief, Path(folder) / "run.h5", progress=False)
+        written = time.monotonic() - started
+        measure(run)  # compilation and caches
+        first, started = time.process_time(), time.monotonic()
         measure(run)
+        seconds = time.monotonic() - started
         return {
-            "checkpoint": time.monotonic() - started,
-            "step": median(after - before for before, after in pairwise(times)),
+            "checkpoint": seconds,
+            "written": written,
+            "step": (times[-1] - times[half]) / max(last - half, 1),
             "checkpoint_bytes": float(run.path.stat().st_size),
+            "start": _IMPORTED + max(0.0, first - before - seconds),
+            "engine": engine.name,
         }
 
 

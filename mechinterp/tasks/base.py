@@ -58,6 +58,9 @@ class Roles(dict[str, Bool[Tensor, "batch pos"]]):
     def __missing__(self, role: str) -> Never:
         raise unknown_name("role", role, self)
 
+    def __repr__(self) -> str:
+        return f"<Roles: {', '.join(f'{role} ({int(mask.sum()):,} tokens)' for role, mask in self.items())}>"
+
 
 class Batch:
     """Sequences with their labels, the roles of their tokens, and the labels that tokens show.

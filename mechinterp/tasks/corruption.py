@@ -1,7 +1,7 @@
 """Pairs of clean and corrupt sequences that differ in one respect, for patching."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,17 +24,22 @@ class Corruption(NamedEnum):
         "the correct item and another one of the context change places; what follows the other one is then correct"
     )
     replace_operand = "the first number of a sum becomes another number; the sum with it is then correct"
+    own = "the corruption of a task of one's own, which it describes itself"
 
 
 @runtime_checkable
 class Corruptible(Protocol):
     """A task that can corrupt its sequences."""
 
-    corruptions: tuple[Corruption, ...]
-    """The corruptions that apply to its sequences."""
+    corruptions: tuple[Corruption | str, ...]
+    """The corruptions that apply to its sequences, or their names; the first is used where none is asked for."""
 
     def corrupted(self, corruption: Corruption, n_pairs: int, seed: int) -> tuple[Batch, Batch]:
-        """Clean sequences and their corrupt twins, whose labels are those that the corruption suggests."""
+        """`n_pairs` clean sequences and their corrupt twins, a pure function of the arguments.
+
+        The labels of the clean ones are the answers, those of the twins what the corruption suggests: always another
+        label. The twins have the same tokens at the same positions, but for the corruption.
+        """
         ...
 
 
@@ -47,8 +52,8 @@ class Pairs:
     corrupt: Batch
     """The same sequences with the corruption; `corrupt.labels` are the wrong labels."""
     roles: Roles
-    """The clean batch's roles, with ``other_item`` and ``other_label``, the pairs that are not the target's, or, where
-    every token is an item and a label, ``other``."""
+    """The clean batch's roles, with ``target``, the last token, and ``other_item`` and ``other_label``, the pairs that
+    are not the target's, or, where every token is an item and a label, ``other``."""
 
     @property
     def answers(self) -> Int[Tensor, "batch"]:
@@ -59,6 +64,10 @@ class Pairs:
     def wrong_labels(self) -> Int[Tensor, "batch"]:
         """Labels that the corrupt sequences suggest; always different from the answers."""
         return self.corrupt.labels
+
+    def __repr__(self) -> str:
+        size = f"{len(self.clean):,} clean and corrupt, of {self.clean.n_pos} tokens"
+        return f"<Pairs: {size}; roles: {', '.join(self.roles)}>"
 
     @property
     def target_classes(self) -> Int[Tensor, "batch 2"] | None:
@@ -75,22 +84,30 @@ def corrupted_pairs(
 ) -> Pairs:
     """In-context sequences and their corrupt twins; a pure function of its arguments.
 
-    MechinterpError for tasks that declare no corruptions (build `Pairs` yourself) or not this one, and where no context
-    has two labels.
+    MechinterpError for a task that does not say how it is corrupted, for a corruption that it does not have, for pairs
+    that do not fit, and where no context has two labels.
     """
-    name = type(task).__qualname__
-    if not isinstance(task, Corruptible):
-        raise MechinterpError(f"task {name}: corruptions are known for the built-in tasks; build Pairs of your own")
+    name, known = type(task).__qualname__, corruptions_of(task)
     corruption = member(Corruption, corruption)
     require_integer("n_pairs", n_pairs)
     require_integer("seed", seed, 0)
-    if corruption not in task.corruptions:
+    if not known or not isinstance(task, Corruptible):
+        missing = [each for each in ("corruptions", "corrupted") if not getattr(task, each, None)]
+        raise MechinterpError(
+            f"task {name} does not say how its sequences are corrupted; give it {_MISSING[missing[0]]}, or build Pairs"
+            " of your own (docs/guides/own-task.md)"
+        )
+    if corruption not in known:
         parts = getattr(task, "token_parts", ["position"])
         no_position = corruption is Corruption.shuffle_positions and "position" not in parts
         why = ", whose tokens carry no position" if no_position else ""
-        known = ", ".join(applicable.name for applicable in task.corruptions)
-        raise MechinterpError(f"{corruption.name} does not apply to {name}{why}; use one of {known}")
+        names = ", ".join(applicable.name for applicable in known)
+        raise MechinterpError(f"{corruption.name} does not apply to {name}{why}; use one of {names}")
     clean, corrupt = task.corrupted(corruption, n_pairs, seed)
+    _require_pairs(f"{name}.corrupted({corruption.name})", clean, corrupt, n_pairs)
+    last = {}
+    if "target" not in clean.roles:
+        last["target"] = (torch.arange(clean.n_pos) == clean.n_pos - 1).expand(len(clean), -1)
     others = {
         f"other_{part}": clean.roles[part] & ~clean.roles[f"correct_{part}"]
         for part in ("item", "label")
@@ -98,13 +115,42 @@ def corrupted_pairs(
     }
     if not others and "correct_item" in clean.roles:
         others["other"] = ~(clean.roles["correct_item"] | clean.roles["correct_label"] | clean.roles["target"])
-    return Pairs(clean, corrupt, Roles({**clean.roles, **others}))
+    return Pairs(clean, corrupt, Roles({**clean.roles, **others, **last}))
+
+
+_MISSING = {
+    "corruptions": "corruptions, a tuple of names of tasks.corruption.Corruption (for one of your own: ('own',))",
+    "corrupted": "a method corrupted(corruption, n_pairs, seed) that returns clean sequences and their corrupt twins",
+}
+
+
+def corruptions_of(task: Task) -> tuple[Corruption, ...]:
+    """The corruptions that a task declares; none if it declares none. A misspelt one raises."""
+    declared = getattr(task, "corruptions", ())
+    return tuple(member(Corruption, each) for each in ([declared] if isinstance(declared, str) else declared))
+
+
+def _require_pairs(source: str, clean: Any, corrupt: Any, n_pairs: int) -> None:
+    """Raise for sequences that are no pairs."""
+    for which, batch in (("clean", clean), ("corrupt", corrupt)):
+        if not isinstance(batch, Batch):
+            raise MechinterpError(f"{source}: the {which} sequences are a {type(batch).__name__}; expected a Batch")
+        if len(batch) != n_pairs:
+            raise MechinterpError(f"{source}: {len(batch)} {which} sequences; expected n_pairs = {n_pairs}")
+    if clean.inputs.shape != corrupt.inputs.shape:
+        shapes = " and ".join(str(tuple(batch.inputs.shape)) for batch in (clean, corrupt))
+        raise MechinterpError(f"{source}: clean and corrupt inputs have shapes {shapes}; expected the same")
+    if same := int((clean.labels == corrupt.labels).sum()):
+        raise MechinterpError(
+            f"{source}: {same} of {n_pairs} corrupt sequences have the label of their clean twin; a corruption must"
+            " suggest another one, over which the answer leads"
+        )
 
 
 def composition_corruption(task: Task) -> Corruption:
     """The corruption that changes which item a label follows: of tokens whose place is all that tells it, swap_item;
     of those that carry their position, shuffle_positions, by which labels keep their place in the sequence."""
-    known = getattr(task, "corruptions", ())
+    known = corruptions_of(task)
     return Corruption.swap_item if Corruption.swap_item in known else Corruption.shuffle_positions
 
 

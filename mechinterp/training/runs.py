@@ -100,10 +100,14 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
         rule = None if until is not None else StopRule(run.config, run.task)
         if rule and rule.recall(run.file):
             if run.status != "running":
-                raise MechinterpError(f"{run.path}: its stop rule ended it at step {last}; go beyond with --until")
+                raise MechinterpError(
+                    f"{run.path}: its stop rule ended it at step {last}; go beyond it with --until STEP (until=)"
+                )
             end = last  # its writer was killed before it recorded the end
         if end < last:
-            raise MechinterpError(f"{run.path}: has reached step {last} already; give an --until beyond it")
+            raise MechinterpError(
+                f"{run.path}: has reached step {last} already; name a later step to prolong it: --until STEP (until=)"
+            )
         if end == last and run.status == "complete":
             return run
         config = run.config

@@ -24,6 +24,8 @@ SMALL: dict[str, Any] = {
     "circuit": {"n_pairs": 8},
     "heads": {"n_pairs": 8},
     "logits": {"n_pairs": 8},
+    "attribution": {"n_pairs": 8, "integration_steps": 1},
+    "faithfulness": {"n_pairs": 8},
 }
 
 
@@ -37,7 +39,7 @@ def test_a_table_has_a_row_per_step_and_site(run, analysis):
     table = analyse(run, analysis, steps=[0, 20], **SMALL[analysis])
     assert table.columns[0] == "step"
     assert table["step"].value_counts().nunique() == 1
-    assert {"heads": "role", "logits": "lead"}.get(analysis, "value") in table
+    assert {"heads": "role", "logits": "lead", "attribution": "integrated"}.get(analysis, "value") in table
     again = analyse(run, analysis, steps=[20, 0], **SMALL[analysis])  # from what was kept
     pd.testing.assert_frame_equal(again.sort_values("step", kind="stable", ignore_index=True), table, check_exact=True)
 

@@ -17,7 +17,6 @@ REFUSED = {
     ("grokking", "order_parameters"): "only item–label tokens are known to be position ⊕ content",
     ("grokking", "evidence"): "this task's contexts show none",
     ("grokking", "heads"): "this task's contexts show none",
-    ("grokking", "circuit"): "this task's contexts show none",
 }
 
 

@@ -48,7 +48,7 @@ def test_a_node_is_shaded_by_what_is_beyond_noise(planted):
         ends = {f"{end}_effect": effect for end in ("source", "target")}
         return planted.assign(**ends, **{f"{end}_error": error for end in ("source", "target")})
 
-    assert shades(nodes(0.4, 0.1)) == {("helps-head", "0.40")}
+    assert shades(nodes(0.4, 0.08)) == {("helps-head", "0.40")}
     assert shades(nodes(-3.0, 0.1)) == {("hurts-head", "1.00")}
     assert not shades(nodes(0.4, 0.2))
     assert "target: effect +0.400 ± 0.200<" in to_svg(graph_of(nodes(0.4, 0.2)))
@@ -80,6 +80,24 @@ def boxes(picture: str) -> tuple[list, list, tuple[float, float]]:
     return pills, nodes, (float(root.attrib["width"]), float(root.attrib["height"]))
 
 
+def lines_of(picture: str) -> list[list[tuple[float, float]]]:
+    """Points of the middle of every edge."""
+    found = []
+    for each in ElementTree.fromstring(picture).iter():
+        if (each.get("class") or "").startswith("line "):
+            numbers = [float(number) for number in re.findall(r"[-\d.]+", each.get("d") or "")]
+            (x0, y0), (x1, y1), (x2, y2), (x3, y3) = zip(numbers[::2], numbers[1::2], strict=True)
+            found.append(
+                [
+                    ((1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d, y)
+                    for t in np.linspace(0, 1, 60)
+                    for (a, b, c, d) in [(x0, x1, x2, x3)]
+                    for y in [(1 - t) ** 3 * y0 + 3 * t * (1 - t) ** 2 * y1 + 3 * t**2 * (1 - t) * y2 + t**3 * y3]
+                ]
+            )
+    return found[:-6]  # without the legend's
+
+
 def operating(table, n_layers: int) -> pd.DataFrame:
     """The table with every operation found in every layer that may do it, and nothing else."""
     last, does = n_layers - 1, {}
@@ -99,7 +117,9 @@ def test_names_hide_no_node_and_no_other_name(planted, deep):
     for table, n_layers in ((planted, 2), (deep[1], 3)):
         pills, nodes, (width, height) = boxes(to_svg(graph_of(operating(table, n_layers))))
         assert len(pills) == 2 * n_layers + 1
-        assert len(nodes) == {2: 23, 3: 43}[n_layers]
+        assert len(nodes) == {2: 11, 3: 13}[n_layers]
+        for line in lines_of(to_svg(graph_of(operating(table, n_layers)))):
+            assert not any(left < x < right and top < y < bottom for x, y in line for left, top, right, bottom in pills)
         for number, (left, top, right, bottom) in enumerate(pills):
             assert 0 < left < right < width
             assert 0 < top < bottom < height
@@ -155,7 +175,7 @@ def test_a_picture_is_described_in_words(planted):
     assert f"8 of {len(planted)} edges drawn. Operations found: previous token " in words
     _, (words,) = said(film_strip({0: graph_of(planted), 10: graph_of(planted.assign(span=0.0, effect=float("nan")))}))
     assert [line.partition(":")[0] for line in words.splitlines()] == ["Step 0", "Step 10"]
-    assert words.endswith("the correct label has no lead beyond noise. Operations found: none.")
+    assert words.endswith("No circuit is drawn: the correct label does not lead beyond noise. Operations found: none.")
     assert said(panels({0: graph_of(planted)})[0]) == ("group", [])
 
 
@@ -165,7 +185,7 @@ def test_a_film_strip_has_a_panel_for_every_step(planted):
     root = ElementTree.fromstring(picture)
     titles = [each.text for each in root.iter() if each.get("class") == "title"]
     assert titles == ["Circuit over training", "step 0", "step 10", "step 2,000"]
-    assert picture.count("Width of an edge") == 1
+    assert picture.count("Width, shade") == 1
     assert picture == film_strip(graphs)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import mechinterp as mi
-from mechinterp.circuits.diagram import NOISE, THRESHOLD, circuit_edges, operations
+from mechinterp.circuits.certainty import resolved
+from mechinterp.circuits.diagram import THRESHOLD, circuit_edges, operations
 from mechinterp.circuits.evidence import Fact
 from mechinterp.circuits.graph import circuit_graph, graph_of
 from mechinterp.circuits.metrics import Metric
@@ -106,7 +107,7 @@ def test_a_network_that_prefers_the_other_label_has_no_lead_to_share_out(full):
     assert table["span"].to_list()[0] < -10
     assert bool(table["effect"].isna().all())
     assert not any(table["operation"])
-    assert "no lead beyond noise" in to_svg(graph_of(table))
+    assert "the correct label does not lead in 60% of sequences" in to_svg(graph_of(table))
 
 
 @pytest.mark.parametrize("without", Operation)
@@ -116,7 +117,7 @@ def test_a_twin_lacks_the_edge_of_its_operation(full, without):
     assert without.name not in shown
     (missing,) = (edge for edge, operation in PLANTED.items() if operation == without.name)
     assert missing not in shown.values()
-    assert "Nothing is resolved" in to_svg(graph)
+    assert "No circuit is drawn" in to_svg(graph)
 
 
 def test_a_broken_operation_is_not_named_where_its_edge_still_has_an_effect(full):
@@ -176,8 +177,8 @@ def test_every_kind_of_edge_is_the_intervention_it_says(deep):
     span = clean_corrupt_gap(Metric.logit_difference, logits, logits.roll(1, 0), pairs)[1]
     lead = float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels))
     assert table["span"][0] == pytest.approx(span, rel=1e-4)
-    resolved = abs(span) > NOISE * table["span_error"][0]
-    expected = (lead - table["value"]) / (span if resolved else float("nan"))
+    leads = resolved(span, table["span_error"][0], table["ahead"][0])
+    expected = (lead - table["value"]) / (span if leads else float("nan"))
     assert table["effect"].tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-4, nan_ok=True)
 
     def value(hook, change):
@@ -226,7 +227,7 @@ def test_every_kind_of_edge_is_the_intervention_it_says(deep):
     rows = table.drop_duplicates("source").set_index("source")
     lost = lead - float(value("blocks.0.hook_attn_out", other_written).expected)
     found_effect = rows["source_effect"]["0.correct_item"]
-    assert found_effect == pytest.approx(lost / span if resolved else float("nan"), rel=1e-3, abs=1e-4, nan_ok=True)
+    assert found_effect == pytest.approx(lost / span if leads else float("nan"), rel=1e-3, abs=1e-4, nan_ok=True)
 
     pattern, values, stream = (
         cache[f"blocks.1.{each}"] for each in ("attn.hook_pattern", "attn.hook_v", "hook_resid_pre")

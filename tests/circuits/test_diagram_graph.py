@@ -9,8 +9,11 @@ import pytest
 
 import mechinterp as mi
 from mechinterp.analysis.checkpoints import circuit_graphs
-from mechinterp.circuits.diagram import ROLES, Weight, weighted
+from mechinterp.circuits.columns import ROLES
+from mechinterp.circuits.diagram import Weight, weighted
 from mechinterp.circuits.graph import circuit_graph, graph_of, to_dict
+from mechinterp.circuits.layout import Layout
+from mechinterp.circuits.look import Look
 from mechinterp.circuits.svg import to_svg
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
@@ -45,14 +48,13 @@ def test_misspelt_requests_are_refused(full, arguments, match):
 
 def test_places_do_not_depend_on_weights(tiny_run, deep):
     first, second = (circuit_graph(tiny_run.network(step), tiny_run.task, n_pairs=8) for step in (0, 20))
-    assert {n: (d["x"], d["y"]) for n, d in first.nodes(data=True)} == {
-        n: (d["x"], d["y"]) for n, d in second.nodes(data=True)
-    }
+    assert Layout.of([first], Look()) == Layout.of([second], Look()) == Layout.of([first, second], Look())
     assert list(first.edges) == list(second.edges)
     for graph in (first, graph_of(deep[1])):
-        places = [(node["x"], node["y"]) for node in graph.nodes.values()]
-        assert len(set(places)) == len(places)
-        columns = [graph.nodes[f"token.{role}"]["x"] for role in ROLES if role != "other"]
+        layout = Layout.of([graph], Look())
+        assert layout.places.keys() == set(graph)
+        assert len({*layout.places.values()}) == len(graph)
+        columns = [layout.places[f"token.{role}"][0] for role in ROLES if role != "other"]
         assert columns == sorted(columns)
 
 
@@ -115,10 +117,10 @@ def test_the_command_draws_and_prints(run, tmp_path, capsys):
         (["--steps", "3"], "step 3 is not saved"),
         (["--steps", "0", "3"], "step 3 is not saved"),
         (["--step", "2"], "did you mean --steps?"),
-        (["--out", "RUN"], "is a run file"),
-        (["--out", "/nope/c.svg"], "/nope/c.svg: cannot be written"),
-        (["--out", "."], "cannot be written"),
-        (["--out", "/dev/null"], "/dev/null: cannot be written"),
+        (["--out", "RUN"], "run.h5: ends with .h5, and what is written there is .svg, .html, .png or .pdf"),
+        (["--out", "/proc/nope/c.svg"], "/proc/nope: cannot be made"),
+        (["--out", "."], ".: has no ending"),
+        (["--out", "/dev/null"], "/dev/null: has no ending"),
         (["--threshold", "-1"], "threshold is -1.0; expected more than 0"),
         (["--n-pairs", "1"], "n_pairs is 1"),
     ],

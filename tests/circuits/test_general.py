@@ -7,12 +7,15 @@ import torch
 import mechinterp as mi
 from mechinterp.circuits.ablation import ablate, component_sites
 from mechinterp.circuits.diagram import circuit_edges, operations
+from mechinterp.circuits.edges import Scale, receivers, senders
 from mechinterp.circuits.evidence import Fact, induction_head_evidence
 from mechinterp.circuits.graph import graph_of
 from mechinterp.circuits.heads import head_roles
+from mechinterp.circuits.layout import Layout
 from mechinterp.circuits.logits import logit_attribution, logit_lens
+from mechinterp.circuits.look import Look
 from mechinterp.circuits.patching import Site, patch, sites
-from mechinterp.circuits.paths import Scale, patch_paths, receivers, senders
+from mechinterp.circuits.paths import patch_paths
 from mechinterp.circuits.qk_ov import copying_score, ov, position_profile, qk, score_blocks, written_blocks
 from mechinterp.circuits.subspaces import Subspace, subspaces
 from mechinterp.circuits.svg import to_svg
@@ -313,15 +316,15 @@ def test_a_subspace_is_projected_out_of_what_is_in_the_stream(task):
 
 def test_an_mlp_has_edges_of_its_own_and_none_if_it_writes_nothing(task):
     network = full_network()
-    table = circuit_edges(network, task, n_pairs=20)
+    table = circuit_edges(network, task, heads="together", n_pairs=20)
     graph = graph_of(table)
     kinds = {node["kind"] for node in graph.nodes.values()}
     assert kinds == {"token", "written", "mlp", "key", "query", "value", "answer"}
-    assert len({(node["x"], node["y"]) for node in graph.nodes.values()}) == len(graph)
+    assert len({*Layout.of([graph], Look()).places.values()}) == len(graph)
     assert {"0.mlp.target", "1.mlp.target"} <= set(graph.predecessors("answer"))
     assert "layer 2: MLP" in to_svg(graph)
     silent = {name: value * (not name.endswith(("W_out", "b_out"))) for name, value in network.parameters.items()}
-    without = circuit_edges(Network(network.config, silent), task, n_pairs=20)
+    without = circuit_edges(Network(network.config, silent), task, heads="together", n_pairs=20)
     of_mlp = without["source"].str.contains("mlp") | without["target"].str.contains("mlp")
     before = table["source"].str.contains("mlp") | table["target"].str.contains("mlp")
     assert without.loc[of_mlp, "value"].std() < 1e-9 < table.loc[before, "value"].std()
@@ -335,10 +338,13 @@ def test_an_mlp_in_parallel_reads_no_head_of_its_layer(task):
     table = patch_paths(network, pairs)
     of_mlp = {layer: set(table.loc[table["receiver"] == f"{layer}.mlp", "sender"]) for layer in (0, 1)}
     assert of_mlp == {0: {"embed"}, 1: {"embed", "0.0", "0.1", "0.mlp"}}
-    edges = circuit_edges(network, task, n_pairs=6)
+    edges = circuit_edges(network, task, heads="together", n_pairs=6)
     into = set(edges.loc[edges["target"] == "1.mlp.target", "source"])
     assert into == {"token.target", "0.target", "0.mlp.target"}
     assert set(edges.loc[edges["target"] == "0.mlp.target", "source"]) == {"token.target"}
+    apart = circuit_edges(network, task, n_pairs=6)
+    into = set(apart.loc[apart["target"] == "1.mlp.target", "source"])
+    assert into == {"token.target", "0.h0.target", "0.h1.target", "0.mlp.target"}
     assert "layer 2: MLP" in to_svg(graph_of(edges))
     base = run_with_cache(network, pairs.clean.inputs)
     assert "blocks.0.hook_resid_mid" not in base.values

@@ -1,14 +1,17 @@
 """Patching, path patching and ablation find the planted operations, and predicted effects are measured ones."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import mechinterp as mi
 from mechinterp.circuits.ablation import Ablation, ablate, substitute
+from mechinterp.circuits.edges import Scale, receivers, senders
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Direction, Site, mask_unresolved, patch, sites
-from mechinterp.circuits.paths import Scale, patch_paths, receivers, senders
+from mechinterp.circuits.paths import patch_paths
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.circuits.subspaces import subspaces
 from mechinterp.config import ItemLabelConfig
@@ -85,7 +88,8 @@ def test_members_may_be_named_and_misspelt_names_are_refused(network, tiny_confi
     site = Site("blocks.1.attn.hook_z", "target")
     named = patch(network, pairs, [site], metric="loss", direction="noise")
     assert named.equals(patch(network, pairs, [site, site], metric=Metric.loss, direction=Direction.noise))
-    for wrong in ({"metric": "los"}, {"direction": "denose"}):
+    wrongs: tuple[dict[str, Any], ...] = ({"metric": "los"}, {"direction": "denose"})
+    for wrong in wrongs:
         with pytest.raises(MechinterpError, match="did you mean"):
             patch(network, pairs, [site], **wrong)
     with pytest.raises(MechinterpError, match="did you mean 'swap_label'"):

@@ -7,7 +7,7 @@ import torch
 import mechinterp as mi
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import clean_corrupt_gap
-from mechinterp.circuits.standard_errors import standard_error
+from mechinterp.circuits.standard_errors import standard_error, standard_errors
 from mechinterp.models.forward import forward
 from mechinterp.models.network import Network
 from mechinterp.tasks import ItemLabelTask
@@ -27,6 +27,17 @@ def test_copies_of_sequences_do_not_make_the_error_smaller():
     values = torch.tensor([1.0, 4.0, 2.0, 9.0, -3.0])
     classes = torch.arange(5).repeat(3)[:, None].expand(15, 2)
     assert standard_error(values.repeat(3), classes) == pytest.approx(float(values.std()) / 5**0.5)
+
+
+def test_many_sets_of_values_have_the_errors_that_they_have_alone():
+    values = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
+    clusters = (torch.arange(12) // 3)[:, None].expand(12, 2)
+    dyads = torch.stack([torch.arange(12) % 4, torch.arange(12) // 2], dim=1)
+    for classes in (None, clusters, dyads, torch.zeros(12, 2, dtype=torch.int64)):
+        errors = standard_errors(values, classes)
+        alone = torch.tensor([[standard_error(one, classes) for one in line] for line in values], dtype=torch.float64)
+        torch.testing.assert_close(errors, alone, equal_nan=True)
+        assert errors.isnan().all() == (classes is not None and bool((classes == 0).all()))
 
 
 def test_pairs_of_classes_by_hand():

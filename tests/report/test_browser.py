@@ -1,54 +1,12 @@
 """The report in a browser, as a reader has it: from a file, without a network. Skipped where there is no Chromium."""
 
 import csv
-import os
 import re
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-import mechinterp as mi
-
-CHROMIUM = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium: apt-get install chromium, or set BROWSER_PATH")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-
-@pytest.fixture(scope="module")
-def report(tiny_run, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    run = mi.open_run(shutil.copy(tiny_run.path, folder / "<b>odd & run.h5"))
-    table = mi.measure(run, n_sequences=20)
-    table["icl_accuracy"] = [0.1] * 5 + [0.5] + [0.9] * 5
-    return mi.write_report(run, table, folder / "r.html", others={"<img src=x onerror=alert(1)>": table})
-
-
-@contextmanager
-def opened(browser, path: Path, *, fragment: str = "", **context):
-    """The page, ready; afterwards: it has asked for nothing, and the console is empty."""
-    page = browser.new_context(**{"viewport": DESK, "offline": True, **context}).new_page()
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(path.as_uri() + fragment)
-    page.wait_for_selector("html.ready", state="attached")
-    yield page
-    page.wait_for_timeout(50)
-    assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
-    page.context.close()
-
+from tests.report.conftest import PHONE, opened
 
 _COLOURS = """async (div) => {
     const image = new Image();
@@ -67,7 +25,17 @@ _COLOURS = """async (div) => {
 
 def _map(page) -> dict:
     """Layer 1's attention as it is seen: colours by query and key, and whether the page's own cells show it."""
-    return page.locator("figure[data-name=attention] .drawing").first.evaluate(_COLOURS)
+    return _attention(page).evaluate(_COLOURS)
+
+
+def _attention(page):
+    return page.locator("figure[data-name=attention] .drawing").first
+
+
+def _bring_into_view(page) -> None:
+    """The attention maps at the foot of the window: what nobody sees is not drawn."""
+    _attention(page).scroll_into_view_if_needed()
+    page.wait_for_timeout(100)
 
 
 def _seen(page) -> dict[str, object]:
@@ -92,6 +60,7 @@ def _settled(page, step: int) -> None:
 def test_dragging_the_slider_moves_everything_together(browser, report):
     with opened(browser, report) as page:
         assert page.text_content(".now") == "step 20"
+        _bring_into_view(page)
         last = _seen(page)
         box = page.locator(".scrubber input").bounding_box()
         page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
@@ -108,6 +77,7 @@ def test_dragging_the_slider_moves_everything_together(browser, report):
 
 def test_a_map_in_motion_has_the_colours_that_plotly_gives_it_at_rest(browser, report):
     with opened(browser, report) as page:
+        _bring_into_view(page)
         page.evaluate("() => { window.wait = setTimeout; setTimeout = () => 0; }")  # the slider never rests
         page.keyboard.press("Home")
         _settled(page, 0)
@@ -253,12 +223,6 @@ def test_names_stay_names(browser, report):
         assert page.text_content("h1") == "Run <b>odd & run.h5"
         assert page.locator("h1 b, figure img").count() == 0
         assert "<img src=x onerror=alert(1)>" in page.text_content("figure[data-name=runs-aligned] figcaption")
-
-
-@pytest.mark.parametrize("width", [820, 1200, 1300])
-def test_no_width_makes_it_scroll_sideways(browser, report, width):
-    with opened(browser, report, viewport={"width": width, "height": 900}) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -15,8 +15,8 @@ from mechinterp.analysis.checkpoints import circuit_graphs
 from mechinterp.circuits.svg import panels
 from mechinterp.cli import main
 from mechinterp.errors import MechinterpError
+from mechinterp.figures import SPIKE_COLOUR
 from mechinterp.report import html
-from mechinterp.report.figures import SPIKE_COLOUR
 from mechinterp.report.study import write_study_report
 from mechinterp.training.spikes import SPIKES, spikes_of
 from tests.training.test_trainer import FirstTokenTask
@@ -84,7 +84,7 @@ def _traces(page: str, name: str) -> list[dict]:
 def test_every_figure_has_a_caption_and_its_numbers(odd_page):
     run, _, page = odd_page
     figures = re.findall(r"<figure .*?</figure>", page, flags=re.S)
-    assert len(figures) == 10  # of paths there is nothing to show
+    assert len(figures) == 11  # of paths there is nothing to show
     for figure in figures:
         assert len(_group(r"<figcaption>(.*?)<button", figure)) > 40
         assert '<button class="csv"' in figure
@@ -156,14 +156,15 @@ def test_order_parameters_are_those_of_the_analysis(odd_page):
 def test_runs_are_aligned_where_the_measure_crosses_half(odd_page):
     _, _, page = odd_page
     assert _data(page, "runs-aligned")["drawings"][0]["cursor"] == pytest.approx(10.0)  # 0 to 1 over 20 steps
-    assert "crosses 50 %" in page
+    assert "aligned where IC accuracy crosses 50 %" in page
 
 
 def test_a_located_transition_is_the_headline_and_is_marked_on_the_slider(tiny_run, tmp_path):
     table = mi.measure(tiny_run, n_sequences=20)
     table["ila1"] = [0.1] * 5 + [0.5] + [0.9] * 5
     page = mi.write_report(tiny_run, table, tmp_path / "r.html", measure="ila1").read_text()
-    assert re.search(r"ila1: transition at step 1[01] ", page)
+    assert re.search(r'<p class="verdict">ILA1 rose around step 1[01], but no induction head formed by step 20', page)
+    assert re.search(r'<span class="left">ILA1</span>.*?<span class="right">1[01] \[\d+, \d+\]</span>', page)
     assert re.search(r'class="transition" data-step="1[01]"', page)
     assert 'class="interval"' in page
 
@@ -172,7 +173,7 @@ def test_loss_spikes_are_said_below_the_headline_and_marked_on_the_curves(spikin
     table, spikes = mi.measure(spiking_run, n_sequences=20), spikes_of(spiking_run.file.metrics())
     assert spikes
     page = mi.write_report(spiking_run, table, tmp_path / "r.html").read_text()
-    assert re.search(rf'<p class="verdict">[^<]*</p>\s*<p class="note">{re.escape(str(spikes))}\.</p>', page)
+    assert f'<p class="note">{str(spikes).capitalize()}.</p>' in page
     for figure in ("progress-measures", "accuracy", "loss"):
         (drawing,) = _data(page, figure)["drawings"]
         ticks = [shape for shape in drawing["layout"]["shapes"] if shape["line"]["color"] == SPIKE_COLOUR]
@@ -184,13 +185,15 @@ def test_loss_spikes_are_said_below_the_headline_and_marked_on_the_curves(spikin
     )
     calm = mi.write_report(tiny_run, mi.measure(tiny_run, n_sequences=8), tmp_path / "r.html").read_text()
     assert "oss spike" not in calm
-    assert not _data(calm, "accuracy")["drawings"][0]["layout"].get("shapes")
+    shapes = _data(calm, "accuracy")["drawings"][0]["layout"].get("shapes", [])
+    assert not [shape for shape in shapes if shape["line"].get("color") == SPIKE_COLOUR]
 
 
 def test_without_a_transition_none_is_marked(tiny_run, tmp_path):
     table = mi.measure(tiny_run, n_sequences=20)
     page = mi.write_report(tiny_run, table, tmp_path / "r.html").read_text()
-    assert "icl_accuracy: no transition" in page
+    assert "IC accuracy made no located transition" in page
+    assert "no transition: " in page
     assert 'class="transition"' not in page
     assert 'class="interval"' not in page
 
@@ -202,8 +205,8 @@ def test_what_a_task_does_not_admit_is_left_out_with_the_reason(tiny_config, tmp
     assert 'data-name="attention"' in page
     assert 'data-name="circuit"' not in page
     for name in ("Circuit", "Order parameters", "QK and OV circuits"):
-        assert re.search(rf"<h2>Not shown</h2><p>[^<]*{name}: ", page)
-    assert page.count("<h2>Not shown</h2>") == 1
+        assert re.search(rf"<summary>Not shown, and why</summary>.*<p>{name}: ", page)
+    assert page.count("<summary>Not shown, and why</summary>") == 1
 
 
 def test_measures_under_interventions_are_shown_beside_those_of_the_weights(tiny_config, tmp_path):
@@ -227,8 +230,8 @@ def test_paths_without_an_answer_to_restore_are_not_drawn(tiny_config, tmp_path)
 @pytest.mark.parametrize(
     ("measure", "others", "why"),
     [
-        ("icl_accuracy", ["other"], "icl_accuracy crosses 50 % in none of the runs"),
-        ("train_loss", ["other"], "train_loss is no share"),
+        ("icl_accuracy", ["other"], "IC accuracy crosses 50 % in none of the runs"),
+        ("train_loss", ["other"], "training loss is no share"),
     ],
 )
 def test_runs_that_cannot_be_aligned_are_not_and_the_page_says_why(measure, others, why, tiny_run, tmp_path):
@@ -249,7 +252,7 @@ def test_the_command_lays_runs_over_each_other_and_writes_the_page_of_a_study(ti
     out = tmp_path / "page.html"
     assert main(["report", *map(str, paths), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": str(out)}
-    assert "Runs, aligned: icl_accuracy crosses 50 % in none of the runs" in out.read_text()
+    assert "Runs, aligned: IC accuracy crosses 50 % in none of the runs" in out.read_text()
     (tmp_path / "study.toml").write_text("seeds = [0]\n[base]\ntraining.steps = 10\n[variants.free]\n")
     study = ["report", "--study", str(tmp_path / "study.toml"), "--runs", str(tmp_path / "runs")]
     for arguments, message in (
@@ -267,7 +270,7 @@ def test_the_page_of_a_study_aligns_its_seeds(tiny_config, tmp_path):
     table = mi.run_study(study, tmp_path, workers=1, progress=False)
     page = write_study_report(study, table, tmp_path, tmp_path / "study.html").read_text()
     assert "<h2>Seeds, aligned</h2>" in page
-    assert "<h2>free</h2><p>icl_accuracy crosses 50 % in none of the runs.</p>" in page
+    assert "<h2>free</h2><p>IC accuracy crosses 50 % in none of the runs.</p>" in page
 
 
 def test_an_unknown_headline_is_refused(tiny_run, tmp_path):

@@ -67,10 +67,10 @@ def test_the_table_and_the_page_say_which_runs_have_loss_spikes(tmp_path):
     assert table["first_spike"][1] == spikes.first
     said = describe_spikes(table)
     assert said
-    assert said.startswith("loss spikes in 1 of 2 runs (spiking); what is measured after the step first_spike")
+    assert said.startswith("loss spikes in 1 of 2 runs (spiking); what is measured after the first spike of a run")
     page = write_study_report(study, table, tmp_path, tmp_path / "page.html").read_text()
     assert f'<p class="note">{said}.</p>' in page
-    assert "<th>first_spike</th>" in page
+    assert '<th class="n">first spike</th>' in page
     assert describe_spikes(table.iloc[:1]) is None
 
 
@@ -218,17 +218,21 @@ def test_a_device_that_is_not_there_is_refused_before_anything_starts(study, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unknown_measure_is_refused_when_the_study_is_stated(tiny_config):
+    with pytest.raises(MechinterpError, match="unknown measure 'icl_acuracy'; did you mean 'icl_accuracy'"):
+        Study.of("s", tiny_config, {"free": {}}, [0], ["icl_acuracy"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"measures": ["icl_acuracy"]}, r"variant 'free': unknown measure 'icl_acuracy'; did you mean 'icl_accuracy'"),
-        ({"variants": {"grafted": [{"kind": "graft", "run": "no.h5", "step": 1}]}}, r"variant 'grafted': no\.h5"),
-        ({"variants": {"fixed": [{"kind": "fix", "parameters": ["blocks.0.attn.W"]}]}}, "variant 'fixed'.*W_"),
+        ({"grafted": [{"kind": "graft", "run": "no.h5", "step": 1}]}, r"variant 'grafted': no\.h5"),
+        ({"fixed": [{"kind": "fix", "parameters": ["blocks.0.attn.W"]}]}, "variant 'fixed'.*W_"),
     ],
 )
 def test_everything_is_checked_before_anything_starts(tiny_config, tmp_path, changes, message):
-    variants = {name: {"interventions": each} for name, each in changes.get("variants", {"free": []}).items()}
-    study = Study.of("s", tiny_config, variants, [0], changes.get("measures", ["icl_accuracy"]))
+    variants = {name: {"interventions": each} for name, each in changes.items()}
+    study = Study.of("s", tiny_config, variants, [0], ["icl_accuracy"])
     with pytest.raises(MechinterpError, match=message):
         run_study(study, tmp_path / "runs", progress=False)
     assert not list(tmp_path.iterdir())

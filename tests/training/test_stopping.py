@@ -61,7 +61,7 @@ def test_a_run_that_is_cut_off_and_resumed_ends_where_it_would_have(config, tmp_
     resumed = resume(cut, progress=False)
     assert resumed.steps == whole.steps
     assert resumed.digest(last) == whole.digest(last)
-    with pytest.raises(MechinterpError, match=f"ended it at step {last}; go beyond with --until"):
+    with pytest.raises(MechinterpError, match=f"ended it at step {last}; go beyond it with --until STEP"):
         resume(tmp_path / "whole.h5", progress=False)
     assert resume(tmp_path / "whole.h5", until=last + 40, progress=False).steps[-1] == last + 40
 

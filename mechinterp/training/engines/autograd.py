@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mechinterp.config import RunConfig
 from mechinterp.errors import ConfigError
@@ -20,6 +19,7 @@ from mechinterp.models.network import Network, require_inputs
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.tasks.base import Batch
 from mechinterp.training.engines.base import Engine, StepResult
+from mechinterp.training.objective import answer_losses, trained_answers
 from mechinterp.training.optimizers import Optimizer, alike, by_name
 
 BATCHED = "batched"
@@ -95,16 +95,14 @@ class AutogradEngine(Engine):
         dtype, training = next(iter(self._leaves.values())).dtype, self._model.training
         inputs = [self._inputs(batch).to(self.device) for batch in batches]
         inputs = [tokens.to(dtype) if tokens.is_floating_point() else tokens for tokens in inputs]
-        labels = torch.stack(
-            [batch.labels if training.loss_at == "target" else batch.answers_at(training.loss_at) for batch in batches]
-        ).to(self.device)
+        labels = torch.stack([trained_answers(training, batch) for batch in batches]).to(self.device)
         hooks = None
         if len(batches) == 1:
             hooks = interventions[0].hooks() if interventions[0] else None
             logits = self._logits(self._leaves, inputs[0], hooks)[None]
         else:
             logits = torch.func.vmap(self._logits)(self._leaves, torch.stack(inputs))
-        losses, right = self._losses(logits, labels), logits.argmax(dim=-1) == labels
+        losses, right = answer_losses(training, logits, labels), logits.argmax(dim=-1) == labels
         if training.loss_at == "target":
             losses, accuracies = losses.mean(dim=1), right.double().mean(dim=1)
         else:
@@ -115,14 +113,6 @@ class AutogradEngine(Engine):
         )
         results = list(zip(losses.tolist(), accuracies.tolist(), strict=True))
         return results, dict(zip(self._leaves, gradients, strict=True))
-
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of every answer, 0 where there is none."""
-        if self._model.training.loss == "mse":
-            correct = functional.one_hot(labels.clamp(min=0), logits.shape[-1])
-            return (logits - correct).square().mean(dim=-1) * (labels >= 0)
-        flat = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", ignore_index=-1)
-        return flat.view(labels.shape)
 
     def _inputs(self, batch: Batch) -> Tensor:
         """The tokens of a batch; on a GPU, contents that all batches share are looked up there."""

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 import pytest
 from choreographer.browsers.chromium import Chromium
 
-from analyses._pictures import SCALE, framed, require_export, write_pictures
 from mechinterp.errors import MechinterpError
+from mechinterp.pictures import SCALE, framed, require_export, write_pictures
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """When does the final circuit become sufficient? It alone at every checkpoint, beside the network it is taken from.
 
-    python -m analyses.sufficiency RUN [RUN …] [--replacement mean] [--out FOLDER]
+    python -m analyses.sufficiency RUN [RUN …] [--replacements mean resample corrupt] [--out FOLDER]
 
-Writes ``curves.csv`` (run × step: faithfulness and accuracy of the circuit alone, of all other edges, of the network),
-``transitions.csv`` (run: step and 95 % interval of the network's and the circuit's transition, and the lag),
-``circuits.csv`` (run × edge of the circuit: what it loses without it), ``attribution.csv`` (run × step × edge: effect,
-attribution, integrated gradients), ``verdicts.csv``, and a figure of the curves.
+Writes, for every replacement (what edges outside of the circuit carry), ``curves.csv`` (run × step: faithfulness and
+accuracy of the circuit alone, of all other edges, of the network), ``transitions.csv`` (run: step and 95 % interval of
+the network's and the circuit's transition, and the lag), ``circuits.csv`` (run × edge of the circuit: what it loses
+without it) and ``verdicts.csv``; ``attribution.csv`` (run × step × edge: effect, attribution, integrated gradients),
+which no replacement changes; and figures of the curves.
 
 The circuit of a run is what `find_circuit` finds at the last step, of faithfulness 0.9, on sequences of another seed
 than those of the curves. Both transitions are those of accuracy on the same sequences (`locate_emergence`). The lag is
@@ -69,38 +70,43 @@ class Sufficiency(RunAnalysis):
 
     level: float = 0.9
     """The faithfulness that the circuit is to reach at the last step."""
-    replacement: Replacement = Replacement.mean
-    """mean, resample or corrupt: what edges outside of the circuit carry."""
+    replacements: tuple[Replacement, ...] = (*Replacement,)
+    """mean, resample, corrupt: what edges outside of the circuit carry."""
     n_pairs: int = 256
     """Pairs of sequences."""
     out: Path = Path("results/sufficiency")
     """Folder of the tables and the figure."""
 
     def execute(self) -> None:
-        results, rows, losses, approximations = dict[str, SufficiencyOverTraining](), {}, {}, {}
+        runs, tables = open_runs(self.runs), dict[str, list[pd.DataFrame]]()
         make_folder(self.out)
-        for name, run in open_runs(self.runs).items():
-            options = {"replacement": self.replacement, "n_pairs": self.n_pairs}
-            results[name] = mi.circuit_sufficiency(run, level=self.level, progress=True, **options)
-            print(f"{name}\n{results[name]}", flush=True)
-            losses[name], others = at_the_end(run, results[name], **options)
-            rows[name] = transitions(results[name]) | others
-            approximations[name] = attributions(run, results[name], self.n_pairs)
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
-        table.round(2).to_csv(self.out / "transitions.csv")
-        print(table.T.round(2).to_string())
-        self._write_table({name: result.table.reset_index() for name, result in results.items()}, "curves")
-        self._write_table(losses, "circuits")
-        self._write_table(approximations, "attribution")
-        verdicts = verdict_table(verdicts_of(table, pd.concat(approximations, names=["run"])))
-        verdicts.to_csv(self.out / "verdicts.csv", index=False)
-        print(verdicts[["sentence", "verdict", "runs", "numbers"]].to_string(index=False))
-        self.write(draw(results), "sufficiency")
+        for replacement in self.replacements:
+            results, rows, losses = dict[str, SufficiencyOverTraining](), {}, {}
+            options = {"replacement": replacement, "n_pairs": self.n_pairs}
+            for name, run in runs.items():
+                results[name] = mi.circuit_sufficiency(run, level=self.level, progress=True, **options)
+                print(f"{replacement.name}: {name}\n{results[name]}", flush=True)
+                losses[name], others = at_the_end(run, results[name], **options)
+                rows[name] = transitions(results[name]) | others
+            if "attribution" not in tables:
+                errors = {name: attributions(run, results[name], self.n_pairs) for name, run in runs.items()}
+                tables["attribution"] = [by_run(errors)]
+            table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run").reset_index()
+            verdicts = verdict_table(verdicts_of(table, tables["attribution"][0]))
+            curves = by_run({name: result.table.reset_index() for name, result in results.items()})
+            new = {"transitions": table, "curves": curves, "circuits": by_run(losses), "verdicts": verdicts}
+            for name, part in new.items():
+                tables.setdefault(name, []).append(part.assign(replacement=replacement.name))
+            print(table.round(2).T.to_string(header=False))
+            print(verdicts[["sentence", "verdict", "runs", "numbers"]].to_string(index=False), flush=True)
+            self.write(draw(results), f"sufficiency_{replacement.name}")
+        for name, parts in tables.items():
+            pd.concat(parts).to_csv(self.out / f"{name}.csv", index=False, float_format="%.5g")
 
-    def _write_table(self, tables: Mapping[str, pd.DataFrame], name: str) -> None:
-        """Write the rows of all runs, with the run's name first."""
-        rows = pd.concat(tables, names=["run"]).reset_index(level=0)
-        rows.to_csv(self.out / f"{name}.csv", index=False, float_format="%.4g")
+
+def by_run(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all runs, with the run's name first."""
+    return pd.concat(tables, names=["run"]).reset_index(level="run")
 
 
 def transitions(result: SufficiencyOverTraining) -> dict[str, float]:
@@ -155,13 +161,12 @@ def attributions(run: Run, result: SufficiencyOverTraining, n_pairs: int) -> pd.
 def verdicts_of(table: pd.DataFrame, approximations: pd.DataFrame) -> list[Verdict]:
     """The verdicts on the questions, from `transitions` and `at_the_end` of the runs, a row each, and from their
     `attributions`, by run."""
-    runs = list(table.index)
     gaps = approximations[["attribution", "integrated"]].sub(approximations["effect"], axis=0).abs()
-    errors = gaps.groupby([approximations.index.get_level_values("run"), approximations["step"]]).mean()
+    errors = gaps.groupby([approximations["run"], approximations["step"]]).mean()
     closer = (errors["integrated"] < errors["attribution"]).groupby(level="run").all()
 
     def question(sentence: str, rule: str, holds: Callable[[pd.Series], object], numbers: str) -> Verdict:
-        met = {number: bool(holds(table.loc[run])) for number, run in enumerate(runs)}
+        met = {number: bool(holds(row)) for number, row in table.reset_index(drop=True).iterrows()}
         return judge(Claim("", sentence, "our question"), rule, met, numbers)
 
     lags = "; ".join(f"{row.lag:.1f} ({row.lag_low:.1f} to {row.lag_high:.1f})" for row in table.itertuples())
@@ -200,7 +205,7 @@ def verdicts_of(table: pd.DataFrame, approximations: pd.DataFrame) -> list[Verdi
         question(
             "are integrated gradients closer to the effect than attribution?",
             "their mean absolute error over edges is smaller, at the transition and at the end",
-            lambda row: closer[row.name],
+            lambda row: closer[row["run"]],
             f"errors {format_range(errors['integrated'])} and {format_range(errors['attribution'])}",
         ),
     ]

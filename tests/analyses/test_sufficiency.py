@@ -147,6 +147,6 @@ def test_the_committed_verdicts_follow_from_the_committed_tables():
     assert rows["replacement"].unique().tolist() == ["mean", "resample", "corrupt"]
     for replacement, table in rows.groupby("replacement"):
         judged = verdict_table(verdicts_of(table, attribution))
-        columns = ["sentence", "rule", "verdict", "runs", "numbers"]
+        columns = ["sentence", "rule", "verdict", "runs"]
         committed = verdicts[verdicts["replacement"] == replacement].reset_index(drop=True)
         assert judged[columns].equals(committed[columns])

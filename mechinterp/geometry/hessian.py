@@ -184,6 +184,6 @@ def _lanczos(
             small = size * np.abs(parts[-1, ends]) <= tolerance * np.abs(ritz).max()
             if small.all() or len(basis) == max_steps:
                 return torch.from_numpy(parts[:, ends].T.copy()).to(inside) @ basis, len(basis)
-        if size <= 100 * torch.finfo(inside.dtype).eps * float(image.norm()) or not size:
+        if size <= 100 * torch.finfo(inside.dtype).eps * float(image.norm()):
             rest, size = drawn(), 0.0  # the products span an invariant space
         beside.append(size)

@@ -122,6 +122,8 @@ def test_logistic_regression_by_its_formula():
     inside = top_eigenvalues(loss, 2, mask=mask, tolerance=1e-6)
     assert inside.values == pytest.approx([*block[:2], block[-1]])
     assert not inside.vectors[:, ~mask].any()
+    assert inside.residuals.max() < 1e-6
+    assert inside.converged
     s = torch.sigmoid(loss.x @ loss.point)
     forms = (s * (1 - s))[:, None] * (loss.x @ found.vectors.T) ** 2  # vᵀ H_i v of sequence i
     by_block = forms.view(16, 3, 3).mean(dim=1)

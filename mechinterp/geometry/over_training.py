@@ -5,12 +5,14 @@
     update_norm, update_relative                                                    `geometry.updates`
 
 All are of the training loss on one fixed set of sequences of the training distribution, which training has not drawn
-(`geometry.loss`), in float32, as training is. ``hessian_residual`` is the largest residual of the eigenvalues.
+(`geometry.loss`), in float32, as training is. The error of an eigenvalue is √(standard error² + residual²), as Lanczos'
+method ends where residuals are `TOLERANCE` of the largest; ``hessian_residual`` is the largest residual.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -121,7 +123,8 @@ def checkpoint_geometry(loss: NetworkLoss, *, eigenvalues: int = 2, probes: int 
         rows.append({**row, "hessian_trace": trace.value, "hessian_trace_error": trace.error})
     spectrum = top_eigenvalues(loss, eigenvalues, tolerance=TOLERANCE, seed=seed)
     names = [*(f"hessian_top_{number}" for number in range(1, eigenvalues + 1)), "hessian_low"]
-    for name, value, error in zip(names, spectrum.values.tolist(), spectrum.errors.tolist(), strict=True):
+    errors = np.hypot(spectrum.errors, spectrum.residuals).tolist()
+    for name, value, error in zip(names, spectrum.values.tolist(), errors, strict=True):
         rows[0] |= {name: value, f"{name}_error": error}
     rows[0]["hessian_residual"] = float(spectrum.residuals.max())
     return pd.DataFrame(rows)

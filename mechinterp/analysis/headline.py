@@ -57,6 +57,8 @@ class Evidence:
     """``K`` or ``Q``, of the last step."""
     lacking: tuple[Fact, ...]
     """The facts that do not hold at the last step; of the two compositions, where neither does, the first."""
+    values: Mapping[Fact, float]
+    """The values of the facts at the last step, 1 of an ideal head; of the two compositions, that of `composition`."""
 
 
 def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> Headline:
@@ -85,9 +87,14 @@ def headline(run: Run, curve: pd.Series, emergence: Emergence | pd.Series) -> He
 
 def guessing_level(task: Task, accuracy: float) -> str | None:
     """The way of guessing whose accuracy this is; None if it is none of those that the task declares."""
-    levels: Mapping[str, float] = getattr(task, "guessing_levels", {})
+    levels = guessing_levels(task)
     near = [name for name, level in levels.items() if abs(accuracy - level) <= _NEAR]
     return min(near, key=lambda name: abs(accuracy - levels[name]), default=None)
+
+
+def guessing_levels(task: Task) -> Mapping[str, float]:
+    """The accuracies of ways of guessing that a task declares."""
+    return getattr(task, "guessing_levels", {})
 
 
 def induction_evidence(run: Run, steps: Sequence[int]) -> Evidence:
@@ -98,12 +105,14 @@ def induction_evidence(run: Run, steps: Sequence[int]) -> Evidence:
     before, after = (table[table["step"] == step].set_index("fact") for step in (first, last))
     whole, by_keys = Fact.induction_head.name, bool(after["holds"][Fact.k_composition.name])
     needed = (Fact.answers_from_context, Fact.target_query_selects, Fact.correct_label_copied)
+    composition = Fact.k_composition if by_keys else Fact.q_composition
     lacking = [fact for fact in needed if not after["holds"][fact.name]]
     if not (by_keys or after["holds"][Fact.q_composition.name]):
         lacking.append(Fact.k_composition)
     return Evidence(
         *(first, last, bool(before["holds"][whole]), bool(after["holds"][whole])),
         *(float(before["value"][whole]), float(after["value"][whole]), "K" if by_keys else "Q", tuple(lacking)),
+        {fact: float(after["value"][fact.name]) for fact in (needed[0], composition, *needed[1:])},
     )
 
 

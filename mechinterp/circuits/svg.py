@@ -184,7 +184,7 @@ def _title(x: int, title: str, width: int) -> str:
 
 def _lead(graph: nx.DiGraph) -> str:
     span, error, ahead = (graph.graph[name] for name in ("span", "span_error", "ahead"))
-    return f"lead {_number(span)} ± {_number(error)} logits, in {ahead:.0%} of sequences"
+    return f"the answer leads by {_number(span)} ± {_number(error)} logits, and in {ahead:.0%} of sequences"
 
 
 def _why_empty(graph: nx.DiGraph) -> str:

@@ -63,7 +63,7 @@ class Shape(NamedEnum):
 
     one_step = "one logistic rise or fall"
     several_steps = "two rises, or two falls, one after the other"
-    transient = "a rise that is lost again, in part or wholly, or a fall that is made good"
+    transient = "a rise and a fall, or a fall and a rise, one after the other"
     ramp_then_jump = "a slow rise that ends in a fast one"
     none = "no change that any of these describes better than a constant or a line"
 

@@ -33,12 +33,18 @@ def attention(run: Run, steps: Sequence[int]) -> str:
         frames = np.where(visible, np.rint(254 * np.nan_to_num(patterns)), 255).astype(np.uint8)
         drawings.append(Drawing(figures.attention_map(patterns[-1], names, title), frames=frames, scale=1 / 254))
     model = run.network_config.model
-    marks = " x are items, ℓ their labels; ★ marks the label that answers the target." if "item" in batch.roles else ""
+    at_target = run.network_config.training.loss_at == "target"
+    of_use = " Of the last layer only the target's row is used." if at_target else ""
+    marks = (
+        " x are items, ℓ their labels; ★ marks the label that answers the target."
+        if "item" in batch.roles and names[0].startswith("x")
+        else ""
+    )
     return html.figure(
         drawings,
         f"Attention of each token (row) to itself and those before it (column) on one sequence of the evaluation set"
-        f" “{labels.set_label(evaluation).name}”, the same one at every step.{marks} Rows sum to 1. Of the"
-        " last layer only the target's row is used. The CSV is in steps of 1/254.",
+        f" “{labels.set_label(evaluation).name}”, the same one at every step.{marks} Rows sum to 1.{of_use}"
+        " The CSV is in steps of 1/254.",
         title="Attention",
         scales=[html.Scale("attention", 0.0, 1.0, _colours(drawings[0]))],
         in_row=model.n_heads if model.n_heads > 1 else min(model.n_layers, 3),
@@ -149,10 +155,10 @@ def order_parameters(table: pd.DataFrame, n_sequences: int) -> str:
         ),
         cursor=0.0,
     )
-    shares = ", ".join(f"{name} {wide[column].iloc[-1] * 100:.0f} %" for name, column in explained.items())
+    shares = ", ".join(f"{name} {wide[column].iloc[-1]:.2f}" for name, column in explained.items())
     return html.figure(
         [plane, over],
-        f"{caption}; at the end they explain {shares} of {of}.",
+        f"{caption}. R² of the fit at the end: {shares}, of {of}.",
         title="Order parameters",
         columns={"x": f"{figures.SYMBOLS[x[0]]} or step", "y": f"{figures.SYMBOLS[y[0]]} or value"},
     )

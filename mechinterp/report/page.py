@@ -83,7 +83,7 @@ def _what_was_run(run: Run) -> list[str]:
     parts = []
     if run.origin is None and (preset := nearest_preset(run.config)):
         name, found = preset
-        text = f"The settings of the preset {name}" + (", but for these:" if found else ", without a difference.")
+        text = f"The settings of the preset {name}" + (", but for these:" if found else ", unchanged.")
         parts = [html.paragraph(text), *([html.table(difference_table(found, name))] if found else [])]
     config = (run.origin or run.config).model_dump_json(indent=2)
     return [

@@ -26,6 +26,8 @@ TRANSITION = "#D55E00"
 MOST_LINES = 6
 """Lines of a figure that draws the strongest of many."""
 _PROGRESS = ["icl_accuracy", "ila1", "tila2", "cla", "tla2", "tca1", "tca2"]
+_WIDE = 100.0
+"""The ratio of the largest and the smallest value of a measure from which on its axis is logarithmic."""
 _MOST_READ = 6
 """So many recorded numbers stand beside the slider."""
 Part = Callable[[], str]
@@ -50,7 +52,7 @@ class RunPage:
     def spikes(self) -> Spikes | None:
         return spikes_of(self.run.file.metrics())
 
-    def curves(self, names: list[str], title: str, caption: str, **options: Any) -> str:
+    def curves(self, names: list[str], title: str, caption: str, *, log_y: bool = False, **options: Any) -> str:
         """Measures over training, with the steps of loss spikes marked."""
         spikes = self.spikes
         if spikes:
@@ -61,6 +63,8 @@ class RunPage:
         self._mark_transition(drawing)
         labels = {name: measure_label(name) for name in names}
         shares = all(label.unit == "share" for label in labels.values())
+        if log_y:
+            drawing.update_yaxes(type="log")
         if shares:
             drawing.update_yaxes(range=[-0.03, 1.03])
         return checkpoints.over_training(
@@ -75,7 +79,15 @@ class RunPage:
         row = self.emergence.loc[self.headline]
         if not row["transition"]:
             return
-        drawing.add_vrect(x0=row["low"], x1=row["high"], fillcolor=TRANSITION, opacity=0.2, line_width=0, layer="below")
+        drawing.add_vrect(
+            x0=row["low"],
+            x1=row["high"],
+            fillcolor=TRANSITION,
+            opacity=0.35,
+            line_width=1,
+            line_color=TRANSITION,
+            layer="below",
+        )
         left = row["step"] > (self.steps[0] + self.steps[-1]) / 2
         drawing.add_annotation(
             x=row["low"] if left else row["high"],
@@ -152,6 +164,7 @@ class RunPage:
         """The curves of measures of sequences, and of circuit analyses."""
         parts: dict[str, Part] = {
             "Progress measures": self._progress_measures,
+            **({"Further measures": self._further_measures} if all(self._shares_and_rest()) else {}),
             "Accuracy": lambda: self._evaluations("accuracy", "Share of right answers on each evaluation set."),
             "Loss": lambda: self._evaluations("loss", "Cross-entropy on each evaluation set, in nats."),
             "Query–key interactions": self._interactions,
@@ -163,21 +176,32 @@ class RunPage:
         return parts
 
     def _progress_measures(self) -> str:
-        recorded = {*self.run.metrics} if self.run.origin else set[str]()
-        found = figures.progress_columns(self.table, self.headline)
-        names = [name for name in found if name not in recorded and not name.endswith("_loss")]
-        labels = map(measure_label, names)
-        means = "; ".join(f"{label.name}: {label.meaning}" for label in labels if label.meaning)
+        names, rest = self._shares_and_rest()
+        names = names or rest
         units = {measure_label(name).unit for name in names}
         located = self.emergence.loc[self.headline, "transition"]
         shaded = f" Shaded: the 95 % interval of the transition of {measure_name(self.headline)}." if located else ""
         return self.curves(
             names,
             "Progress measures",
-            f"{f'{means}. ' if means else ''}Each is the mean over sequences of an evaluation set, the same ones at"
-            f" every step.{shaded}",
+            f"{_meanings(names)}Each is the mean over sequences of an evaluation set, the same ones at every"
+            f" step.{shaded}",
             y="share" if units == {"share"} else "value",
         )
+
+    def _further_measures(self) -> str:
+        _, names = self._shares_and_rest()
+        ranges = self.table[names].agg(["min", "max"])
+        wide = bool((ranges.loc["min"] > 0).all() and (ranges.loc["max"] > _WIDE * ranges.loc["min"]).any())
+        return self.curves(names, "Further measures", _meanings(names), y="value", log_y=wide)
+
+    def _shares_and_rest(self) -> tuple[list[str], list[str]]:
+        """The progress measures that are shares, and those that are not."""
+        recorded = {*self.run.metrics} if self.run.origin else set[str]()
+        found = figures.progress_columns(self.table, self.headline)
+        names = [name for name in found if name not in recorded and not name.endswith("_loss")]
+        shares = [name for name in names if measure_label(name).unit == "share"]
+        return shares, [name for name in names if name not in shares]
 
     def _clamped(self) -> str:
         names = self._measured([f"clamped_{name}" for name in _PROGRESS])
@@ -210,7 +234,8 @@ class RunPage:
             figures.paths(self.run, most=MOST_LINES),
             f"Path patching: of the answer that is lost by corrupting sequences ({corruption}), the share that one edge"
             f" alone restores; mean over {figures.SIZES['paths']['n_pairs']} pairs of sequences, where there is an"
-            " answer to restore (beyond two standard errors). The largest at the end.",
+            f" answer to restore (beyond two standard errors). Shown: the {MOST_LINES} edges with the largest share at"
+            " the end; 0: the edge carries nothing of what this corruption changes.",
         )
 
     def _ablations(self) -> str:
@@ -218,8 +243,8 @@ class RunPage:
             figures.ablation(self.run, most=MOST_LINES),
             f"Accuracy on {figures.SIZES['ablate']['n_sequences']} sequences of the evaluation set"
             f" “{labels.set_label(self.run.task.evaluations[0]).name}” that is lost when a component is taken out,"
-            " by averaging it over sequences or by taking attention from the token before. The largest losses at the"
-            " end; of curves that lie on each other, one.",
+            " by averaging it over sequences or by taking attention from the token before. Shown: the"
+            f" {MOST_LINES} largest losses at the end; curves that are the same are drawn once.",
         )
 
     def _analysed_curves(self, drawing: go.Figure, caption: str) -> str:
@@ -244,6 +269,11 @@ class RunPage:
     def _measured(self, names: list[str]) -> list[str]:
         """Those of `names` that the table has, without repetition."""
         return [name for name in dict.fromkeys(names) if name in self.table]
+
+
+def _meanings(names: list[str]) -> str:
+    """What measures are, in a sentence each."""
+    return "".join(f"{label.name}: {label.meaning}. " for label in map(measure_label, names) if label.meaning)
 
 
 def aligned(

@@ -8,19 +8,29 @@ induction head (`circuits.evidence`), what ablations cost (`circuits.ablation`) 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 
 import pandas as pd
 
-from mechinterp.analysis.headline import Evidence, guessing_level, induction_evidence
+from mechinterp.analysis.headline import Evidence, guessing_level, guessing_levels, induction_evidence
 from mechinterp.circuits.evidence import Fact
 from mechinterp.emergence import Shape, steps_around
 from mechinterp.errors import MechinterpError
 from mechinterp.figures.analysed import TAKEN_OUT
 from mechinterp.labels import edge_name, measure_label, removed_name
 from mechinterp.measures.table import main_column
+from mechinterp.models.registry import parameter_shapes
 from mechinterp.run import Run
 
 _EITHER = "earlier layers tell the keys which token stood before, or the query where the match stands"
+_STATEMENTS = {
+    Fact.answers_from_context: "the network answers from the context",
+    Fact.k_composition: "earlier layers tell the keys which token stood before",
+    Fact.q_composition: "earlier layers tell the query where the match stands",
+    Fact.target_query_selects: "the target's query selects where it attends",
+    Fact.correct_label_copied: "what stands at the correct label is copied to the answer",
+}
+"""The facts of `circuits.evidence` in words."""
 MATTERS = 0.05
 """The least loss of accuracy of an ablation that is named, and four times that is the least effect of an edge."""
 _TASKS = {
@@ -80,19 +90,20 @@ def lead(measure: str, emergence: pd.Series, evidence: Evidence | None) -> str:
     """The main result in a sentence."""
     name = measure_label(measure).name
     name = name if name[0].isupper() else name[0].upper() + name[1:]
-    formed = evidence is not None and evidence.holds
-    not_formed = f"no induction head formed by step {evidence.last:,}" if evidence and not formed else ""
+    not_formed = f"no induction head formed by step {evidence.last:,}" if evidence and not evidence.holds else ""
     if emergence["transition"]:
         when, verb = f"around step {emergence['step']:,.0f}", "rose" if _rises(emergence) else "fell"
-        if formed:
-            return f"An induction head formed {when}."
+        if evidence and evidence.holds and evidence.before:
+            return f"{name} {verb} {when}; there was an induction head already at step {evidence.first:,}."
+        if evidence and evidence.holds:
+            return f"An induction head formed: {name} {verb} {when}."
         return f"{name} {verb} {when}" + (f", but {not_formed}." if not_formed else ".")
     if emergence["shape"] in (Shape.several_steps.name, Shape.transient.name):
         changes = " and ".join(f"{point:,.0f}" for point in emergence["change_points"])
         result = f"{name} changed twice, around steps {changes}"
     else:
         result = f"{name} made no located transition"
-    if formed:
+    if evidence and evidence.holds:
         return f"There is an induction head at the end, but {_lowered(result)}."
     return f"{not_formed[0].upper()}{not_formed[1:]}: {_lowered(result)}." if not_formed else f"{result}."
 
@@ -132,10 +143,13 @@ def _what_it_did(run: Run, curve: pd.Series, emergence: pd.Series) -> list[str]:
     before, after = (percent_or_number(measure, float(emergence[end])) for end in ("before", "after"))
     verb = "rose" if _rises(emergence) else "fell"
     texts = [
-        f"{_capital(name)} {verb} from {before} to {after}; it was halfway at step {emergence['step']:,.0f}"
-        f" (95 % interval of the fit: {emergence['low']:,.0f} to {emergence['high']:,.0f}), and 10 to 90 % of it"
-        f" took {emergence['width']:,.0f} steps."
+        f"{_capital(name)} {verb} from {before} to {after} (levels of the fit); it was halfway at step"
+        f" {emergence['step']:,.0f} (95 % interval of the fit: {emergence['low']:,.0f} to {emergence['high']:,.0f}),"
+        f" and 10 to 90 % of it took {emergence['width']:,.0f} steps."
     ]
+    spacing = _spacing(curve, float(emergence["step"]))
+    if emergence["width"] < 2 * spacing:
+        texts.append(f"Checkpoints are {spacing:,} steps apart there, and resolve no finer times.")
     if emergence["low"] <= curve.index[0]:
         texts.append("The interval reaches the first checkpoint: it may have begun before.")
     if emergence["shape"] == Shape.ramp_then_jump.name:
@@ -148,7 +162,9 @@ def _levels(run: Run, curve: pd.Series, emergence: pd.Series) -> list[str]:
     if not emergence["transition"]:
         return []
     before, after = (guess_of(run, curve, float(emergence[end])) for end in ("before", "after"))
-    texts = [f"Before, it was at the level of {before}."] if before else []
+    levels = guessing_levels(run.task) if run.can_be_analysed and str(curve.name) == main_column(run) else {}
+    known = [f"Before, it was at the level of {before}."] if before else []
+    texts = known or ([f"For comparison: {'; '.join(levels)}."] if levels else [])
     return texts + ([f"What it reaches is about what {after} gives."] if after else [])
 
 
@@ -158,7 +174,7 @@ def _how_sure(emergence: pd.Series) -> list[str]:
         return []
     return [
         f"A step explains the curve far better than a straight line (ΔBIC {emergence['delta_bic']:.0f}; 10 is very"
-        " strong); of other seeds that says nothing."
+        " strong). This is one run; other seeds may differ."
     ]
 
 
@@ -167,14 +183,16 @@ def _evidence_in_words(evidence: Evidence | None) -> list[str]:
     if evidence is None:
         return []
     if not evidence.holds:
-        missing = "; ".join(_EITHER if fact is Fact.k_composition else fact.value for fact in evidence.lacking)
-        return [f"Patching at step {evidence.last:,} finds no induction head. Of its facts do not hold: {missing}."]
+        missing = "; ".join(_EITHER if fact is Fact.k_composition else _STATEMENTS[fact] for fact in evidence.lacking)
+        return [f"Patching at step {evidence.last:,} finds no induction head. Tests that do not hold: {missing}."]
     then = ""
     if evidence.first != evidence.last:
-        then = f"; at step {evidence.first:,} {'it did already' if evidence.before else 'it did not yet'}"
+        then = f" At step {evidence.first:,} {'they did already' if evidence.before else 'they did not yet'}."
+    weakest = min(evidence.values, key=lambda fact: 1 - abs(1 - evidence.values[fact]))
     return [
-        f"Patching finds all facts of an induction head by {evidence.composition}-composition at step {evidence.last:,}"
-        f" (the weakest at {evidence.weakest:.2f} of 1){then}."
+        f"Patching finds an induction head by {evidence.composition}-composition at step {evidence.last:,}: all"
+        f" {len(evidence.values)} tests hold, the weakest, that {_lowered(_STATEMENTS[weakest])}, with"
+        f" {evidence.values[weakest]:.2f} (1: an ideal head).{then}"
     ]
 
 
@@ -191,11 +209,16 @@ def _carriers(
         return texts
     name = measure_label(str(curve.name)).name if str(curve.name).endswith("accuracy") else "accuracy"
     listed = ", ".join(f"{what} ({100 * cost:.0f} points)" for what, cost in costs.items())
-    texts.append(f"Taken out at the end, these cost most {name}: {listed}.")
+    texts.append(f"What costs most {name} when it is taken out at the end, of every layer: {listed}.")
+    if single := costliest_head(ablations, n_heads):
+        texts.append(f"Of single heads it is {single[0]} ({100 * single[1]:.0f} points).")
     earlier = ablations[ablations["step"] == steps[0]]
     if len(steps) > 1 and not earlier.empty:
         most = float((earlier["intact"] - earlier["value"])[earlier["ablation"].isin(TAKEN_OUT)].max())
-        texts.append(f"Before the transition, at step {steps[0]:,}, none cost more than {100 * most:.0f} points.")
+        intact = percent_or_number(str(curve.name), float(earlier["intact"].iloc[0]))
+        texts.append(
+            f"Before the transition, at step {steps[0]:,} ({intact}), none cost more than {100 * most:.0f} points."
+        )
     return texts
 
 
@@ -211,22 +234,43 @@ def strongest_edge(paths: pd.DataFrame, n_heads: int) -> tuple[str, float] | Non
 
 
 def costliest(ablations: pd.DataFrame, n_heads: int, most: int = 3) -> dict[str, float]:
-    """What is lost at the last step by taking out: the costliest ablation of each activation's layer, by name, the
-    largest first; of whole layers, and, of several heads, the costliest head alone."""
+    """What is lost at the last step by taking out: the costliest ablation of each layer's attention and MLP, all heads
+    together, by name, the largest first."""
+    lost = _lost(ablations)
+    heads = lost["head"] if "head" in lost else pd.Series(None, index=lost.index, dtype=float)
+    whole = lost[heads.isna()].drop_duplicates("part").head(most)
+    return {
+        removed_name(row["hook"], row["ablation"], None, n_heads): float(row["cost"])
+        for row in whole.to_dict("records")
+    }
+
+
+def costliest_head(ablations: pd.DataFrame, n_heads: int) -> tuple[str, float] | None:
+    """The costliest ablation of a single head at the last step, and what is lost; None if the heads were not taken out
+    one by one, or none costs `MATTERS`."""
+    lost = _lost(ablations)
+    single = lost[lost["head"].notna()] if "head" in lost else lost[:0]
+    if single.empty:
+        return None
+    row = single.iloc[0].to_dict()
+    return removed_name(row["hook"], row["ablation"], int(row["head"]), n_heads), float(row["cost"])
+
+
+def _lost(ablations: pd.DataFrame) -> pd.DataFrame:
+    """The ablations at the last step that take something out and cost `MATTERS` or more, the costliest first, with the
+    ``part`` that they are of."""
     end = ablations[(ablations["step"] == ablations["step"].max()) & ablations["ablation"].isin(TAKEN_OUT)]
     end = end.assign(
         cost=end["intact"] - end["value"], part=end["hook"].str.extract(r"(blocks\.\d+\.(?:attn|hook_mlp))")
     )
-    end = end[end["cost"] >= MATTERS]
-    heads = end["head"] if "head" in end else pd.Series(None, index=end.index, dtype=float)
-    whole = end[heads.isna()].sort_values("cost", ascending=False, kind="stable").drop_duplicates("part").head(most)
-    single = end[heads.notna()].nlargest(1, "cost")
-    found = dict[str, float]()
-    for row in pd.concat([whole, single]).to_dict("records"):
-        head = row.get("head")
-        alone = None if head is None or pd.isna(head) else int(head)
-        found[removed_name(row["hook"], row["ablation"], alone, n_heads)] = float(row["cost"])
-    return found
+    return end[end["cost"] >= MATTERS].sort_values("cost", ascending=False, kind="stable")
+
+
+def _spacing(curve: pd.Series, step: float) -> int:
+    """The distance of the two checkpoints around a step."""
+    steps = curve.index.to_numpy()
+    after = min(max(int(steps.searchsorted(step)), 1), len(steps) - 1)
+    return int(steps[after] - steps[after - 1])
 
 
 def _terms(run: Run, measure: str, evidence: Evidence | None) -> dict[str, str]:
@@ -236,6 +280,8 @@ def _terms(run: Run, measure: str, evidence: Evidence | None) -> dict[str, str]:
         settings = {"n_pairs": "several", **run.config.task.model_dump()}
         settings["n_pairs"] = getattr(run.config.task, "n_pairs", settings["n_pairs"])
         terms["Task"] = _TASKS[run.config.task.kind].format(**settings)
+    if run.can_be_analysed:
+        terms["Network"] = _network(run)
     label = measure_label(measure)
     if label.meaning:
         terms[_capital(label.name)] = f"{_capital(label.meaning)}."
@@ -247,8 +293,23 @@ def _terms(run: Run, measure: str, evidence: Evidence | None) -> dict[str, str]:
             "How it finds it: an earlier layer has written, at every token, which token stood before; the keys of the"
             " induction head read that."
         )
+        terms["Patching"] = (
+            "Putting activations of one sequence into the run on another: what changes the answer, carries it."
+        )
+        terms["Tests"] = "; ".join(f"{_STATEMENTS[fact]} {value:.2f}" for fact, value in evidence.values.items()) + (
+            f" (step {evidence.last:,}; 1: an ideal head)."
+        )
     terms["Transition"] = "The middle of one fast rise or fall of a measure, found by fitting a logistic curve."
     return terms
+
+
+def _network(run: Run) -> str:
+    """The network in a sentence."""
+    model = run.network_config.model
+    layers = f"{model.n_layers} layer{'s' if model.n_layers > 1 else ''} of attention"
+    heads = f"{model.n_heads} head{'s' if model.n_heads > 1 else ''} each"
+    count = sum(prod(shape) for shape in parameter_shapes(run.network_config).values())
+    return f"{layers}, {heads}{', with MLPs' if getattr(model, 'd_mlp', 0) else ''}; {count:,} trained numbers."
 
 
 def _rises(emergence: pd.Series) -> bool:

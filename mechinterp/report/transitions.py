@@ -17,10 +17,12 @@ _SHAPES = {
     Shape.transient.name: "there and back",
     Shape.none.name: "none",
 }
+SMALL = 0.05
+"""The least change of a share that is drawn in the strip chart."""
 WHAT = (
     "Every measure's curve is fitted with a logistic step. ΔBIC says how much better the step explains the curve than a"
-    " constant or a straight line; above 10 is very strong evidence. Intervals are of 95 %, of this run alone: they say"
-    " nothing of other seeds."
+    " constant or a straight line; above 10 is very strong evidence. Intervals are of 95 %, of this run alone; other"
+    " seeds may differ."
 )
 """What the strip chart and the table show."""
 
@@ -43,6 +45,7 @@ def strip_chart(emergence: pd.DataFrame, steps: Sequence[int], headline: str) ->
     """A row for every located transition: a dot at its step, a bar for the interval, and both in numbers."""
     rows = sorted_by_step(emergence)
     located = rows[rows["transition"].astype(bool)]
+    located = located[[_is_large(str(name), row) for name, row in located.iterrows()]]
     if located.empty:
         return ""
     drawn = "".join(_row(str(name), row, steps, str(name) == headline) for name, row in located.iterrows())
@@ -53,18 +56,25 @@ def strip_chart(emergence: pd.DataFrame, steps: Sequence[int], headline: str) ->
     chart = f'<div class="strip">{drawn}{axis}{_cells("over", "", "<b></b>", "")}</div>'
     text = emergence.assign(change_points=[" ".join(map(str, points)) for points in emergence["change_points"]])
     caption = (
-        "Dot: the middle of the transition; bar: its 95 % interval. The step axis is that of the slider, whose step is"
-        " marked by the vertical line."
+        "Dot: the middle of the transition, halfway between the levels before and after, not where it begins; hollow: a"
+        " slow rise that ends in a fast one, the middle of both together. Bar and brackets: its 95 % interval. Left"
+        f" out: shares that change by less than {100 * SMALL:.0f} points. The step axis is that of the slider, whose"
+        " step is marked by the vertical line."
     )
     return framed("strips wide", "When each measure made its transition", chart, caption, text)
+
+
+def _is_large(name: str, row: pd.Series) -> bool:
+    """Whether a transition is drawn: a share changes by `SMALL` or more."""
+    return measure_label(name).unit != "share" or abs(float(row["after"]) - float(row["before"])) >= SMALL
 
 
 def _row(name: str, row: pd.Series, steps: Sequence[int], is_headline: bool) -> str:
     label = measure_label(name)
     low, step, high = (place_on_track(steps, row[end]) for end in ("low", "step", "high"))
-    marks = (
-        f'<i class="bar" style="left:{low:.3%};width:{high - low:.3%}"></i><i class="mid" style="left:{step:.3%}"></i>'
-    )
+    middle = "mid slow" if row["shape"] == Shape.ramp_then_jump.name else "mid"
+    bar = f'<i class="bar" style="left:{low:.3%};width:{high - low:.3%}"></i>'
+    marks = f'{bar}<i class="{middle}" style="left:{step:.3%}"></i>'
     left, right = html.escape(label.name), html.escape(interval_text(row, steps[0]))
     return _cells("main" if is_headline else "", left, marks, right, html.escape(label.meaning))
 

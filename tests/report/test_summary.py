@@ -16,7 +16,7 @@ from mechinterp.report import transitions
 from mechinterp.report.facts import called, differences, nearest_preset, next_commands
 from mechinterp.report.html import place_on_track
 from mechinterp.report.study import transition_steps, variant_curves
-from mechinterp.report.summary import costliest, lead, percent_or_number, strongest_edge, summarise
+from mechinterp.report.summary import costliest, costliest_head, lead, percent_or_number, strongest_edge, summarise
 
 
 def row(**changes) -> pd.Series:
@@ -34,7 +34,9 @@ def row(**changes) -> pd.Series:
 
 
 def evidence(*, holds: bool, before: bool = False, lacking: tuple[Fact, ...] = ()) -> Evidence:
-    return Evidence(2900, 6000, before, holds, 0.02, 0.91, "K", lacking)
+    values = dict(zip((Fact.answers_from_context, Fact.k_composition), (1.0, 0.91), strict=True))
+    values |= {Fact.target_query_selects: 1.08, Fact.correct_label_copied: 1.02}
+    return Evidence(2900, 6000, before, holds, 0.02, 0.91, "K", lacking, values)
 
 
 NONE = {"transition": False, "shape": Shape.none.name, "step": None, "low": None, "high": None}
@@ -43,7 +45,11 @@ NONE = {"transition": False, "shape": Shape.none.name, "step": None, "low": None
 @pytest.mark.parametrize(
     ("measure", "changes", "found", "expected"),
     [
-        ("icl_accuracy", {}, evidence(holds=True), "An induction head formed around step 3,438."),
+        ("icl_accuracy", {}, evidence(holds=True), "An induction head formed: IC accuracy rose around step 3,438."),
+        (
+            *("icl_accuracy", {}, evidence(holds=True, before=True)),
+            "IC accuracy rose around step 3,438; there was an induction head already at step 2,900.",
+        ),
         (
             *("icl_accuracy", {}, evidence(holds=False)),
             "IC accuracy rose around step 3,438, but no induction head formed by step 6,000.",
@@ -98,8 +104,9 @@ def ablations(n_heads: int = 1) -> pd.DataFrame:
 
 def test_the_costliest_ablation_of_every_layer_is_named_with_its_cost():
     assert costliest(ablations(), 1) == pytest.approx({"layer 1 previous-token attention": 0.94, "layer 2 output": 0.9})
-    alone = costliest(ablations(4), 4)
-    assert list(alone.items())[-1] == ("layer 2, head 3: output", pytest.approx(0.3))
+    assert costliest_head(ablations(4), 4) == ("layer 2, head 3: output", pytest.approx(0.3))
+    assert costliest(ablations(4), 4).keys() == {"layer 1 previous-token attention", "layer 2 output"}
+    assert costliest_head(ablations(), 1) is None
 
 
 def test_the_strongest_edge_lies_between_layers_and_is_of_the_end():
@@ -136,15 +143,18 @@ def test_a_summary_gives_step_interval_level_and_what_carries_the_answer(tiny_ru
         paths=paths,
     )
     assert re.match(
-        r"IC accuracy rose from 1\d % to 99\.\d %; it was halfway at step (9|10)", found.parts["What happened"]
+        r"IC accuracy rose from 1\d % to 99\.\d % \(levels of the fit\); it was halfway at step (9|10)", found.parts["What happened"]
     )
     assert "ΔBIC" in found.parts["How sure"]
     assert "finds no induction head" in found.parts["How sure"]
     assert "layer 1 output → layer 2 keys, alone restores 93 %" in found.parts["What carries it"]
     assert "layer 1 previous-token attention (94 points)" in found.parts["What carries it"]
-    assert "at step 4, none cost more than 8 points" in found.parts["What carries it"]
+    assert "at step 4 (100 %), none cost more than 8 points" in found.parts["What carries it"]
     assert found.text == " ".join(found.parts.values())
-    assert set(found.terms) == {"Task", "IC accuracy", "Induction head", "K-composition", "Transition"}
+    assert found.terms["Network"].startswith("2 layers of attention, 1 head each; ")
+    assert set(found.terms) == {
+        *("Task", "Network", "IC accuracy", "Induction head", "K-composition", "Patching", "Tests", "Transition")
+    }
     assert "_" not in found.text + found.lead
 
 
@@ -173,13 +183,16 @@ def test_a_rise_to_the_level_of_guessing_is_no_induction_head(tiny_run):
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (evidence(holds=True), "all facts of an induction head by K-composition at step 6,000 (the weakest at 0.91"),
-        (evidence(holds=True), "at step 2,900 it did not yet"),
-        (evidence(holds=True, before=True), "at step 2,900 it did already"),
+        (
+            evidence(holds=True),
+            "finds an induction head by K-composition at step 6,000: all 4 tests hold, the weakest, that earlier layers"
+            " tell the keys which token stood before, with 0.91 (1: an ideal head). At step 2,900 they did not yet.",
+        ),
+        (evidence(holds=True, before=True), "At step 2,900 they did already."),
         (
             evidence(holds=False, lacking=(Fact.answers_from_context, Fact.k_composition)),
-            "Of its facts do not hold: answers from the context; earlier layers tell the keys which token stood before,"
-            " or the query where the match stands.",
+            "Tests that do not hold: the network answers from the context; earlier layers tell the keys which token"
+            " stood before, or the query where the match stands.",
         ),
     ],
 )
@@ -223,6 +236,10 @@ def test_transitions_are_sorted_and_lie_where_the_slider_has_their_steps():
     rows = re.findall(r"<tr><td title=\"[^\"]*\">([^<]*)", transitions.table(emergence, steps))
     assert rows == ["ILA1", "IC accuracy", "CLA"]
     assert transitions.strip_chart(emergence.loc[["cla"]], steps, "cla") == ""
+    small = emergence.assign(before=0.5, after=0.46)
+    assert transitions.strip_chart(small, steps, "icl_accuracy").count('class="mid') == 0
+    slow = emergence.assign(shape=Shape.ramp_then_jump.name)
+    assert transitions.strip_chart(slow, steps, "icl_accuracy").count('class="mid slow"') == 2
     assert place_on_track([0, 10, 100], 55) == pytest.approx(0.75)  # checkpoints stand at equal distances
 
 
@@ -270,3 +287,19 @@ def test_seeds_of_a_variant_stand_below_each_other_in_the_colour_of_its_curves(t
     tables = {("a", 0): pd.DataFrame({"m": [0.1]}, index=[0]), ("b", 0): pd.DataFrame({"m": [0.1]}, index=[0])}
     colours = {trace.name: trace.line.color for trace in variant_curves(study, tables, "m").data}
     assert (colours["a"], colours["b"]) == (first.marker.color, second.marker.color)
+
+
+def test_checkpoints_too_far_apart_are_said_to_resolve_no_finer_times(tiny_run):
+    curve = risen()["icl_accuracy"]  # checkpoints every 10 steps
+    assert "Checkpoints are 10 steps apart" in summarise(tiny_run, curve, row(step=150.0, width=19.9)).text
+    assert "steps apart" not in summarise(tiny_run, curve, row(step=150.0, width=20.0)).text
+
+
+def test_a_rise_from_no_known_level_is_compared_with_guessing(tiny_run):
+    text = summarise(tiny_run, risen()["icl_accuracy"], row(before=0.42)).text
+    assert all(name in text for name in tiny_run.task.guessing_levels)
+    assert "For comparison" in text
+    (any_label, level), *_ = tiny_run.task.guessing_levels.items()
+    known = summarise(tiny_run, risen()["icl_accuracy"], row(before=level)).text
+    assert f"Before, it was at the level of {any_label}." in known
+    assert "For comparison" not in known

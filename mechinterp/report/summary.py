@@ -31,6 +31,13 @@ _STATEMENTS = {
     Fact.correct_label_copied: "what stands at the correct label is copied to the answer",
 }
 """The facts of `circuits.evidence` in words."""
+_SHORT = {
+    Fact.answers_from_context: "answers from the context",
+    Fact.k_composition: "layers before tell the keys",
+    Fact.q_composition: "layers before tell the query",
+    Fact.target_query_selects: "query selects",
+    Fact.correct_label_copied: "label is copied",
+}
 MATTERS = 0.05
 """The least loss of accuracy of an ablation that is named, and four times that is the least effect of an edge."""
 _TASKS = {
@@ -96,7 +103,7 @@ def lead(measure: str, emergence: pd.Series, evidence: Evidence | None) -> str:
         if evidence and evidence.holds and evidence.before:
             return f"{name} {verb} {when}; there was an induction head already at step {evidence.first:,}."
         if evidence and evidence.holds:
-            return f"An induction head formed: {name} {verb} {when}."
+            return f"An induction head formed; {name} {verb} {when}."
         return f"{name} {verb} {when}" + (f", but {not_formed}." if not_formed else ".")
     if emergence["shape"] in (Shape.several_steps.name, Shape.transient.name):
         changes = " and ".join(f"{point:,.0f}" for point in emergence["change_points"])
@@ -164,7 +171,8 @@ def _levels(run: Run, curve: pd.Series, emergence: pd.Series) -> list[str]:
     before, after = (guess_of(run, curve, float(emergence[end])) for end in ("before", "after"))
     levels = guessing_levels(run.task) if run.can_be_analysed and str(curve.name) == main_column(run) else {}
     known = [f"Before, it was at the level of {before}."] if before else []
-    texts = known or ([f"For comparison: {'; '.join(levels)}."] if levels else [])
+    nearest = min(levels, key=lambda name: abs(levels[name] - float(emergence["before"])), default=None)
+    texts = known or ([f"For comparison: {nearest}."] if nearest else [])
     return texts + ([f"What it reaches is about what {after} gives."] if after else [])
 
 
@@ -286,18 +294,14 @@ def _terms(run: Run, measure: str, evidence: Evidence | None) -> dict[str, str]:
     if label.meaning:
         terms[_capital(label.name)] = f"{_capital(label.meaning)}."
     if evidence is not None:
+        tests = ", ".join(f"{_SHORT[fact]} {value:.2f}" for fact, value in evidence.values.items())
         terms["Induction head"] = (
-            "Attention that finds where the present item stood before, and copies what followed it there."
+            "Attention that finds where the present item stood before, and copies what followed it there. Its tests at"
+            f" step {evidence.last:,}, by patching (1: an ideal head): {tests}."
         )
         terms["K-composition"] = (
             "How it finds it: an earlier layer has written, at every token, which token stood before; the keys of the"
             " induction head read that."
-        )
-        terms["Patching"] = (
-            "Putting activations of one sequence into the run on another: what changes the answer, carries it."
-        )
-        terms["Tests"] = "; ".join(f"{_STATEMENTS[fact]} {value:.2f}" for fact, value in evidence.values.items()) + (
-            f" (step {evidence.last:,}; 1: an ideal head)."
         )
     terms["Transition"] = "The middle of one fast rise or fall of a measure, found by fitting a logistic curve."
     return terms
@@ -307,7 +311,7 @@ def _network(run: Run) -> str:
     """The network in a sentence."""
     model = run.network_config.model
     layers = f"{model.n_layers} layer{'s' if model.n_layers > 1 else ''} of attention"
-    heads = f"{model.n_heads} head{'s' if model.n_heads > 1 else ''} each"
+    heads = f"{model.n_heads} head{'s' if model.n_heads > 1 else ''}{' each' if model.n_layers > 1 else ''}"
     count = sum(prod(shape) for shape in parameter_shapes(run.network_config).values())
     return f"{layers}, {heads}{', with MLPs' if getattr(model, 'd_mlp', 0) else ''}; {count:,} trained numbers."
 

@@ -118,19 +118,29 @@ def test_heads_have_their_parts_of_a_parameter():
     assert sum(squares) == pytest.approx(sum(float(value.square().sum()) for value in values.values()))
 
 
-def test_transitions_are_said():
-    """By the network's accuracy and by every column, of curves that are set by hand."""
-    steps = np.arange(0, 4100, 100)
-    rise = 1 / (1 + np.exp(-(steps - 2000) / 60))
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"hessian_trace": 10 + 300 * rise + rng.normal(size=41)}, pd.Index(steps, name="step"))
-    table["gradient_norm"] = rng.normal(size=41)
-    table["icl_accuracy"] = rise + 0.01 * rng.normal(size=41)
-    located = over_training.emergence_table(table, ["icl_accuracy", "hessian_trace", "gradient_norm"])
-    found = over_training.TrainingGeometry(table, pd.DataFrame(), located, "icl_accuracy")
-    assert located.loc["hessian_trace", "step"] == pytest.approx(2000, abs=30)
-    assert "hessian_trace: transition at step" in str(found)
-    assert "gradient_norm: no transition" in str(found)
+def test_transitions_are_located_and_said(run, monkeypatch):
+    """Of curves that are set by hand at the run's 11 checkpoints; a curve with gaps has none."""
+    values = dict(zip(run.steps, (np.arange(11) >= 6).astype(float), strict=True))
+    monkeypatch.setattr(over_training.NetworkLoss, "of_run", lambda run, step, *rest: step)
+
+    def by_hand(step, **options):
+        scale = values[step] if step not in (0, 4, 18) else np.nan
+        return pd.DataFrame(
+            {
+                "component": ["all", "classifier"],
+                "hessian_trace": 10 + 300 * values[step] + np.sin(step),
+                "gradient_norm": np.sin(5 * step),
+                "gradient_noise_scale": scale,
+            }
+        )
+
+    monkeypatch.setattr(over_training, "checkpoint_geometry", by_hand)
+    found = mi.training_geometry(run, keep=False)
+    assert 10 < found.emergence.loc["hessian_trace", "step"] < 12
+    assert "hessian_trace: transition at step 11" in str(found)
+    assert "gradient_norm: no transition: a logistic explains" in str(found)
+    assert "gradient_noise_scale: no transition: it is not resolved at 2 of 11 steps" in str(found)
+    assert "update_norm: no transition: a" in str(found)  # which the first step lacks
 
 
 def test_a_checkpoint_is_computed_once(run, result, monkeypatch):

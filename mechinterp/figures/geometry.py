@@ -60,9 +60,10 @@ def _curve(figure: go.Figure, result: TrainingGeometry, name: str, colour: str, 
     if f"{name}_error" in result.table:
         half = NORMAL * result.table[f"{name}_error"].to_numpy(float)
         red, green, blue = hex_to_rgb(colour)
-        look = {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.2)", "hoverinfo": "skip"}
+        shade = f"rgba({red},{green},{blue},0.2)"
+        look = {"fill": "toself", "fillcolor": shade, "line": {"color": shade, "width": 1}, "hoverinfo": "skip"}
         x, y = _band(steps, values - half, values + half)
-        figure.add_scatter(x=x, y=y, name=f"{label}, 95 % interval", mode="lines", line={"width": 0}, **look, **place)
+        figure.add_scatter(x=x, y=y, name=f"{label}, 95 % interval", mode="lines", **look, **place)
     style = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"size": 3}}
     figure.add_scatter(x=steps, y=values, name=label, connectgaps=False, **style, **place)
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from mechinterp.analysis.cache import TableCache
-from mechinterp.emergence import describe, emergence_table
+from mechinterp.emergence import Emergence, describe, locate_or_say_why
 from mechinterp.errors import MechinterpError
 from mechinterp.geometry.gradients import gradient_moments
 from mechinterp.geometry.hessian import hessian_diagonal, top_eigenvalues
@@ -42,7 +42,7 @@ class TrainingGeometry:
     components: pd.DataFrame
     """A row per step and component: ``step``, ``component``, and all quantities but eigenvalues."""
     emergence: pd.DataFrame
-    """A row per quantity, and first for the accuracy: its transition, or why there is none (`emergence_table`)."""
+    """A row per quantity, and first for the accuracy: its transition, or why there is none, as in `emergence_table`."""
     accuracy: str
     """The measure that is the network's accuracy."""
 
@@ -105,7 +105,17 @@ def training_geometry(
         accuracy,
         *(name for name in whole if name != accuracy and not str(name).endswith(("_error", "_residual"))),
     ]
-    return TrainingGeometry(whole, parts, emergence_table(whole, names), accuracy)
+    located = {name: _located(pd.Series(whole[name])).to_dict() for name in names}
+    emergence = pd.DataFrame.from_dict(located, orient="index").rename_axis("measure")
+    return TrainingGeometry(whole, parts, emergence, accuracy)
+
+
+def _located(curve: pd.Series) -> Emergence:
+    """The transition of a quantity; one that some steps lack, after the first, has none that is known."""
+    missing = int(curve.iloc[1:].isna().sum())
+    if missing:
+        return Emergence(transition=False, reason=f"it is not resolved at {missing} of {len(curve)} steps")
+    return locate_or_say_why(curve)
 
 
 def checkpoint_geometry(loss: NetworkLoss, *, eigenvalues: int = 2, probes: int = 4, seed: int = 0) -> pd.DataFrame:

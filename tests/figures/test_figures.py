@@ -195,5 +195,6 @@ def test_the_geometry_has_bands_of_errors_and_the_transition_of_the_accuracy():
     panels = [annotation["text"] for annotation in figure.to_dict()["layout"]["annotations"]]
     assert panels[:2] == ["IC accuracy", "eigenvalues of the Hessian"]
     shapes = figure.to_dict()["layout"]["shapes"]
-    assert len([shape for shape in shapes if shape["type"] == "rect"]) == len(panels)
+    shaded = [(shape["x0"], shape["x1"]) for shape in shapes if shape["type"] == "rect"]
+    assert shaded == [tuple(located.loc["icl_accuracy", ["low", "high"]])] * len(panels)
     assert {shape["x0"] for shape in shapes if shape["type"] == "line"} == {located.loc["icl_accuracy", "step"]}

@@ -84,7 +84,7 @@ def _traces(page: str, name: str) -> list[dict]:
 def test_every_figure_has_a_caption_and_its_numbers(odd_page):
     run, _, page = odd_page
     figures = re.findall(r"<figure .*?</figure>", page, flags=re.S)
-    assert len(figures) == 11  # of paths there is nothing to show
+    assert len(figures) == 10  # of paths there is nothing to show, and of transitions only small ones
     for figure in figures:
         assert len(_group(r"<figcaption>(.*?)<button", figure)) > 40
         assert '<button class="csv"' in figure
@@ -174,14 +174,14 @@ def test_loss_spikes_are_said_below_the_headline_and_marked_on_the_curves(spikin
     assert spikes
     page = mi.write_report(spiking_run, table, tmp_path / "r.html").read_text()
     assert f'<p class="note">{str(spikes).capitalize()}.</p>' in page
-    for figure in ("progress-measures", "accuracy", "loss"):
+    for figure in ("progress-measures", "further-measures", "accuracy", "loss"):
         (drawing,) = _data(page, figure)["drawings"]
         ticks = [shape for shape in drawing["layout"]["shapes"] if shape["line"]["color"] == SPIKE_COLOUR]
         assert [(tick["x0"], tick["x1"]) for tick in ticks] == [(step, step) for step in spikes.steps]
         assert all((tick["yref"], tick["y0"]) == ("paper", 0) for tick in ticks)
         assert not {*SPIKES} & {trace["name"] for trace in drawing["data"]}
     assert (
-        page.count(f"Ticks at the foot: loss spikes, the highest between two checkpoints ({spikes.count} in all)") == 3
+        page.count(f"Ticks at the foot: loss spikes, the highest between two checkpoints ({spikes.count} in all)") == 4
     )
     calm = mi.write_report(tiny_run, mi.measure(tiny_run, n_sequences=8), tmp_path / "r.html").read_text()
     assert "oss spike" not in calm

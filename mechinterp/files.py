@@ -18,6 +18,8 @@ try:
 except ImportError:  # Windows
     fcntl: Any = None
 
+_RUN = b"mechinterp-run "
+"""The beginning of a run file."""
 _SEALED = '{"sha256": "', '", "content": '
 
 
@@ -27,7 +29,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(read_regular(Path(path)).decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        what = "a run file, whose config `mechinterp config show` prints" if is_run_file(Path(path)) else "no text"
+        raise ConfigError(f"{path}: is {what}; give the path of a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 
@@ -68,7 +73,7 @@ def require_place(path: Path) -> Path:
         make_folder(path.parent)
     if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
         raise MechinterpError(f"{path}: cannot be written; choose another file")
-    if path.is_file() and _begins(path, b"mechinterp-run "):
+    if path.is_file() and is_run_file(path):
         raise MechinterpError(f"{path}: is a run file, which is never replaced; choose another file")
     return path
 
@@ -92,10 +97,11 @@ def require_writable(path: Path, overwrite: bool) -> None:
         raise MechinterpError(f"{path}: the folder {folder} cannot be written; choose another place")
 
 
-def _begins(path: Path, start: bytes) -> bool:
+def is_run_file(path: Path) -> bool:
+    """Whether a file begins as a run file does, sound or damaged."""
     try:
         with path.open("rb") as file:
-            return file.read(len(start)) == start
+            return file.read(len(_RUN)) == _RUN
     except OSError:
         return False
 

@@ -28,6 +28,8 @@ def with_columns(
     miss the last one.
     """
     name = type(task).__qualname__
+    if pairs is not None and not isinstance(pairs, Pairs):
+        raise MechinterpError(f"pairs is a {type(pairs).__name__}; expected Pairs, as mi.corrupted_pairs(task) gives")
     if pairs is None:
         known = corruptions_of(task)
         corruption = Corruption.swap_label if Corruption.swap_label in known or not known else known[0]
@@ -38,6 +40,8 @@ def with_columns(
     last[:, -1] = True
     declared = getattr(task, "diagram_roles", None)
     if declared is not None:
+        if isinstance(declared, str) or len(set(declared)) < len(tuple(declared)):
+            raise MechinterpError(f"{name}.diagram_roles is {declared!r}; expected several names, none of them twice")
         for role in declared:
             if role not in {*roles, "target", "other"}:
                 raise unknown_name(f"role in {name}.diagram_roles", role, roles)

@@ -101,6 +101,8 @@ def interpolate(
     require_integer("resamples", resamples, 20)
     second = run if other is None else other
     start, stop = run.numbered(start), second.numbered(stop)
+    if second is run and start == stop:
+        raise MechinterpError(f"{run.path}: step {start} is both ends of the line; name another start or stop")
     _, _, batch = prepared(run, [start], n_sequences, evaluation, seed)
     first, last = States.of_run(run, [start]), States.of_run(second, [stop])
     if parameter_shapes(first.config) != parameter_shapes(last.config):

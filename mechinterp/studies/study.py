@@ -164,6 +164,11 @@ class Study:
         With `paper_scale`, the file's section of that name is applied to the base, before the variants.
         """
         values = read_toml(path)
+        if not {"variants", "grids"} & values.keys():
+            raise ConfigError(
+                f"{path}: is no study's file: it has no section [variants.NAME]; that of a run is trained by:"
+                f" mechinterp train --config {path}"
+            )
         try:
             return cls._from_values(values, Path(path), paper_scale)
         except MechinterpError as error:

@@ -18,6 +18,7 @@ from mechinterp.progress import say
 from mechinterp.run import Run, open_run
 from mechinterp.store import RunWriter, lock_run_file
 from mechinterp.tasks import Task, build_task
+from mechinterp.tasks.base import require_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threads
 from mechinterp.tracking import TrackerName, require_tracker, tracking
@@ -49,6 +50,8 @@ def train(
     in the file, and `resume` continues from the last. With `track`, an experiment tracker gets the numbers of the run
     (`mechinterp.tracking`), which changes nothing of it.
     """
+    if task is not None:
+        require_task(task)
     if track:
         require_tracker(track)
         require_writable(Path(path), overwrite)

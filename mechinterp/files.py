@@ -23,6 +23,14 @@ _RUN = b"mechinterp-run "
 _SEALED = '{"sha256": "', '", "content": '
 
 
+def require_path(path: Any) -> Path:
+    """The path of a file; MechinterpError for what is none, such as a run in its place."""
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    hint = ": give its path" if hasattr(path, "path") else ""
+    raise MechinterpError(f"expected the path of a file, got a {type(path).__name__}{hint}")
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file."""
     try:

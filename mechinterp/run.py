@@ -16,6 +16,7 @@ from mechinterp.display import facts_table, run_facts
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnrecognisedNetwork, require_integer
 from mechinterp.exchange.export import export
 from mechinterp.exchange.modules import load_weights
+from mechinterp.files import require_path
 from mechinterp.interventions.forward import forward_interventions
 from mechinterp.models.foreign import ForeignNetwork, require_same_answers
 from mechinterp.models.network import Network
@@ -116,6 +117,8 @@ class Run(Trajectory):
         """
         saved = self.file.steps
         if around is not None:
+            if not hasattr(around, "width"):
+                raise MechinterpError(f"around is a {type(around).__name__}; expected what mi.locate_emergence gives")
             if around.step is None or around.width is None:
                 raise MechinterpError(f"{self.path}: there is no transition to densify around ({around.reason})")
             start, stop = int(around.step - around.width), int(around.step + around.width)
@@ -262,7 +265,7 @@ def open_run(path: str | Path, *, task: Task | None = None, build: Callable[[], 
     Of a run that was trained elsewhere (`mi.record`, `mi.import_checkpoints`), `build` makes the module whose weights
     are stored, and `task` is that of the sequences to analyse it on.
     """
-    if RunFile(Path(path)).origin is not None:
+    if RunFile(require_path(path)).origin is not None:
         return RecordedRun(path, task=task, build=build)
     if build is not None:
         raise MechinterpError(f"{path}: was trained by this package, and needs no build; leave it out")
@@ -283,10 +286,17 @@ def open_runs(paths: Sequence[Path], *, task: Task | None = None) -> dict[str, R
 
 
 @torch_defaults()
-def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False) -> ReplayCheck:
+def replay(run: Run, steps: int | str | Iterable[int | str], keep: Keep, *, progress: bool = False) -> ReplayCheck:
     """Rebuild steps of a run and pass them to `keep`; see `training.replay.replay_steps`."""
+    require_run(run)
     _ = run.config  # raises for a run that was trained elsewhere
-    return replay_steps(run, run.task, steps, keep, progress=progress)
+    return replay_steps(run, run.task, run.chosen_steps(steps), keep, progress=progress)
+
+
+def require_run(run: object) -> None:
+    """MechinterpError for what is no run, such as the path of one."""
+    if not isinstance(run, Run):
+        raise MechinterpError(f"expected a run (mi.open_run), got a {type(run).__name__}")
 
 
 def _require_same_task(run: Run, task: Task) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mechinterp.config import CustomTaskConfig
 from mechinterp.errors import RunFileError, UnknownNameError
+from mechinterp.files import require_path
 from mechinterp.models.foreign import ForeignNetwork
 from mechinterp.run import Run, open_run, replay
 from mechinterp.store import RunFile
@@ -53,7 +54,7 @@ def verify(path: str | Path, *, interval: int | str | None = None) -> Verificati
     chosen at random. A replay in another environment is allowed to deviate a little (`MOST_DEVIATION`), and is then
     reported as approximate.
     """
-    if not Path(path).is_file():
+    if not require_path(path).is_file():
         open_run(path)  # raises, with the reason
     checked, replayed = 0, "was not reached"
     try:

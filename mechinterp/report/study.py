@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from mechinterp import figures
 from mechinterp.errors import MechinterpError
+from mechinterp.files import require_ending
 from mechinterp.labels import measure_label, measure_name
 from mechinterp.report import html
 from mechinterp.report.facts import difference_table, differences, nearest_preset
@@ -37,6 +38,7 @@ _OF_RUNS = {
 
 def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Path) -> html.Page:
     """The path of a study's page, written from the study's table and the measures of its runs in `folder`."""
+    require_ending(path, ".html", ".htm")
     compared, tables = compare(table), measured(study, folder)
     n_done = int((table["status"] == "done").sum())
     curves = []

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.files import make_folder, replace_text, require_place
 from mechinterp.progress import Progress
 from mechinterp.studies import processes
@@ -47,9 +47,11 @@ def run_study(
 
     On a GPU (`device="cuda"`), every worker can train `runs_per_device` runs in one batch (`train_batched`).
     """
+    if not isinstance(study, Study):
+        raise MechinterpError(f"study is a {type(study).__name__}; expected a Study, as mi.Study.from_toml(path)")
     for name, number in (("workers", workers), ("runs_per_device", runs_per_device)):
-        if number is not None and number < 1:
-            raise MechinterpError(f"{name} is {number}; at least one is needed")
+        if number is not None:
+            require_integer(name, number)
     jobs, outcomes = [job for _, job in distinct_jobs(study, Path(folder), device)], Results(Path(folder))
     todo = [job for job in jobs if outcomes.awaits(job, retry)]
     if todo:

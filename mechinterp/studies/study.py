@@ -40,7 +40,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from mechinterp.config import RunConfig, Section, canonical, explain
-from mechinterp.config.run import flat
+from mechinterp.config.run import flat, require_config
 from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 from mechinterp.files import read_toml
 
@@ -147,6 +147,7 @@ class Study:
         for what, values, example in (("seeds", seeds, "[0, 1, 2]"), ("measures", measures, '["icl_accuracy"]')):
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise ConfigError(f"study {name}: {what} is {values!r}; expected several, as {example}")
+        require_config(base)
         configs = {}
         for variant, changes in variants.items():
             if "seed" in changes:

@@ -187,3 +187,9 @@ def exchanged(
 ) -> Int[np.ndarray, "batch pos"]:
     """Tokens of which two change places wherever they stand."""
     return np.where(tokens == one, other, np.where(tokens == other, one, tokens))
+
+
+def require_pairs(pairs: object) -> None:
+    """MechinterpError for what are no pairs, such as the task that makes them."""
+    if not isinstance(pairs, Pairs):
+        raise MechinterpError(f"pairs is a {type(pairs).__name__}; expected Pairs, as mi.corrupted_pairs(task) gives")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mechinterp.config import Graft, RunConfig
-from mechinterp.errors import ConfigError, DivergedError, MechinterpError, unknown_name
-from mechinterp.files import FileLock, require_writable
+from mechinterp.config.run import require_config
+from mechinterp.errors import ConfigError, DivergedError, MechinterpError, require_integer, unknown_name
+from mechinterp.files import FileLock, require_path, require_writable
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
 from mechinterp.models.registry import initial_parameters
@@ -50,6 +51,8 @@ def train(
     in the file, and `resume` continues from the last. With `track`, an experiment tracker gets the numbers of the run
     (`mechinterp.tracking`), which changes nothing of it.
     """
+    require_config(config)
+    require_path(path)
     if task is not None:
         require_task(task)
     if track:
@@ -97,6 +100,9 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     has left is gone on with after its last checkpoint. An `until` beyond the configured end prolongs the run, without a
     stop rule. A run that another process is writing is refused.
     """
+    require_path(path)
+    if until is not None:
+        require_integer("until", until, 0)
     with ExitStack() as unlocked:
         run, lock = _locked_run(path, task, unlocked)
         last, end = run.file.steps[-1], run.config.training.steps if until is None else until
@@ -184,6 +190,9 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
         moments = {name: torch.zeros(array.shape) for name, array in writer.header.contents.optimizer.items()}
         _write_first(writer, parameters, moments)
         return [WrittenRun(config, task, parameters, writer, range(end), rule)]
+    require_path(path)
+    if until is not None:
+        require_integer("until", until, 0)
     with ExitStack() as unlocked:
         run, lock = _locked_run(path, task, unlocked)
         if run.config != config:

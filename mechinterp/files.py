@@ -62,6 +62,17 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a path where no folder can be made, as `make_folder` would, without making it."""
+    above = path
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise MechinterpError(f"{path}: {'' if above == path else f'{above} '}is a file; give a folder")
+    if not os.access(above, os.W_OK):
+        raise MechinterpError(f"{path}: the folder {above} cannot be written; give another folder")
+
+
 def make_durable(folder: Path) -> None:
     """Make a folder, with those above it, if it does not exist, whose names are on the disk when this returns."""
     missing = [above for above in (folder, *folder.parents) if not above.exists()]

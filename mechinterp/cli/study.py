@@ -73,16 +73,19 @@ class Study(_Study):
 
     def foretell(self) -> int:
         """Print what the command would do and take."""
+        from mechinterp.files import require_folder
         from mechinterp.studies import processes
         from mechinterp.studies.cost import estimate
         from mechinterp.studies.results import Results
 
         study = self.study()
+        folder = self.out or results_folder(study.name, self.paper_scale)
+        for place in (self.runs, folder):
+            require_folder(place)
         try:
             left = estimate(study, Results(self.runs), self.runs, clocked=True, retry=isinstance(self, StudyRetry))
         finally:
             processes.end()
-        folder = self.out or results_folder(study.name, self.paper_scale)
         lines = [f"{study.name}: {', '.join(study.variants)}; seeds {', '.join(map(str, study.seeds))}"]
         lines += [left.on(self.workers or os.cpu_count() or 1), "would write:", f"  {self.runs.resolve()}/"]
         result = {"study": study.name, "runs_folder": str(self.runs.resolve()), "out": str(folder), **asdict(left)}

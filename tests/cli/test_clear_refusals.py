@@ -49,6 +49,11 @@ def folder(tmp_path, monkeypatch, tiny_run) -> Path:
         ("study run.toml", "run.toml: is no study's file: it has no section [variants.NAME]; that of a run is trained"),
         ("study status tiny.h5", "tiny.h5: is a run file, whose config `mechinterp config show` prints"),
         ("train --config tiny.h5 --out a.h5", "tiny.h5: is a run file, whose config `mechinterp config show` prints"),
+        ("study study.toml --dry-run --out cut.h5", "cut.h5: is a file; give a folder"),
+        ("study study.toml --dry-run --runs cut.h5/runs", "cut.h5/runs: cut.h5 is a file; give a folder"),
+        ("audit --dry-run --out cut.h5", "cut.h5: is a file; give a folder"),
+        ("measure tiny.h5 --measures ILA1", "unknown measure 'ILA1'; did you mean 'ila1'?"),
+        ("import tiny.h5 --out a.h5", "tiny.h5: is a run file, which takes no import: mi.open_run opens it"),
         ("study cut.png", "cut.png: is no text; give the path of a TOML file"),
     ],
 )

@@ -175,7 +175,7 @@ def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out
     """The exit code, 1 if a run is not done, after writing a study's tables and page and printing the comparison."""
     from mechinterp.studies.cost import spent
     from mechinterp.studies.results import Results
-    from mechinterp.studies.runner import describe_spikes, write_tables
+    from mechinterp.studies.runner import describe_guessing, describe_spikes, write_tables
 
     compared, csv, variants = write_tables(study, table, out)
     failed = [row for row in table.to_dict("records") if row["status"] == "failed"]
@@ -188,7 +188,8 @@ def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out
     comparison = (compared.T if len(compared) <= MOST_SIDE_BY_SIDE else compared).round(3).to_string()
     if len(compared) > MOST_ON_A_PAGE:
         comparison = f"variants: {variants}"
-    text = "\n".join([comparison, *filter(None, [describe_spikes(table)]), str(cost), "table:", f"  {csv}"])
+    told = filter(None, [describe_guessing(study, table), describe_spikes(table)])
+    text = "\n".join([comparison, *told, str(cost), "table:", f"  {csv}"])
     if page:
         from mechinterp.report.study import write_study_report
 

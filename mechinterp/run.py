@@ -211,7 +211,12 @@ class RecordedRun(Run):
         """What `build` makes, with the weights of a saved step and in evaluation mode; without `build`, the
         HookedTransformer view of `network`."""
         if self._build is None:
-            return super().model(step)
+            try:
+                return super().model(step)
+            except UnrecognisedNetwork as error:
+                raise UnrecognisedNetwork(
+                    f"{error}; of others, give mi.open_run a build that makes the module"
+                ) from None
         module = self._build()
         if not isinstance(module, nn.Module):
             raise MechinterpError(f"build returns a {type(module).__name__}; expected the torch.nn.Module recorded")

@@ -141,6 +141,14 @@ MISTAKES: dict[str, tuple[Callable, str]] = {
     "a line of no length": (lambda run: mi.interpolate(run, 2, 2), "step 2 is both ends of the line; name another"),
     "a run in place of a table": (lambda run: mi.emergence_table(run), "table is a Run; expected a DataFrame"),
     "a run to write as a table": (lambda run: mi.write_table(run, "a.csv"), "table is a Run; expected a DataFrame"),
+    "a measure that is a number": (
+        lambda run: mi.measure(run, {"a": 3}),
+        r"the measure a is a int; expected a function of the model: f\(model\)",
+    ),
+    "a measure without a name": (
+        lambda run: mi.register(lambda observation: 1.0),
+        r"a measure is a function with a name \(def\), which its column gets, not <function",
+    ),
     "a name among many": (lambda run: mi.unregister("nothing"), r"known: (\w+, ){19}\w+ and \d+ more$"),
     "weights of two types": (
         lambda run: mi.Network(run.config, {**run.weights(0), "classifier.readout.W": torch.zeros(19, 4).double()}),

@@ -190,9 +190,6 @@ def _begun_or_resumed(config: RunConfig, path: Path, device: str) -> list[Writte
         moments = {name: torch.zeros(array.shape) for name, array in writer.header.contents.optimizer.items()}
         _write_first(writer, parameters, moments)
         return [WrittenRun(config, task, parameters, writer, range(end), rule)]
-    require_path(path)
-    if until is not None:
-        require_integer("until", until, 0)
     with ExitStack() as unlocked:
         run, lock = _locked_run(path, task, unlocked)
         if run.config != config:

@@ -12,6 +12,7 @@ import ast
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,6 +94,6 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("mechinterp")
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'mechinterp' has no attribute {name!r}")
+        raise AttributeError(f"module 'mechinterp' has no attribute {name!r}", name=name, obj=modules[__name__])
     home = _MODULE_OF[name]
     return import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)

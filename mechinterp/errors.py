@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 Member = TypeVar("Member", bound=Enum)
 MOST = 480
 """Characters of the longest message on a run file."""
+MOST_NAMES = 20
+"""So many known names are listed where none is near."""
 
 
 class MechinterpError(Exception):
@@ -107,8 +109,11 @@ def require_number(name: str, value: Any) -> float:
 def unknown_name(noun: str, name: object, known: Iterable[object]) -> UnknownNameError:
     """The error for a misspelt `name`: it names the nearest of the known names, or lists them."""
     names = [str(candidate) for candidate in known]
-    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    small = {candidate.lower(): candidate for candidate in reversed(names)}
+    near = [small[each] for each in get_close_matches(str(name).lower(), small, n=1, cutoff=0.6)]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    known = f"known: {', '.join(names[:MOST_NAMES]) or 'none'}{more}"
+    hint = f"did you mean {near[0]!r}?" if near else known
     return UnknownNameError(f"unknown {noun} {str(name)!r}; {hint}")
 
 

@@ -18,7 +18,17 @@ try:
 except ImportError:  # Windows
     fcntl: Any = None
 
+_RUN = b"mechinterp-run "
+"""The beginning of a run file."""
 _SEALED = '{"sha256": "', '", "content": '
+
+
+def require_path(path: Any) -> Path:
+    """The path of a file; MechinterpError for what is none, such as a run in its place."""
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    hint = ": give its path" if hasattr(path, "path") else ""
+    raise MechinterpError(f"expected the path of a file, got a {type(path).__name__}{hint}")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -27,7 +37,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(read_regular(Path(path)).decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        what = "a run file, whose config `mechinterp config show` prints" if is_run_file(Path(path)) else "no text"
+        raise ConfigError(f"{path}: is {what}; give the path of a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 
@@ -49,6 +62,17 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a path where no folder can be made, as `make_folder` would, without making it."""
+    above = path
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise MechinterpError(f"{path}: {'' if above == path else f'{above} '}is a file; give a folder")
+    if not os.access(above, os.W_OK):
+        raise MechinterpError(f"{path}: the folder {above} cannot be written; give another folder")
+
+
 def make_durable(folder: Path) -> None:
     """Make a folder, with those above it, if it does not exist, whose names are on the disk when this returns."""
     missing = [above for above in (folder, *folder.parents) if not above.exists()]
@@ -68,7 +92,7 @@ def require_place(path: Path) -> Path:
         make_folder(path.parent)
     if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
         raise MechinterpError(f"{path}: cannot be written; choose another file")
-    if path.is_file() and _begins(path, b"mechinterp-run "):
+    if path.is_file() and is_run_file(path):
         raise MechinterpError(f"{path}: is a run file, which is never replaced; choose another file")
     return path
 
@@ -92,10 +116,11 @@ def require_writable(path: Path, overwrite: bool) -> None:
         raise MechinterpError(f"{path}: the folder {folder} cannot be written; choose another place")
 
 
-def _begins(path: Path, start: bytes) -> bool:
+def is_run_file(path: Path) -> bool:
+    """Whether a file begins as a run file does, sound or damaged."""
     try:
         with path.open("rb") as file:
-            return file.read(len(start)) == start
+            return file.read(len(_RUN)) == _RUN
     except OSError:
         return False
 

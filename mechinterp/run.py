@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from mechinterp.config import CustomTaskConfig, RunConfig
 from mechinterp.display import facts_table, run_facts
-from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnrecognisedNetwork
+from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnrecognisedNetwork, require_integer
 from mechinterp.exchange.export import export
 from mechinterp.exchange.modules import load_weights
+from mechinterp.files import require_path
 from mechinterp.interventions.forward import forward_interventions
 from mechinterp.models.foreign import ForeignNetwork, require_same_answers
 from mechinterp.models.network import Network
 from mechinterp.store import Origin, RunFile, Trajectory
 from mechinterp.tasks import Task, build_task
+from mechinterp.tasks.base import require_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import torch_defaults, unwrapped
 from mechinterp.training.replay import Keep, ReplayCheck, densify, replay_steps
@@ -41,6 +43,7 @@ class Run(Trajectory):
         super().__init__(path)
         self.file.require_network()
         if task is not None:
+            require_task(task)
             _require_same_task(self, task)
         self._task = task
 
@@ -102,8 +105,8 @@ class Run(Trajectory):
         self,
         *,
         around: "Emergence | None" = None,
-        start: int | None = None,
-        stop: int | None = None,
+        start: int | str | None = None,
+        stop: int | str | None = None,
         every: int = 10,
         progress: bool = False,
     ) -> ReplayCheck:
@@ -114,12 +117,17 @@ class Run(Trajectory):
         """
         saved = self.file.steps
         if around is not None:
+            if not hasattr(around, "width"):
+                raise MechinterpError(f"around is a {type(around).__name__}; expected what mi.locate_emergence gives")
             if around.step is None or around.width is None:
                 raise MechinterpError(f"{self.path}: there is no transition to densify around ({around.reason})")
             start, stop = int(around.step - around.width), int(around.step + around.width)
             start, stop = max(start, saved[0]), min(stop, saved[-1])
-        start, stop = saved[0] if start is None else start, saved[-1] if stop is None else stop
-        if every < 1 or not saved[0] <= start <= stop <= saved[-1]:
+        start, stop = (
+            self.numbered("first" if start is None else start),
+            self.numbered("last" if stop is None else stop),
+        )
+        if require_integer("every", every, 0) < 1 or not saved[0] <= start <= stop <= saved[-1]:
             raise MechinterpError(
                 f"{self.path}: cannot rebuild steps {start} to {stop} every {every}; use a stretch within"
                 f" {saved[0]} to {saved[-1]} and every at least 1"
@@ -203,7 +211,12 @@ class RecordedRun(Run):
         """What `build` makes, with the weights of a saved step and in evaluation mode; without `build`, the
         HookedTransformer view of `network`."""
         if self._build is None:
-            return super().model(step)
+            try:
+                return super().model(step)
+            except UnrecognisedNetwork as error:
+                raise UnrecognisedNetwork(
+                    f"{error}; of others, give mi.open_run a build that makes the module"
+                ) from None
         module = self._build()
         if not isinstance(module, nn.Module):
             raise MechinterpError(f"build returns a {type(module).__name__}; expected the torch.nn.Module recorded")
@@ -257,29 +270,38 @@ def open_run(path: str | Path, *, task: Task | None = None, build: Callable[[], 
     Of a run that was trained elsewhere (`mi.record`, `mi.import_checkpoints`), `build` makes the module whose weights
     are stored, and `task` is that of the sequences to analyse it on.
     """
-    if RunFile(Path(path)).origin is not None:
+    if RunFile(require_path(path)).origin is not None:
         return RecordedRun(path, task=task, build=build)
     if build is not None:
         raise MechinterpError(f"{path}: was trained by this package, and needs no build; leave it out")
     return Run(path, task=task)
 
 
-def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """The runs, by file name (by path where names repeat); at least one is needed."""
+def open_runs(paths: Sequence[Path], *, task: Task | None = None) -> dict[str, Run]:
+    """The runs, by file name (by path where names repeat); at least one is needed, and none twice."""
     if not paths:
         raise MechinterpError("name at least one run file")
+    if again := [path for path in paths if [each.resolve() for each in paths].count(path.resolve()) > 1]:
+        raise MechinterpError(f"{again[0]}: is named twice; name every run once")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [str(path.with_suffix("")).replace("/", "-") for path in paths]
-    runs = {name: open_run(path) for name, path in zip(names, paths, strict=True)}
+    runs = {name: open_run(path, task=task) for name, path in zip(names, paths, strict=True)}
     return runs
 
 
 @torch_defaults()
-def replay(run: Run, steps: Iterable[int], keep: Keep, *, progress: bool = False) -> ReplayCheck:
+def replay(run: Run, steps: int | str | Iterable[int | str], keep: Keep, *, progress: bool = False) -> ReplayCheck:
     """Rebuild steps of a run and pass them to `keep`; see `training.replay.replay_steps`."""
+    require_run(run)
     _ = run.config  # raises for a run that was trained elsewhere
-    return replay_steps(run, run.task, steps, keep, progress=progress)
+    return replay_steps(run, run.task, run.chosen_steps(steps), keep, progress=progress)
+
+
+def require_run(run: object) -> None:
+    """MechinterpError for what is no run, such as the path of one."""
+    if not isinstance(run, Run):
+        raise MechinterpError(f"expected a run (mi.open_run), got a {type(run).__name__}")
 
 
 def _require_same_task(run: Run, task: Task) -> None:
@@ -290,7 +312,8 @@ def _require_same_task(run: Run, task: Task) -> None:
     ours = {name: getattr(run.config.task, name) for name in ("d_model", "n_pos", "n_labels")}
     theirs = {name: getattr(task, name) for name in ours}
     if ours != theirs:
-        raise RunFileError(f"{run.path}: the run was trained on a task with {ours}, the given task has {theirs}")
+        had, has = (", ".join(f"{name} = {n}" for name, n in shape.items()) for shape in (ours, theirs))
+        raise RunFileError(f"{run.path}: the run was trained on a task with {had}, and the given one has {has}")
     if not isinstance(run.config.task, CustomTaskConfig) and config_of_task(task, run.config) != run.config:
         raise RunFileError(f"{run.path}: the given task is not the one of the run's config; leave `task` out")
 

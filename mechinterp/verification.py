@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mechinterp.config import CustomTaskConfig
-from mechinterp.errors import RunFileError, unknown_name
+from mechinterp.errors import RunFileError, UnknownNameError
+from mechinterp.files import require_path
 from mechinterp.models.foreign import ForeignNetwork
 from mechinterp.run import Run, open_run, replay
 from mechinterp.store import RunFile
@@ -46,14 +47,14 @@ class Verification:
         return f"{self.run}: sound; {self.checkpoints} checkpoints match their digests; replay {self.replay}"
 
 
-def verify(path: str | Path, *, interval: int | None = None) -> Verification:
+def verify(path: str | Path, *, interval: int | str | None = None) -> Verification:
     """The verification of a run file and its side file: strict format, all checksums and digests, a replayed interval.
 
     `interval` is the saved step from which to replay to the next one; by default one of at most `MOST_STEPS` is
     chosen at random. A replay in another environment is allowed to deviate a little (`MOST_DEVIATION`), and is then
     reported as approximate.
     """
-    if not Path(path).is_file():
+    if not require_path(path).is_file():
         open_run(path)  # raises, with the reason
     checked, replayed = 0, "was not reached"
     try:
@@ -98,7 +99,7 @@ def _check_schedule(file: RunFile) -> None:
         raise RunFileError(f"{file.path}: lacks step {min(missing)}, which its config saves")
 
 
-def _replay(run: Run, interval: int | None) -> str:
+def _replay(run: Run, interval: int | str | None) -> str:
     """The result of a replay from a saved step to the next."""
     saved = run.file.steps
     if run.origin is not None:
@@ -110,9 +111,10 @@ def _replay(run: Run, interval: int | None) -> str:
     short = [start for start, stop in pairwise(saved) if stop - start <= MOST_STEPS]
     if interval is None and not short:
         return f"was left out: no interval has {MOST_STEPS:,} steps or fewer; name one (--interval {saved[-2]})"
-    start = secrets.choice(short) if interval is None else interval
+    start = secrets.choice(short) if interval is None else run.numbered(interval)
     if start not in saved[:-1]:
-        raise unknown_name("interval", start, saved[:-1])
+        near = min(saved[:-1], key=lambda step: abs(step - start))
+        raise UnknownNameError(f"{run.path}: no interval begins at step {start}; the nearest begins at {near}")
     check = replay(run, [start], lambda step, weights, metrics: None)
     if not check.exact and (not check.environment_changes or check.relative_deviation > MOST_DEVIATION):
         raise RunFileError(f"{run.path}: replay from step {start} is {check}")

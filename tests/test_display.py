@@ -90,6 +90,11 @@ def test_a_circuit_shows_its_picture(tiny_run):
         html = thing._repr_html_()
         assert html is not None
         assert svg in html
+        drawn = sum(edge["drawn"] for *_, edge in graph.edges(data=True))
+        edges = f"{graph.number_of_edges()} edges, of which {drawn} are drawn"
+        assert repr(thing).startswith(f"<CircuitGraph: {len(graph)} nodes, {edges}")
+        assert repr(thing).endswith("on 8 pairs>")
+    assert repr(CircuitGraph()) == "<CircuitGraph: 0 nodes, 0 edges>"
     assert CircuitGraph()._repr_html_() is None  # the text is shown instead
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from mechinterp.analysis.cache import TableCache
 from mechinterp.analysis.registry import analysis_of, checked_arguments
 from mechinterp.progress import tracked
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 from mechinterp.torch_state import torch_defaults, torch_threads
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def analyse(
     member or step raises before anything is computed. With `keep`, results are read from and kept in the folder
     ``RUN.cache`` beside the run file.
     """
+    require_run(run)
     entry, chosen = analysis_of(analysis), checked_arguments(analysis, arguments)
     wanted = run.chosen_steps(steps)
     digests, function = [run.digest(step) for step in wanted], entry.function(analysis)

@@ -7,7 +7,7 @@ import pandas as pd
 from mechinterp.analysis.checkpoints import analyse
 from mechinterp.circuits.head_matching import SCORES, matched_heads
 from mechinterp.errors import MechinterpError
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 
 Runs = Mapping[str, Run] | Sequence[Run] | Run
 """Runs by name, or in a list, or one; they are then named by their files."""
@@ -56,9 +56,12 @@ def head_curves(
 
 def _named(runs: Runs) -> dict[str, Run]:
     """Runs by name; two files of one name by their folders too."""
+    if isinstance(runs, Run | str):
+        runs = [runs]
+    for run in runs.values() if isinstance(runs, Mapping) else runs:
+        require_run(run)
     if isinstance(runs, Mapping):
         return dict(runs)
-    runs = [runs] if isinstance(runs, Run) else runs
     names = [run.path.stem for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path.with_suffix("")) for run in runs]

@@ -97,6 +97,13 @@ def guessing_levels(task: Task) -> Mapping[str, float]:
     return getattr(task, "guessing_levels", {})
 
 
+def at_most_guessing(task: Task, accuracy: float) -> str | None:
+    """The best way of guessing that the task declares, if the accuracy is not beyond it; None if it is."""
+    levels = guessing_levels(task)
+    best = max(levels, key=lambda name: levels[name], default=None)
+    return best if best is not None and accuracy <= levels[best] + _NEAR else None
+
+
 def induction_evidence(run: Run, steps: Sequence[int]) -> Evidence:
     """The evidence for an induction head at the first and the last of the steps. Raises MechinterpError where the task
     or the network does not admit the test."""

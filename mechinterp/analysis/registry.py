@@ -95,7 +95,7 @@ ANALYSES: dict[str, Analysis] = {
 
 def analysis_of(name: str) -> Analysis:
     """The analysis of a name; an unknown one raises with the nearest."""
-    if name not in ANALYSES:
+    if not isinstance(name, str) or name not in ANALYSES:
         raise unknown_name("analysis", name, ANALYSES)
     return ANALYSES[name]
 

@@ -20,7 +20,7 @@ from mechinterp.circuits.metrics import Metric, MetricFunction
 from mechinterp.emergence import Emergence, describe, locate_or_say_why
 from mechinterp.errors import MechinterpError
 from mechinterp.progress import tracked
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
 from mechinterp.torch_state import torch_defaults, torch_threads
 
@@ -102,6 +102,7 @@ def circuit_sufficiency(
     sequences (of the next seed) than those that it is then tested on. The other arguments are those of
     `faithfulness_curve`; pairs are corrupted as for ``paths``. Raises where `find_circuit` does.
     """
+    require_run(run)
     if not 0 < level <= 1:
         raise MechinterpError(f"level is {level}; expected a faithfulness above 0 and up to 1")
     task, step, wanted = run.task, run.numbered(step), run.chosen_steps(steps)

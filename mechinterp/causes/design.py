@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechinterp.config import RunConfig
+from mechinterp.config.run import require_config
 from mechinterp.errors import ConfigError, MechinterpError, NamedEnum, member, unknown_name
 from mechinterp.interventions.parameters import pin_graft_digests
 from mechinterp.measures import MEASURES, columns_for, main_measure
@@ -96,6 +97,7 @@ class Audit:
         Manipulations without a strength are done in whole. A measure without manipulations, or whose manipulations do
         not fit the config, raises.
         """
+        require_config(config)
         if config.interventions:
             raise ConfigError("interventions: an audit makes its own; remove those of the config")
         if bad := [strength for strength in strengths if not 0 <= strength <= 1]:

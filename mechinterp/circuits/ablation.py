@@ -112,6 +112,8 @@ def ablate(
     Pattern ablations are left out at other hooks; if `how` has no others, they raise. As the wrong label that a
     metric may need, every sequence has the label after its answer, mod L.
     """
+    if not isinstance(batch, Batch):
+        raise MechinterpError(f"batch is a {type(batch).__name__}; expected a Batch, as run.task.sample('icl', 100)")
     scored = metric_of(metric)
     listed = [how] if isinstance(how, Ablation | Subspace | str) else how
     ablations = [ablation if isinstance(ablation, Subspace) else member(Ablation, ablation) for ablation in listed]

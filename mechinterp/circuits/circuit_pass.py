@@ -25,7 +25,7 @@ from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.layer import Layer
 from mechinterp.models.network import Network
-from mechinterp.tasks.corruption import Pairs
+from mechinterp.tasks.corruption import Pairs, require_pairs
 from mechinterp.torch_state import torch_defaults
 
 
@@ -51,6 +51,7 @@ class CircuitPass:
     ):
         """`seed` chooses the other sequences of `Replacement.resample`. A hooked model that no `Network` represents is
         refused, since edges are read off the weights."""
+        require_pairs(pairs)
         self.network, replacement = network_of(model), member(Replacement, replacement)
         self.pairs = pairs
         with torch.no_grad():

@@ -10,8 +10,8 @@ from itertools import combinations
 import torch
 
 from mechinterp.errors import MechinterpError, unknown_name
-from mechinterp.tasks.base import Roles, Task
-from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs, corruptions_of
+from mechinterp.tasks.base import Roles, Task, require_task
+from mechinterp.tasks.corruption import Corruption, Pairs, corrupted_pairs, corruptions_of, require_pairs
 
 ROLES = ("other_item", "other_label", "other", "correct_item", "correct_label", "target")
 """The columns of a task with in-context pairs, of those it has. The other pairs stand before and after the correct
@@ -28,7 +28,10 @@ def with_columns(
     miss the last one.
     """
     name = type(task).__qualname__
-    if pairs is None:
+    require_task(task)
+    if pairs is not None:
+        require_pairs(pairs)
+    else:
         known = corruptions_of(task)
         corruption = Corruption.swap_label if Corruption.swap_label in known or not known else known[0]
         pairs = corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
@@ -38,6 +41,8 @@ def with_columns(
     last[:, -1] = True
     declared = getattr(task, "diagram_roles", None)
     if declared is not None:
+        if isinstance(declared, str) or len(set(declared)) < len(tuple(declared)):
+            raise MechinterpError(f"{name}.diagram_roles is {declared!r}; expected several names, none of them twice")
         for role in declared:
             if role not in {*roles, "target", "other"}:
                 raise unknown_name(f"role in {name}.diagram_roles", role, roles)

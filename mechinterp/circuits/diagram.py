@@ -41,7 +41,7 @@ from mechinterp.circuits.columns import with_columns
 from mechinterp.circuits.cuts import Cuts
 from mechinterp.circuits.edges import Receiver, Scale, receivers
 from mechinterp.circuits.evidence import MOST_OFF, Fact, induction_head_evidence, lacks_of_evidence
-from mechinterp.errors import MechinterpError, NamedEnum, member
+from mechinterp.errors import MechinterpError, NamedEnum, member, require_number
 from mechinterp.models.forward import attention_scores, run_with_cache
 from mechinterp.models.layer import attention_pattern
 from mechinterp.models.network import Network
@@ -161,7 +161,7 @@ def least_weight(table: pd.DataFrame) -> float:
 
 def checked(weight: Weight | str, threshold: float | None) -> tuple[Weight, float | None]:
     """The weight and the threshold, which may be None; MechinterpError where one is not valid."""
-    if threshold is not None and not 0 < threshold < math.inf:
+    if threshold is not None and not 0 < require_number("threshold", threshold) < math.inf:
         raise MechinterpError(f"threshold is {threshold}; expected more than 0")
     return member(Weight, weight), threshold
 

@@ -20,6 +20,14 @@ from mechinterp.tasks.corruption import Pairs
 class CircuitGraph(nx.DiGraph):
     """The graph of a circuit, which a notebook shows as its picture (`svg.to_svg`)."""
 
+    def __repr__(self) -> str:
+        if not self.graph.keys() >= {"resolved", "n_pairs"}:
+            return f"<CircuitGraph: {len(self)} nodes, {self.number_of_edges()} edges>"
+        drawn = sum(edge["drawn"] for *_, edge in self.edges(data=True))
+        why = "" if self.graph["resolved"] else ", as nothing is resolved"
+        edges = f"{self.number_of_edges()} edges, of which {drawn} are drawn{why}"
+        return f"<CircuitGraph: {len(self)} nodes, {edges}; on {self.graph['n_pairs']} pairs>"
+
     def _repr_svg_(self) -> str | None:
         return to_svg(self) if self.graph.keys() >= {"n_layers", "weight"} and len(self) else None
 

@@ -28,7 +28,7 @@ from mechinterp.errors import MechinterpError, NamedEnum, member, unknown_name
 from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import Activations
 from mechinterp.models.network import Network
-from mechinterp.tasks.corruption import Pairs
+from mechinterp.tasks.corruption import Pairs, require_pairs
 from mechinterp.torch_state import torch_defaults
 
 
@@ -148,6 +148,7 @@ def patch(
     With `integration_steps`, the columns ``attribution`` and ``integrated`` approximate the effect by gradients
     (`attribution`): to first order, and along the line between the two runs, at all sites of a hook together.
     """
+    require_pairs(pairs)
     scored, direction = metric_of(metric), member(Direction, direction)
     kinds = {} if integration_steps is None else {"attribution": None, "integrated": integration_steps}
     linear: dict[str, dict[Site, float]] = {kind: {} for kind in kinds}

@@ -28,7 +28,7 @@ from mechinterp.errors import member
 from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import run_with_cache
 from mechinterp.models.network import Network
-from mechinterp.tasks.corruption import Pairs
+from mechinterp.tasks.corruption import Pairs, require_pairs
 from mechinterp.torch_state import torch_defaults
 
 
@@ -50,6 +50,7 @@ def patch_paths(
     (`attribution`). A metric without a gradient, such as accuracy, has neither. ``span`` and ``span_error`` as in
     `patch`. A hooked model that no `Network` represents is refused, since edges are read off the weights.
     """
+    require_pairs(pairs)
     scored, direction, scale = metric_of(metric), member(Direction, direction), member(Scale, scale)
     network = network_of(model)
     with torch.no_grad():

@@ -147,10 +147,11 @@ def _ground(graph: nx.DiGraph, layout: Layout, look: Look, *, rows: bool = True)
         words = _row_name(kind, layer, graph)
         lines = words.split(": ") if layout.narrow else [words]
         if layer in layout.idle and kind == "written" and layout.idle[layer]:
-            idle, every = layout.idle[layer], "none of its heads"
+            idle = layout.idle[layer]
             heads = {node["head"] for node in graph.nodes.values() if node["layer"] == layer and node["head"] >= 0}
-            several = f"{idle} head{'s' if idle > 1 else ''} without effect"
-            lines.append(f"{every} has an effect" if idle == len(heads) else several)
+            number = "all" if idle == len(heads) else str(idle)
+            noun = "" if layout.narrow else " head" if idle == 1 and number != "all" else " heads"
+            lines.append(f"{number}{noun} without effect")
         start = y + 4 - 7 * (len(lines) - 1)
         styles = ["quiet" if "effect" not in line else "small" for line in lines]
         parts += [

@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if " ".join(arguments[:2]) in _COMMANDS:  # a command of two words
         arguments[:2] = ["-".join(arguments[:2])]
+    elif _is_misspelt(arguments):
+        return _fail(unknown_name("command", " ".join(arguments[:2]), _COMMANDS))
     if arguments == ["--version"]:
         arguments = ["version"]
     try:
@@ -90,6 +92,13 @@ def main(arguments: list[str] | None = None) -> int:
     except MechinterpError as error:
         return _fail(error)
     return run_command(commands[name], rest, **options)
+
+
+def _is_misspelt(arguments: list[str]) -> bool:
+    """Whether the arguments begin as a command of two words does, but go on with a word that is no file's name."""
+    first, second = (*arguments[:2], "", "")[:2]
+    begins = first in {name.split()[0] for name in _COMMANDS if " " in name}
+    return begins and second.replace("-", "").isalpha() and second[0] != "-" and not os.path.exists(second)
 
 
 def run_command(command: Any, arguments: list[str] | None = None, **options: Any) -> int:
@@ -180,7 +189,10 @@ def _take_kinds(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     while waiting:
         name, has_value, value = waiting[0].partition("=")
         if name in ("--task.kind", "--model.kind") and (has_value or len(waiting) > 1):
-            kinds[name.removeprefix("--")] = value if has_value else waiting.pop(1)
+            kind = value if has_value else waiting.pop(1)
+            if kind == "custom":
+                raise MechinterpError(f"{name} custom: a task of your own has no options; give it to mi.train(task=…)")
+            kinds[name.removeprefix("--")] = kind
         else:
             rest.append(waiting[0])
         waiting.pop(0)

@@ -6,18 +6,15 @@ The commands of the circuit analyses are made from `mechinterp.analysis.registry
 from dataclasses import dataclass, fields, make_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from mechinterp.analysis.registry import ANALYSES, Argument
-from mechinterp.cli.common import Json, RunPath, print_result, require_one_form, spikes_result, with_spikes
+from mechinterp.cli.common import Json, RunPath, Step, print_result, require_one_form, spikes_result, with_spikes
 from mechinterp.cli.known import Transition, keep_transition
 from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.errors import MechinterpError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass
@@ -27,17 +24,24 @@ class Measure:
     run: RunPath
     measures: tuple[str, ...] = ()
     """Names of measures; by default all that apply."""
-    steps: tuple[int, ...] = ()
-    """Saved steps; by default all."""
+    steps: tuple[Step, ...] = ()
+    """Saved steps, also first and last; by default all."""
     n_sequences: int = 1000
     """Sequences of each evaluation set."""
+    task: OwnTask = None
     csv: bool = False
     """Print comma-separated values."""
     json: Json = False
 
     def execute(self) -> None:
+        from mechinterp.measures import measure
+        from mechinterp.run import open_run
+
         require_one_form(self.csv, self.json)
-        table = _measured(self.run, self.measures or None, self.steps or None, self.n_sequences)
+        run = open_run(self.run, task=own_task(self.task))
+        table = measure(
+            run, self.measures or None, steps=self.steps or None, n_sequences=self.n_sequences, progress=True
+        )
         records = {str(step): row for step, row in table.to_dict(orient="index").items()}
         print_result(records, self.json, table.to_csv().strip() if self.csv else table.round(4).to_string())
 
@@ -54,18 +58,20 @@ class Emergence:
     """Fit in the step or in its logarithm."""
     n_sequences: int = 1000
     """Sequences of the evaluation set."""
+    task: OwnTask = None
     json: Json = False
 
     def execute(self) -> None:
         from mechinterp.analysis.headline import headline
         from mechinterp.emergence import locate_emergence
+        from mechinterp.measures import measure
         from mechinterp.measures.table import main_column
         from mechinterp.run import open_run
         from mechinterp.training.spikes import spikes_of
 
-        run = open_run(self.run)
+        run = open_run(self.run, task=own_task(self.task))
         name = self.measure or main_column(run)
-        curve = _measured(self.run, [name], None, self.n_sequences)[name]
+        curve = measure(run, [name], n_sequences=self.n_sequences, progress=True)[name]
         emergence, spikes = locate_emergence(curve, scale=self.scale), spikes_of(run.file.metrics())
         found = headline(run, curve, emergence)
         result = {"run": str(self.run), "measure": name, **emergence.to_dict(), **found.to_dict()}
@@ -79,8 +85,8 @@ class AnalysisCommand:
 
     analysis: ClassVar[str]
     run: RunPath
-    steps: tuple[int, ...] = ()
-    """Saved steps; by default the last."""
+    steps: tuple[Step, ...] = ()
+    """Saved steps, also first and last; by default the last."""
     all: bool = False
     """Every saved step."""
     task: OwnTask = None
@@ -99,7 +105,7 @@ class AnalysisCommand:
         common = {field.name for field in fields(AnalysisCommand)}
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in common}
         arguments = {name: value for name, value in options.items() if value is not None}
-        steps = run.steps if self.all else self.steps or run.steps[-1:]
+        steps = run.steps if self.all else self.steps or "last"
         table = analyse(run, self.analysis, steps=steps, progress=True, **arguments)
         result = {"run": str(run.path), "arguments": arguments, "rows": table.to_dict("records")}
         text = table.to_csv(index=False).strip() if self.csv else table.round(4).to_string(index=False)
@@ -142,8 +148,8 @@ class Circuit:
     """Draw the circuit that carries the answer, every edge measured, as a picture; or several as a film strip."""
 
     run: RunPath
-    steps: tuple[int, ...] = ()
-    """Saved steps; by default the last. Several are a film strip in one picture."""
+    steps: tuple[Step, ...] = ()
+    """Saved steps, also first and last; by default the last. Several are a film strip in one picture."""
     out: Path | None = None
     """Where the picture goes, as .svg, .html, .png or .pdf; by default RUN.svg. With --json, only if given."""
     title: str | None = None
@@ -183,7 +189,7 @@ class Circuit:
         printed = out is not None and out.suffix.lower() in (".png", ".pdf")
         theme = self.theme or ("light" if printed else "auto")
         look = Look(theme=theme, legend=self.legend, caption=self.caption, width=self.width)
-        steps, name = list(self.steps) or run.steps[-1:], self.run.stem
+        steps, name = run.chosen_steps(self.steps or "last"), self.run.stem
         options: Any = {"weight": self.weight, "threshold": self.threshold}
         options |= {"heads": self.heads, "n_pairs": self.n_pairs}
         graphs = circuit_graphs(run, steps=steps, progress=True, **options)
@@ -196,10 +202,3 @@ class Circuit:
         result: dict[str, Any] = {"run": str(run.path), "picture": None if out is None else str(out)}
         result["graphs"] = {str(step): to_dict(graph) for step, graph in graphs.items()}
         print_result(result, self.json, f"circuit: {out}")
-
-
-def _measured(path: Path, names: Any, steps: Any, n_sequences: int) -> "pd.DataFrame":
-    from mechinterp.measures import measure
-    from mechinterp.run import open_run
-
-    return measure(open_run(path), names, steps=steps, n_sequences=n_sequences, progress=True)

@@ -48,7 +48,7 @@ class Audit:
         from mechinterp.causes.audit import audit_cost, run_audit
         from mechinterp.causes.design import Audit as Design
         from mechinterp.causes.verdicts import audit_roles
-        from mechinterp.files import make_folder, replace_text, require_place
+        from mechinterp.files import make_folder, replace_text, require_folder, require_place
 
         name = self.config.stem if self.config else self.preset
         audit = Design.of(
@@ -64,6 +64,8 @@ class Audit:
         result: dict[str, Any] = {"measures": list(audit.measures), "outcome": audit.outcome}
         out = self.out or Path("results") / f"audit-{name}"
         if self.dry_run:
+            for place in (self.runs, out):
+                require_folder(place)
             cost = audit_cost(audit, self.runs)
             lines = [f"{audit.name}: {', '.join(audit.measures)}; seeds {', '.join(map(str, audit.seeds))}"]
             lines += [cost.on(self.workers or os.cpu_count() or 1), "would write:", f"  {self.runs.resolve()}/"]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="A run file.")]
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object.")]
+Step = int | str
+"""A step by its number, or ``first`` or ``last``."""
 Settings = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 
 

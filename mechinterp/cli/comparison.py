@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from mechinterp.cli.common import Json, RunPath, print_result, require_one_form
+from mechinterp.cli.common import Json, RunPath, Step, print_result, require_one_form
+from mechinterp.cli.own_task import OwnTask, own_task
 
 
 @dataclass
@@ -16,8 +17,8 @@ class Transplant:
     run: RunPath
     components: tuple[str, ...] = ()
     """Names of components, as 'layer 2 QK'; by default all."""
-    steps: tuple[int, ...] = ()
-    """Saved steps; by default all."""
+    steps: tuple[Step, ...] = ()
+    """Saved steps, also first and last; by default all."""
     heads_apart: bool = True
     """Heads are components of their own; with --no-heads-apart, those of a layer are one."""
     matrix: bool = False
@@ -26,6 +27,7 @@ class Transplant:
     """Sequences of the evaluation set."""
     evaluation: str | None = None
     """The evaluation set; by default the task's first."""
+    task: OwnTask = None
     csv: bool = False
     """Print comma-separated values."""
     json: Json = False
@@ -36,7 +38,7 @@ class Transplant:
         from mechinterp.run import open_run
 
         require_one_form(self.csv, self.json)
-        run = open_run(self.run)
+        run = open_run(self.run, task=own_task(self.task))
         names, steps = self.components or None, self.steps or None
         if self.matrix:
             table = transplant(
@@ -74,9 +76,9 @@ class Interpolate:
     run: RunPath
     other: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OTHER")] = None
     """Another run file, whose network is also matched to that of the first."""
-    start: int | None = None
+    start: Step | None = None
     """Saved step of RUN; by default the last with OTHER, and else the first."""
-    stop: int | None = None
+    stop: Step | None = None
     """Saved step of OTHER, or else of RUN; by default the last."""
     points: int = 21
     """Points on the line, the ends included."""
@@ -84,6 +86,7 @@ class Interpolate:
     """Sequences of the evaluation set."""
     evaluation: str | None = None
     """The evaluation set; by default the task's first."""
+    task: OwnTask = None
     csv: bool = False
     """Print comma-separated values."""
     json: Json = False
@@ -93,10 +96,11 @@ class Interpolate:
         from mechinterp.run import open_run
 
         require_one_form(self.csv, self.json)
-        run, other = open_run(self.run), None if self.other is None else open_run(self.other)
-        first = run.steps[0] if other is None else run.steps[-1]
-        start = first if self.start is None else self.start
-        stop = (other or run).steps[-1] if self.stop is None else self.stop
+        task = own_task(self.task)
+        run, other = open_run(self.run, task=task), None if self.other is None else open_run(self.other, task=task)
+        first = "first" if other is None else "last"
+        start = run.numbered(first if self.start is None else self.start)
+        stop = (other or run).numbered("last" if self.stop is None else self.stop)
         line = interpolate(
             run,
             start,

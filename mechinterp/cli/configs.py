@@ -12,10 +12,10 @@ from mechinterp.config import PRESETS, RunConfig
 from mechinterp.config.dotted import nearest_preset, written
 from mechinterp.errors import ConfigError, unknown_name
 
-Named = Annotated[
-    str,
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="FILE|PRESET", help="A run's TOML file, a run file, a study's TOML file, or a preset."),
+_HELP = "A run's TOML file, a run file, a preset"
+Named = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|PRESET", help=f"{_HELP}.")]
+NamedOrStudy = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE|PRESET", help=f"{_HELP}, or a study's TOML file.")
 ]
 
 
@@ -37,7 +37,7 @@ class ConfigShow:
 class ConfigCheck:
     """Check a run's or a study's TOML file, and say in a line what it describes; every fault is listed."""
 
-    name: Named
+    name: NamedOrStudy
     json: Json = False
 
     def execute(self) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mechinterp.cli.common import Json, RunPath, print_result
+from mechinterp.cli.common import Json, RunPath, Step, print_result
+from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.errors import MechinterpError
 
 
@@ -97,23 +98,25 @@ class Export:
     out: Path
     """A file (.safetensors, .pt), a folder (for the Hugging Face hub), or a table (.csv, .parquet). With several steps,
     a name with {step}."""
-    steps: tuple[int, ...] = ()
-    """Saved steps; by default the last."""
+    steps: tuple[Step, ...] = ()
+    """Saved steps, also first and last; by default the last."""
     all: bool = False
     """Every saved step."""
     format: Literal["safetensors", "state_dict", "transformer_lens", "hub"] | None = None
     """By default, the ending of the name says which."""
+    task: OwnTask = None
     overwrite: bool = False
     """Replace what is there."""
     json: Json = False
 
     def execute(self) -> None:
+        from mechinterp.exchange.export import ENDINGS
         from mechinterp.files import require_writable
         from mechinterp.run import open_run
 
         if self.all and self.steps:
             raise MechinterpError("--steps and --all exclude each other; give one of them")
-        run, table = open_run(self.run), self.out.suffix.lower() in (".csv", ".parquet")
+        run, table = open_run(self.run, task=own_task(self.task)), self.out.suffix.lower() in (".csv", ".parquet")
         if table:
             from mechinterp.exchange.tables import write_table
             from mechinterp.measures import measure
@@ -123,8 +126,11 @@ class Export:
             require_writable(self.out, self.overwrite)
             values = measure(run, steps=self.steps or None, progress=True)
             paths = [write_table(values, self.out)]
+        elif not self.format and self.out.suffix.lower() not in ("", *ENDINGS):
+            known = f"{', '.join(ENDINGS)}, .csv or .parquet, or none for a folder"
+            raise MechinterpError(f"{self.out}: ends with {self.out.suffix}; expected {known}; or give --format")
         else:
-            steps = None if self.all else self.steps if len(self.steps) > 1 else (*self.steps, run.steps[-1])[0]
+            steps = None if self.all else self.steps if len(self.steps) > 1 else (*self.steps, "last")[0]
             paths = run.export(steps, self.out, format=self.format, overwrite=self.overwrite)
         result = {"run": str(run.path), "files": [str(path) for path in paths]}
         print_result(result, self.json, "\n".join(str(path) for path in paths))

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mechinterp.cli.common import Json, print_result
+from mechinterp.cli.common import Json, Step, print_result
 from mechinterp.cli.known import kept_transitions, standing, trained
+from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.config.dotted import differences
 from mechinterp.errors import MechinterpError
+from mechinterp.files import is_run_file
 
 if TYPE_CHECKING:
     from mechinterp.run import Run
@@ -37,7 +39,8 @@ class Start:
                 "mechinterp --help lists all commands; mechinterp run --dry-run says what it would cost.",
             ]
         else:
-            newest = max((entry for entry in found), key=lambda entry: Path(entry["run"]).stat().st_mtime)
+            sound = [entry for entry in found if entry["standing"] != "damaged"]
+            newest = max(sound or found, key=lambda entry: Path(entry["run"]).stat().st_mtime)
             lines = [*table_of(found[:MOST_SHOWN])]
             if len(found) > MOST_SHOWN:
                 lines.append(f"and {len(found) - MOST_SHOWN} more: mechinterp runs")
@@ -73,28 +76,30 @@ class Compare:
     second: Annotated[
         Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Another; or two --steps of the first.")
     ] = None
-    steps: tuple[int, ...] = ()
+    steps: tuple[Step, ...] = ()
     """Two saved steps of one run, or one of both runs; by default the last."""
     n_sequences: int = 1000
     """Sequences of each evaluation set."""
+    task: OwnTask = None
     json: Json = False
 
     def execute(self) -> None:
         from mechinterp.run import open_run
 
-        first = open_run(self.first)
+        task = own_task(self.task)
+        first = open_run(self.first, task=task)
         if self.second is None:
             if len(self.steps) != 2:
                 raise MechinterpError("compare: name two runs, or one and two steps of it: --steps 1000 6000")
-            self._print({}, [(first, self.steps[0]), (first, self.steps[1])])
+            self._print({}, [(first, first.numbered(self.steps[0])), (first, first.numbered(self.steps[1]))])
             return
         if len(self.steps) > 1:
             raise MechinterpError("--steps: of two runs, give one step, which both have, or none")
-        second = open_run(self.second)
+        second = open_run(self.second, task=task)
         differ: dict[str, Any] = {}
         if first.origin is None and second.origin is None:
             differ = {key: list(pair) for key, pair in differences(first.config, second.config).items()}
-        self._print(differ, [(run, (*self.steps, run.steps[-1])[0]) for run in (first, second)])
+        self._print(differ, [(run, run.numbered((*self.steps, "last")[0])) for run in (first, second)])
 
     def _print(self, differ: dict[str, Any], sides: "list[tuple[Run, int]]") -> None:
         import pandas as pd
@@ -134,7 +139,9 @@ def found_runs(folders: tuple[Path, ...]) -> list[dict[str, Any]]:
                 steps, transitions = run.steps, kept_transitions(run)
                 what = "trained elsewhere" if run.origin else f"{trained(run.config)}; seed {run.config.seed}"
                 status = standing(run)
-            except MechinterpError:
+            except MechinterpError as error:
+                if is_run_file(path):
+                    entries.append(_damaged(path, error))
                 continue
             first = transitions[0] if transitions else None
             entries.append(
@@ -149,6 +156,12 @@ def found_runs(folders: tuple[Path, ...]) -> list[dict[str, Any]]:
                 }
             )
     return entries
+
+
+def _damaged(path: Path, error: MechinterpError) -> dict[str, Any]:
+    """The entry of a run file that cannot be read, with the reason in place of what was trained."""
+    unknown = dict.fromkeys(("last_step", "checkpoints", "measure", "transition"))
+    return {"run": str(path), "trained": str(error).removeprefix(f"{path}: "), "standing": "damaged", **unknown}
 
 
 def table_of(entries: list[dict[str, Any]]) -> list[str]:
@@ -170,6 +183,8 @@ def _transition(entry: dict[str, Any]) -> str:
 def next_commands(entry: dict[str, Any]) -> list[str]:
     """Three commands that go on with a run."""
     run = entry["run"]
+    if entry["standing"] == "damaged":
+        return [f"mechinterp verify {run}"]
     if entry["standing"] in ("killed", "interrupted", "failed") and entry["trained"] != "trained elsewhere":
         return [f"mechinterp resume {run}", f"mechinterp info {run}", f"mechinterp report {run}"]
     if entry["standing"] == "being written" or entry["measure"] is None:

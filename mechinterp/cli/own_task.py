@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, unknown_name
 
 OwnTask = Annotated[
     str | None,
@@ -19,6 +19,8 @@ def own_task(given: str | None) -> Any:
     if given is None:
         return None
     file, _, name = given.rpartition(":")
+    from mechinterp.tasks.base import require_task  # imports torch
+
     path = Path(file)
     if not file or not name.isidentifier() or path.suffix != ".py":
         raise MechinterpError(f"--task {given}: expected FILE.py:NAME, such as my_task.py:FirstTokenTask")
@@ -31,10 +33,12 @@ def own_task(given: str | None) -> Any:
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, name):
-            known = ", ".join(each for each in vars(module) if not each.startswith("_")) or "nothing"
-            raise MechinterpError(f"--task {given}: {path} has no {name}; it has {known}")
+            tasks = [each for each, value in vars(module).items() if hasattr(value, "train_batch")]
+            raise MechinterpError(f"--task {given}: {path}: {unknown_name('task', name, tasks)}")
         found = getattr(module, name)
-        return found() if isinstance(found, type) else found
+        task = found() if isinstance(found, type) else found
+        require_task(task)
+        return task
     except MechinterpError:
         raise
     except Exception as error:  # the user's code raises errors of its own

@@ -80,6 +80,33 @@ def _float(word: str, what: str = "a number") -> float:
 
 
 @_RULES.primitive_rule
+def _step(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """A step (`cli.common.Step`), or none."""
+    if not _is_step(info.type):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STEP",
+        instance_from_str=lambda words: _read_step(words[0]),
+        is_instance=lambda value: isinstance(value, int | str | None),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _is_step(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType) and {*get_args(kind)} - {NoneType} == {int, str}
+
+
+def _read_step(word: str) -> int | str:
+    if word in ("first", "last"):
+        return word
+    try:
+        return _integer(word)
+    except ValueError:
+        raise ValueError(f"expected a step, or first or last, got {word!r}") from None
+
+
+@_RULES.primitive_rule
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """A value of one type, or none: shown as that type."""
     inner = [kind for kind in get_args(info.type) if kind is not NoneType]
@@ -107,15 +134,16 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 @_RULES.primitive_rule
 def _integers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Any number of integers."""
+    """Any number of integers, or of steps."""
     inner = [getattr(kind, "__origin__", kind) for kind in get_args(info.type)]  # without annotations
-    if get_origin(info.type) is not tuple or inner != [int, ...]:
+    if get_origin(info.type) is not tuple or inner[1:] != [...] or not (inner[0] is int or _is_step(inner[0])):
         return None
+    read, name = (_integer, "INT") if inner[0] is int else (_read_step, "STEP")
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="[INT [INT ...]]",
-        instance_from_str=lambda words: tuple(map(_integer, words)),
-        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(each, int) for each in value),
+        metavar=f"[{name} [{name} ...]]",
+        instance_from_str=lambda words: tuple(map(read, words)),
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(each, int | str) for each in value),
         str_from_instance=lambda value: [str(each) for each in value],
     )
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mechinterp.cli.common import Json, print_result
+from mechinterp.cli.common import Json, Step, print_result
+from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.cli.study import results_folder
 from mechinterp.errors import MechinterpError
 
@@ -41,10 +42,11 @@ class Report:
     static: Format | None = None
     """Instead of the page, write each of a run's figures as a file for a paper: 3.25 in wide, text of 8 pt. Needs the
     extra [export] and a Chromium."""
-    step: int | str = "last"
+    step: Step = "last"
     """The checkpoint at which --static draws what moves with the page's slider."""
     double_column: bool = False
     """With --static, figures 6.75 in wide."""
+    task: OwnTask = None
     json: Json = False
 
     def execute(self) -> None:
@@ -54,8 +56,10 @@ class Report:
             require_ending(self.out, ".html", ".htm")
         if bool(self.files) == bool(self.study):
             raise MechinterpError("name a run file, or a study's TOML file by --study; one of the two")
-        if self.study and self.measure:
-            raise MechinterpError("--measure goes with a run; a study's file says which measures it has")
+        if self.study and (self.measure or self.task):
+            raise MechinterpError("--measure and --task go with a run; a study's file says which it has")
+        if toml := [path for path in self.files if path.suffix.lower() == ".toml"]:
+            raise MechinterpError(f"{toml[0]}: is no run file; the page of a study is written by --study {toml[0]}")
         if self.files and (self.paper_scale or self.runs != Report.runs):
             raise MechinterpError("--paper-scale and --runs go with --study")
         if self.static is None and (self.double_column or self.step != "last"):
@@ -79,7 +83,7 @@ class Report:
         from mechinterp.measures.table import measure, require_measures
         from mechinterp.run import open_runs
 
-        runs = open_runs(self.files)
+        runs = open_runs(self.files, task=own_task(self.task))
         for run in runs.values():
             require_measures(run, [self.measure] if self.measure else None)
         tables = {name: measure(run, progress=True) for name, run in runs.items()}
@@ -98,7 +102,7 @@ class Report:
         if folder.is_file() or folder.suffix.lower() in (".html", ".htm", ".svg", ".pdf", ".png"):
             raise MechinterpError(f"{folder}: is the name of a file; with --static, --out is a folder")
         require_export()  # before anything is measured
-        open_run(self.files[0]).digest(self.step)  # raises for a step that is not stored
+        open_run(self.files[0], task=own_task(self.task)).digest(self.step)  # raises for a step that is not stored
         run, table, others = self._measured()
         column = Column.double if self.double_column else Column.single
         done = write_figures(

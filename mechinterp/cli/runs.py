@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mechinterp.cli.common import Json, RunPath, Settings, print_result, spikes_result, with_spikes
+from mechinterp.cli.common import Json, RunPath, Settings, Step, print_result, spikes_result, with_spikes
 from mechinterp.cli.interventions import Interventions, with_interventions
 from mechinterp.cli.known import Transition, keep_transition, trained
+from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.config import PRESETS, RunConfig
 from mechinterp.errors import MechinterpError
 
@@ -138,14 +139,20 @@ class Resume:
     run: RunPath
     until: int | None = None
     """The step to stop at; by default the configured end. Beyond it, the run is prolonged."""
+    task: OwnTask = None
     json: Json = False
 
     def execute(self) -> None:
+        from mechinterp.store import RunFile
         from mechinterp.training.runs import resume
 
-        run = resume(self.run, until=self.until)
+        before = RunFile(self.run).steps[-1:]
+        run = resume(self.run, until=self.until, task=own_task(self.task))
+        text = f"trained to step {run.steps[-1]}: {run.path}"
+        if run.steps[-1:] == before:
+            text = f"{run.path}: is complete at step {before[0]}, and nothing was trained; --until STEP goes beyond"
         summary = {"run": str(run.path), "status": run.status, "steps": run.steps[-1]}
-        print_result(summary, self.json, f"trained to step {run.steps[-1]}: {run.path}")
+        print_result(summary, self.json, text)
 
     def go_on(self) -> str:
         """The command that goes on with an interrupted training."""
@@ -157,18 +164,19 @@ class Replay:
     """Rebuild steps between the saved ones, prove them at the next checkpoint, and keep them beside the run."""
 
     run: RunPath
-    start: Annotated[int | None, tyro.conf.arg(name="from")] = None
+    start: Annotated[Step | None, tyro.conf.arg(name="from")] = None
     """First step; by default the first saved one."""
-    stop: Annotated[int | None, tyro.conf.arg(name="to")] = None
+    stop: Annotated[Step | None, tyro.conf.arg(name="to")] = None
     """Last step; by default the last saved one."""
     every: int = 10
     """Distance of the rebuilt steps."""
+    task: OwnTask = None
     json: Json = False
 
     def execute(self) -> None:
         from mechinterp.run import open_run
 
-        run = open_run(self.run)
+        run = open_run(self.run, task=own_task(self.task))
         proof = run.densify(start=self.start, stop=self.stop, every=self.every, progress=True)
         rebuilt = [step for step in run.steps if step not in set(run.file.steps)]
         result = {
@@ -179,7 +187,8 @@ class Replay:
             "checked": list(proof.checked),
             "digests": {str(step): run.digest(step) for step in rebuilt},
         }
-        print_result(result, self.json, f"{proof}\n{len(rebuilt)} rebuilt steps are in {run.dense_path}")
+        text = f"rebuilt steps: {len(rebuilt):,}, in {run.dense_path}" if rebuilt else "no step had to be rebuilt"
+        print_result(result, self.json, f"{proof}\n{text}")
 
 
 @dataclass
@@ -187,7 +196,7 @@ class Verify:
     """Check a run file: format, checksums, digests, and the replay of an interval. Exit code 1 if anything is off."""
 
     run: RunPath
-    interval: int | None = None
+    interval: Step | None = None
     """The saved step whose interval to the next is replayed; by default one chosen at random."""
     json: Json = False
 

@@ -73,16 +73,19 @@ class Study(_Study):
 
     def foretell(self) -> int:
         """Print what the command would do and take."""
+        from mechinterp.files import require_folder
         from mechinterp.studies import processes
         from mechinterp.studies.cost import estimate
         from mechinterp.studies.results import Results
 
         study = self.study()
+        folder = self.out or results_folder(study.name, self.paper_scale)
+        for place in (self.runs, folder):
+            require_folder(place)
         try:
             left = estimate(study, Results(self.runs), self.runs, clocked=True, retry=isinstance(self, StudyRetry))
         finally:
             processes.end()
-        folder = self.out or results_folder(study.name, self.paper_scale)
         lines = [f"{study.name}: {', '.join(study.variants)}; seeds {', '.join(map(str, study.seeds))}"]
         lines += [left.on(self.workers or os.cpu_count() or 1), "would write:", f"  {self.runs.resolve()}/"]
         result = {"study": study.name, "runs_folder": str(self.runs.resolve()), "out": str(folder), **asdict(left)}
@@ -172,7 +175,7 @@ def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out
     """The exit code, 1 if a run is not done, after writing a study's tables and page and printing the comparison."""
     from mechinterp.studies.cost import spent
     from mechinterp.studies.results import Results
-    from mechinterp.studies.runner import describe_spikes, write_tables
+    from mechinterp.studies.runner import describe_guessing, describe_spikes, write_tables
 
     compared, csv, variants = write_tables(study, table, out)
     failed = [row for row in table.to_dict("records") if row["status"] == "failed"]
@@ -185,7 +188,8 @@ def _present(command: _Study, study: "studies.Study", table: "pd.DataFrame", out
     comparison = (compared.T if len(compared) <= MOST_SIDE_BY_SIDE else compared).round(3).to_string()
     if len(compared) > MOST_ON_A_PAGE:
         comparison = f"variants: {variants}"
-    text = "\n".join([comparison, *filter(None, [describe_spikes(table)]), str(cost), "table:", f"  {csv}"])
+    told = filter(None, [describe_guessing(study, table), describe_spikes(table)])
+    text = "\n".join([comparison, *told, str(cost), "table:", f"  {csv}"])
     if page:
         from mechinterp.report.study import write_study_report
 

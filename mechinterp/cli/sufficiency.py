@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mechinterp.cli.common import Json, RunPath, print_result
+from mechinterp.cli.common import Json, RunPath, Step, print_result
 from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.errors import MechinterpError
 
@@ -12,7 +12,7 @@ class Sufficiency:
     """When does the final circuit become sufficient? Its edges alone, at every checkpoint."""
 
     run: RunPath
-    step: str = "last"
+    step: Step = "last"
     """The saved step of whose network the circuit is."""
     level: float = 0.9
     """The faithfulness that the circuit is to reach there."""
@@ -37,7 +37,7 @@ class Sufficiency:
             raise MechinterpError("--csv and --json exclude each other; give one of them")
         found = circuit_sufficiency(
             open_run(self.run, task=own_task(self.task)),
-            step=int(self.step) if self.step.isdecimal() else self.step,
+            step=self.step,
             level=self.level,
             ranking=self.ranking,
             replacement=self.replacement,

@@ -35,7 +35,7 @@ from mechinterp.measures.functions import barrier_of
 from mechinterp.models.forward import forward
 from mechinterp.models.network import Network
 from mechinterp.models.registry import parameter_shapes
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 from mechinterp.tasks.base import Batch
 from mechinterp.torch_state import torch_defaults, torch_threads
 
@@ -100,7 +100,11 @@ def interpolate(
     require_integer("n", n, 3)
     require_integer("resamples", resamples, 20)
     second = run if other is None else other
+    require_run(run)
+    require_run(second)
     start, stop = run.numbered(start), second.numbered(stop)
+    if second is run and start == stop:
+        raise MechinterpError(f"{run.path}: step {start} is both ends of the line; name another start or stop")
     _, _, batch = prepared(run, [start], n_sequences, evaluation, seed)
     first, last = States.of_run(run, [start]), States.of_run(second, [stop])
     if parameter_shapes(first.config) != parameter_shapes(last.config):

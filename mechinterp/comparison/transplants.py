@@ -31,7 +31,7 @@ from mechinterp.comparison.states import States, Target
 from mechinterp.errors import MechinterpError, require_integer, unknown_name
 from mechinterp.progress import tracked
 from mechinterp.randomness import Stream, generator
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 from mechinterp.tasks.base import Batch
 from mechinterp.torch_state import torch_defaults, torch_threads
 
@@ -96,6 +96,7 @@ def prepared(
     run: Run, steps: int | str | Iterable[int | str] | None, n_sequences: int, evaluation: str | None, seed: int
 ) -> tuple[list[int], str, Batch]:
     """The stored steps, the name of the evaluation set, and its sequences; MechinterpError for what is not there."""
+    require_run(run)
     require_integer("n_sequences", n_sequences, 2)
     if not run.can_be_analysed:
         raise MechinterpError(f"{run.path}: components cannot be transplanted: {run.why_not_analysed}")

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from mechinterp.config.section import Family, Section
+from mechinterp.errors import unknown_name
 
 
 def explain(error: ValidationError, root: type[Section]) -> str:
@@ -23,7 +24,8 @@ def _explain(fault: Any, root: type[Section]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return f"{dotted}: unknown key; {hint}"
     if fault["type"] == "union_tag_invalid":
-        return f"{dotted}.kind: unknown {dotted} {fault['ctx']['tag']!r}; known: {fault['ctx']['expected_tags']}"
+        known = [kind for kind in section.kinds() if kind != "custom"] if issubclass(section, Family) else []
+        return f"{dotted}.kind: {unknown_name(dotted, fault['ctx']['tag'], known)}"
     if fault["type"] == "union_tag_not_found" and issubclass(section, Family):
         return f"{dotted}: has no kind; name one of {', '.join(section.kinds())}"
     message = fault["msg"].removeprefix("Value error, ")

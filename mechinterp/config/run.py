@@ -157,3 +157,11 @@ def _positive_zeros(value: Any) -> Any:
     if isinstance(value, list):
         return [_positive_zeros(entry) for entry in value]
     return value + 0.0 if isinstance(value, float) else value
+
+
+def require_config(config: object) -> None:
+    """ConfigError for what is no config, such as the name of a preset."""
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"config is a {type(config).__name__}; expected a RunConfig, as mi.RunConfig.preset('reddy2023-fast')"
+        )

@@ -201,6 +201,8 @@ def describe(name: str, emergence: Emergence | pd.Series) -> str:
 
 def emergence_table(table: pd.DataFrame, measures: Sequence[str] | None = None) -> pd.DataFrame:
     """`locate_emergence` of every column of a table of measures: one row per measure."""
+    if not isinstance(table, pd.DataFrame):
+        raise MechinterpError(f"table is a {type(table).__name__}; expected a DataFrame, as mi.measure(run)")
     names = [name for name in table if name not in SPIKES] if measures is None else list(measures)
     rows = {name: locate_or_say_why(pd.Series(table[name])).to_dict() for name in names}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")

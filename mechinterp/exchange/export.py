@@ -25,6 +25,8 @@ from mechinterp.models.network import Network
 if TYPE_CHECKING:
     from mechinterp.run import Run
 
+ENDINGS = (".safetensors", ".pt", ".pth")
+"""Endings of files whose format they say."""
 _BY_SUFFIX = {".safetensors": "safetensors", ".pt": "state_dict", ".pth": "state_dict", "": "hub"}
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mechinterp.errors import MechinterpError
-from mechinterp.files import read_regular
+from mechinterp.files import is_run_file, read_regular
 
 _TORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl")
 _HARMLESS: list[Any] = [
@@ -42,6 +42,8 @@ def read_checkpoint(path: Path) -> Any:
         return _read_npz(path)
     if suffix in _TORCH:
         return _read_torch(path)
+    if is_run_file(path):
+        raise MechinterpError(f"{path}: is a run file, which takes no import: mi.open_run opens it")
     known = ", ".join([*_TORCH, ".safetensors", ".npz"])
     raise MechinterpError(f"{path}: is no file of checkpoints by its name; known are {known}, and folders of them")
 

@@ -22,7 +22,7 @@ from mechinterp.figures.planes import order_parameter_curves, plane
 from mechinterp.figures.style import styled
 from mechinterp.labels import ablated_name, block_name, edge_name, head_name
 from mechinterp.models.forward import run_with_cache
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 
 SIZES: Mapping[str, Mapping[str, int]] = {
     "circuit": {"n_pairs": 128},
@@ -233,7 +233,6 @@ def _step(run: Run, step: int | str) -> list[int]:
 
 
 def _require_network(run: Run) -> None:
-    if not isinstance(run, Run):
-        raise MechinterpError(f"expected a run (mi.open_run), got a {type(run).__name__}")
+    require_run(run)
     if not run.can_be_analysed:
         raise MechinterpError(f"{run.path}: {run.why_not_analysed}")

@@ -134,7 +134,9 @@ def register(
             raise unknown_name("hook", hook, _HOOKS)
 
     def add(compute: Callable[[Observation], Tensor | float]) -> Callable[[Observation], Tensor | float]:
-        name = compute.__name__
+        name = getattr(compute, "__name__", "")
+        if not name.isidentifier():
+            raise MechinterpError(f"a measure is a function with a name (def), which its column gets, not {compute!r}")
         if name.startswith("clamped_"):
             raise MechinterpError(f"{name}: clamped_ is the prefix of measures under clamps; choose another name")
         if name in SPIKES:

@@ -38,6 +38,9 @@ def measure_functions(
     """
     if not functions:
         raise MechinterpError("name at least one measure: {'accuracy': f}")
+    if odd := [name for name, function in functions.items() if not callable(function)]:
+        given = type(functions[odd[0]]).__name__
+        raise MechinterpError(f"the measure {odd[0]} is a {given}; expected a function of the model: f(model)")
     needs_two = {name: _takes_two(name, function) for name, function in functions.items()}
     stored = run.steps
     if isinstance(reference, str) and reference not in ("first", "last", "previous"):

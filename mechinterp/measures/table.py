@@ -16,7 +16,7 @@ from mechinterp.measures.weights import WEIGHT_MEASURES, weight_measures
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network, hook_names
 from mechinterp.progress import tracked
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 from mechinterp.tasks.base import Batch, Task
 from mechinterp.torch_state import torch_defaults
 from mechinterp.training.spikes import SPIKES
@@ -111,6 +111,7 @@ def measure(
     Measures are of the weights, without the interventions of training. Where interventions act on activations,
     ``clamped_{measure}`` is the measure under those of the step, as in training.
     """
+    require_run(run)
     require_integer("n_sequences", n_sequences)
     wanted = run.chosen_steps(steps)
     for step in wanted:

@@ -7,13 +7,13 @@ import pandas as pd
 
 from mechinterp.emergence import emergence_table
 from mechinterp.errors import MechinterpError, unknown_name
-from mechinterp.files import require_place
+from mechinterp.files import require_ending, require_path, require_place
 from mechinterp.labels import measure_name
 from mechinterp.measures.table import main_column
 from mechinterp.report import html, transitions
 from mechinterp.report.facts import called, difference_table, nearest_preset, next_commands
 from mechinterp.report.run_page import Part, RunPage
-from mechinterp.run import Run
+from mechinterp.run import Run, require_run
 
 _SLIDER = "Drag the slider, or press the arrow keys (with shift, ten at a time), Home, End, or space to play."
 _BAND = " The band on it is the 95 % interval of the transition."
@@ -43,7 +43,8 @@ def write_report(
     on with, and the config follow. Parts that do not apply to the run's task or network are left out, and the page says
     why. An existing page is replaced; a run file never is.
     """
-    require_place(Path(path))
+    require_run(run)
+    require_place(require_ending(require_path(path), ".html", ".htm"))
     if table.empty:
         raise MechinterpError(f"{run.path}: holds no checkpoint; train it anew")
     headline = measure or (name if (name := main_column(run)) in table else str(table.columns[0]))

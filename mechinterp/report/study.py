@@ -8,11 +8,12 @@ import plotly.graph_objects as go
 
 from mechinterp import figures
 from mechinterp.errors import MechinterpError
+from mechinterp.files import require_ending
 from mechinterp.labels import measure_label, measure_name
 from mechinterp.report import html
 from mechinterp.report.facts import difference_table, differences, nearest_preset
 from mechinterp.report.run_page import aligned
-from mechinterp.studies.runner import compare, describe_spikes, measured
+from mechinterp.studies.runner import compare, describe_guessing, describe_spikes, measured
 from mechinterp.studies.study import Study
 
 _OF_VARIANTS = {
@@ -37,6 +38,7 @@ _OF_RUNS = {
 
 def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Path) -> html.Page:
     """The path of a study's page, written from the study's table and the measures of its runs in `folder`."""
+    require_ending(path, ".html", ".htm")
     compared, tables = compare(table), measured(study, folder)
     n_done = int((table["status"] == "done").sum())
     curves = []
@@ -55,6 +57,11 @@ def write_study_report(study: Study, table: pd.DataFrame, folder: Path, path: Pa
     parts = [
         html.lead(f"{n_done} of {len(table)} runs done: {len(study.variants)} variants, {len(study.seeds)} seeds."),
         html.note(f"Transitions are those of {main.name}.{meaning}"),
+        *(
+            [html.note(f"{guessing[:1].upper()}{guessing[1:]}.")]
+            if (guessing := describe_guessing(study, table))
+            else []
+        ),
         *([html.note(f"{spikes}.")] if (spikes := describe_spikes(table)) else []),
         html.grid(curves),
         html.section("Variants"),
@@ -117,6 +124,8 @@ def variant_curves(study: Study, tables: dict[tuple[str, int], pd.DataFrame], me
     figure = figures.trajectories(
         drawn, "variant", measure, list(study.variants), f"{measure_name(measure)} by variant"
     )
+    shown = {variant for (variant, _), table in tables.items() if measure in table}
+    figure.data = tuple(trace for trace in figure.data if trace.name in shown)  # no legend without a line
     return figure.update_yaxes(title_text=measure_name(measure))
 
 

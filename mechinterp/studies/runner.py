@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mechinterp.errors import MechinterpError
+from mechinterp.errors import MechinterpError, require_integer
 from mechinterp.files import make_folder, replace_text, require_place
 from mechinterp.progress import Progress
 from mechinterp.studies import processes
@@ -47,9 +47,11 @@ def run_study(
 
     On a GPU (`device="cuda"`), every worker can train `runs_per_device` runs in one batch (`train_batched`).
     """
+    if not isinstance(study, Study):
+        raise MechinterpError(f"study is a {type(study).__name__}; expected a Study, as mi.Study.from_toml(path)")
     for name, number in (("workers", workers), ("runs_per_device", runs_per_device)):
-        if number is not None and number < 1:
-            raise MechinterpError(f"{name} is {number}; at least one is needed")
+        if number is not None:
+            require_integer(name, number)
     jobs, outcomes = [job for _, job in distinct_jobs(study, Path(folder), device)], Results(Path(folder))
     todo = [job for job in jobs if outcomes.awaits(job, retry)]
     if todo:
@@ -194,11 +196,35 @@ def describe_spikes(table: pd.DataFrame) -> str | None:
     if spiking.empty:
         return None
     variants = list(dict.fromkeys(spiking["variant"]))
-    of = ", ".join(variants[:5]) + (f" and {len(variants) - 5} more" if len(variants) > 5 else "")
     return (
-        f"loss spikes in {len(spiking)} of {len(table)} runs ({of}); what is measured after the first spike of a run"
-        " may be their doing"
+        f"loss spikes in {len(spiking)} of {len(table)} runs ({_listed(variants)}); what is measured after the first"
+        " spike of a run may be their doing"
     )
+
+
+def describe_guessing(study: Study, table: pd.DataFrame) -> str | None:
+    """Which variants have transitions to an accuracy that guessing has too; None if none has."""
+    located = table[table["transition"].eq(True)]
+    if located.empty:
+        return None
+    from mechinterp.analysis.headline import at_most_guessing  # imports torch
+    from mechinterp.measures import main_measure
+    from mechinterp.tasks import build_task
+
+    found: dict[str, list[str]] = {}
+    for variant, rows in located.groupby("variant", sort=False):
+        task = build_task(study.variants[str(variant)])
+        if study.measures[0] == main_measure(task):
+            for way in dict.fromkeys(at_most_guessing(task, float(after)) for after in rows["after"]):
+                if way:
+                    found.setdefault(way, []).append(str(variant))
+    texts = [f"no more than {way}: transitions of {_listed(variants)}" for way, variants in found.items()]
+    return "; ".join(texts) or None
+
+
+def _listed(variants: list[str]) -> str:
+    """The first names, and how many there are more."""
+    return ", ".join(variants[:5]) + (f" and {len(variants) - 5} more" if len(variants) > 5 else "")
 
 
 def table_folder(study: Study, out: Path) -> Path:

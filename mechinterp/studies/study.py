@@ -40,7 +40,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from mechinterp.config import RunConfig, Section, canonical, explain
-from mechinterp.config.run import flat
+from mechinterp.config.run import flat, require_config
 from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 from mechinterp.files import read_toml
 
@@ -147,6 +147,7 @@ class Study:
         for what, values, example in (("seeds", seeds, "[0, 1, 2]"), ("measures", measures, '["icl_accuracy"]')):
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise ConfigError(f"study {name}: {what} is {values!r}; expected several, as {example}")
+        require_config(base)
         configs = {}
         for variant, changes in variants.items():
             if "seed" in changes:
@@ -164,6 +165,11 @@ class Study:
         With `paper_scale`, the file's section of that name is applied to the base, before the variants.
         """
         values = read_toml(path)
+        if not {"variants", "grids"} & values.keys():
+            raise ConfigError(
+                f"{path}: is no study's file: it has no section [variants.NAME]; that of a run is trained by:"
+                f" mechinterp train --config {path}"
+            )
         try:
             return cls._from_values(values, Path(path), paper_scale)
         except MechinterpError as error:

@@ -191,3 +191,14 @@ class Task(Protocol):
     def sample(self, evaluation: str, size: int, seed: int = 0) -> Batch:
         """`size` sequences of an evaluation set; another seed gives other sequences of the same distribution."""
         ...
+
+
+def require_task(task: object) -> None:
+    """MechinterpError for what lacks an attribute or a method of a `Task`."""
+    needed = ("d_model", "n_pos", "n_labels", "evaluations", "train_batch", "sample")
+    if isinstance(task, type):
+        raise MechinterpError(f"task is the class {task.__name__}; give one of it: {task.__name__}()")
+    if missing := [name for name in needed if not hasattr(task, name)]:
+        raise MechinterpError(
+            f"task is a {type(task).__name__}, which has no {', '.join(missing)}; expected a task, as run.task"
+        )

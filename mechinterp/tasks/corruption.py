@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechinterp.errors import MechinterpError, NamedEnum, member, require_integer
-from mechinterp.tasks.base import Batch, Roles, Task
+from mechinterp.tasks.base import Batch, Roles, Task, require_task
 from mechinterp.torch_state import torch_defaults
 
 
@@ -87,6 +87,7 @@ def corrupted_pairs(
     MechinterpError for a task that does not say how it is corrupted, for a corruption that it does not have, for pairs
     that do not fit, and where no context has two labels.
     """
+    require_task(task)
     name, known = type(task).__qualname__, corruptions_of(task)
     corruption = member(Corruption, corruption)
     require_integer("n_pairs", n_pairs)
@@ -103,8 +104,17 @@ def corrupted_pairs(
         why = ", whose tokens carry no position" if no_position else ""
         names = ", ".join(applicable.name for applicable in known)
         raise MechinterpError(f"{corruption.name} does not apply to {name}{why}; use one of {names}")
-    clean, corrupt = task.corrupted(corruption, n_pairs, seed)
-    _require_pairs(f"{name}.corrupted({corruption.name})", clean, corrupt, n_pairs)
+    source = f"{name}.corrupted({corruption.name})"
+    try:
+        pair: Any = task.corrupted(corruption, n_pairs, seed)
+    except MechinterpError:
+        raise
+    except Exception as error:  # the user's code raises errors of its own
+        raise MechinterpError(f"{source}: raises {type(error).__name__}: {str(error)[:200]}") from error
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise MechinterpError(f"{source}: returns a {type(pair).__name__}; expected clean and corrupt sequences")
+    clean, corrupt = pair
+    _require_pairs(source, clean, corrupt, n_pairs)
     last = {}
     if "target" not in clean.roles:
         last["target"] = (torch.arange(clean.n_pos) == clean.n_pos - 1).expand(len(clean), -1)
@@ -177,3 +187,9 @@ def exchanged(
 ) -> Int[np.ndarray, "batch pos"]:
     """Tokens of which two change places wherever they stand."""
     return np.where(tokens == one, other, np.where(tokens == other, one, tokens))
+
+
+def require_pairs(pairs: object) -> None:
+    """MechinterpError for what are no pairs, such as the task that makes them."""
+    if not isinstance(pairs, Pairs):
+        raise MechinterpError(f"pairs is a {type(pairs).__name__}; expected Pairs, as mi.corrupted_pairs(task) gives")

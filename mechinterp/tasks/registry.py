@@ -34,7 +34,7 @@ def build_task(config: RunConfig) -> Task:
     if isinstance(config.task, CustomTaskConfig):
         raise ConfigError(
             f"this run was trained on the custom task {config.task.name!r}, which its file does not contain:"
-            " open it in Python with open_run(path, task=your_task)"
+            " give it by open_run(path, task=your_task), or on the command line by --task FILE.py:NAME"
         )
     return _TASKS[type(config.task)](config.task, seed=config.seed)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mechinterp.config import Graft, RunConfig
-from mechinterp.errors import ConfigError, DivergedError, MechinterpError, unknown_name
-from mechinterp.files import FileLock, require_writable
+from mechinterp.config.run import require_config
+from mechinterp.errors import ConfigError, DivergedError, MechinterpError, require_integer, unknown_name
+from mechinterp.files import FileLock, require_path, require_writable
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.interventions.parameters import ParameterInterventions, pin_graft_digests
 from mechinterp.models.registry import initial_parameters
@@ -18,6 +19,7 @@ from mechinterp.progress import say
 from mechinterp.run import Run, open_run
 from mechinterp.store import RunWriter, lock_run_file
 from mechinterp.tasks import Task, build_task
+from mechinterp.tasks.base import require_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threads
 from mechinterp.tracking import TrackerName, require_tracker, tracking
@@ -49,6 +51,10 @@ def train(
     in the file, and `resume` continues from the last. With `track`, an experiment tracker gets the numbers of the run
     (`mechinterp.tracking`), which changes nothing of it.
     """
+    require_config(config)
+    require_path(path)
+    if task is not None:
+        require_task(task)
     if track:
         require_tracker(track)
         require_writable(Path(path), overwrite)
@@ -94,6 +100,9 @@ def resume(path: str | Path, *, until: int | None = None, task: Task | None = No
     has left is gone on with after its last checkpoint. An `until` beyond the configured end prolongs the run, without a
     stop rule. A run that another process is writing is refused.
     """
+    require_path(path)
+    if until is not None:
+        require_integer("until", until, 0)
     with ExitStack() as unlocked:
         run, lock = _locked_run(path, task, unlocked)
         last, end = run.file.steps[-1], run.config.training.steps if until is None else until

@@ -146,7 +146,13 @@ def test_a_picture_shows_heads_with_an_effect_and_counts_the_others(apart):
     quiet = to_svg(
         graph_of(apart.assign(effect=float("nan"), span=0.0, ahead=0.5, source_effect=0.0, target_effect=0.0))
     )
-    assert quiet.count("none of its heads has an effect") == 2
+    assert quiet.count("all heads without effect") == 2
+    narrow = to_svg(graph, look=Look(width=336))
+    assert narrow.count(">2 without effect<") == 2
+    for each in (picture, quiet, narrow):  # no name begins left of the picture; a letter of 11 px is 5.6 px wide
+        names = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="small end">([^<]*)', each)
+        assert len(names) == 2
+        assert all(5.6 * len(words) <= float(x) for x, words in names)
 
 
 def test_places_of_heads_are_the_same_at_all_checkpoints(small, three, apart):

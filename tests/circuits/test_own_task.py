@@ -119,7 +119,8 @@ def test_a_run_on_a_task_of_ones_own_is_analysed_in_python_and_on_the_command_li
     capsys.readouterr()
     for wrong, message in {
         str(code): "expected FILE.py:NAME",
-        f"{code}:Nothing": "has no Nothing",
+        f"{code}:FirstTokenTsk": "unknown task 'FirstTokenTsk'; did you mean 'FirstTokenTask'?",
+        f"{code}:np": "task is a module, which has no d_model, n_pos, n_labels, evaluations, train_batch, sample",
         f"{tmp_path / 'none.py'}:A": "there is no file",
     }.items():
         assert main(["circuit", str(path), "--task", wrong]) == 2
@@ -161,6 +162,13 @@ def shorter(self, corruption, n_pairs, seed=0):
         (
             changed(corrupted=shorter),
             "clean and corrupt inputs have shapes (20, 3, 8) and (20, 2, 8); expected the same",
+        ),
+        (changed(corrupted=lambda self, *_: 5), "Changed.corrupted(own): returns a int; expected clean and corrupt"),
+        (changed(corrupted=lambda self: 5), "Changed.corrupted(own): raises TypeError: "),
+        (changed(diagram_roles="first"), "Changed.diagram_roles is 'first'; expected several names"),
+        (
+            changed(diagram_roles=("first", "first")),
+            "is ('first', 'first'); expected several names, none of them twice",
         ),
         (changed(corrupted=lambda self, *_: (1, 2)), "the clean sequences are a int; expected a Batch"),
         (

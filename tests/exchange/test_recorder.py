@@ -236,6 +236,8 @@ def test_what_does_not_apply_is_said_in_one_line(recorded):
     ):
         with pytest.raises(UnrecognisedNetwork, match="network is none that circuit analyses know: parameters named"):
             act()
+    with pytest.raises(UnrecognisedNetwork, match=r"of others, give mi.open_run a build that makes the module$"):
+        mi.open_run(recorded.path).model(0)
     with pytest.raises(RunFileError, match=r"has no task; give one: mi.open_run\(path, task=your_task\)"):
         _ = recorded.task
     with pytest.raises(MechinterpError, match=r"unknown measure 'icl_accuracy'.*measures of sequences do not apply"):

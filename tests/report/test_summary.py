@@ -273,7 +273,7 @@ def test_variants_without_interventions_have_no_clamped_curve(tiny_config):
     free = pd.DataFrame({"icl_accuracy": [0.1, 0.2]}, index=[0, 2])
     tables = {("free", 0): free, ("clamped", 0): free.assign(clamped_icl_accuracy=[0.5, 0.6])}
     drawn = variant_curves(study, tables, "clamped_icl_accuracy")
-    assert {trace.name: list(trace.y) for trace in drawn.data} == {"free": [], "clamped": [0.5, 0.6]}
+    assert {trace.name: list(trace.y) for trace in drawn.data} == {"clamped": [0.5, 0.6]}
 
 
 def test_seeds_of_a_variant_stand_below_each_other_in_the_colour_of_its_curves(tiny_config):

@@ -17,7 +17,15 @@ from mechinterp.studies.cluster import cluster
 from mechinterp.studies.cost import spent
 from mechinterp.studies.jobs import jobs_of
 from mechinterp.studies.results import Results
-from mechinterp.studies.runner import compare, describe_spikes, measured, run_study, states, study_table
+from mechinterp.studies.runner import (
+    compare,
+    describe_guessing,
+    describe_spikes,
+    measured,
+    run_study,
+    states,
+    study_table,
+)
 from mechinterp.studies.study import Study
 from mechinterp.training.spikes import spikes_of
 from mechinterp.verification import verify
@@ -72,6 +80,19 @@ def test_the_table_and_the_page_say_which_runs_have_loss_spikes(tmp_path):
     assert f'<p class="note">{said}.</p>' in page
     assert '<th class="n">first spike</th>' in page
     assert describe_spikes(table.iloc[:1]) is None
+
+
+def test_transitions_to_guessing_are_told_from_those_beyond(tiny_config, tmp_path):
+    """Of the first study, every context has 3 labels: guessing among them is right in 1/3."""
+    ends = {"guesses": [0.33, 0.36], "at_chance": [0.25], "Learns": [0.37, 0.99]}
+    rows = [(name, True, after) for name, values in ends.items() for after in values] + [("none", False, None)]
+    table = pd.DataFrame(rows, columns=["variant", "transition", "after"])
+    study = Study.of("s", tiny_config, {name: {} for name in [*ends, "none"]}, [0], ["icl_accuracy"])
+    way = "no more than guessing among the 3 labels of the context (0.333)"
+    assert describe_guessing(study, table) == f"{way}: transitions of guesses, at_chance"
+    assert describe_guessing(study, table[table["variant"] == "Learns"]) is None
+    assert describe_guessing(study, table[table["variant"] == "none"]) is None
+    assert describe_guessing(Study.of("s", tiny_config, {"guesses": {}}, [0], ["cla"]), table[:2]) is None
 
 
 def test_one_worker_two_workers_and_a_plain_training_give_the_same_bits(study, done, tmp_path, monkeypatch):

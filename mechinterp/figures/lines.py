@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mechinterp.figures.style import DASHES, PALETTE, colours_of, styled
 from mechinterp.labels import measure_name
 
-SPIKE_COLOUR = "#D55E00"
+SPIKE_COLOUR = "#CC79A7"
 """Colour of the ticks that mark loss spikes."""
 
 

@@ -258,7 +258,7 @@ def test_the_command_lays_runs_over_each_other_and_writes_the_page_of_a_study(ti
     for arguments, message in (
         (study, "no run of it is done"),
         ([*study, str(paths[0])], "one of the two"),
-        ([*study, "--measure", "ila1"], "--measure goes with a run"),
+        ([*study, "--measure", "ila1"], "--measure and --task go with a run"),
         (["report", str(paths[0]), "--paper-scale"], "--paper-scale and --runs go with --study"),
     ):
         assert main(arguments) == 2

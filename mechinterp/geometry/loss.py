@@ -201,3 +201,17 @@ def training_sequences(task: Task, n: int, seed: int = 0) -> Batch:
     if "train" in task.evaluations:
         return task.sample("train", n, seed)
     return task.train_batch(BEYOND + seed, n)
+
+
+def sequence_blocks(n: int, count: int) -> list[Int[Tensor, "block m"]]:
+    """The indices of n sequences in `count` blocks of neighbours, whose sizes differ by one at most.
+
+    Blocks of one size are the rows of one tensor, so that they are computed together. MechinterpError for less than 2
+    blocks, which have no spread, and for more than there are sequences.
+    """
+    require_integer("the number of blocks", count, 2)
+    if count > n:
+        raise MechinterpError(f"{n} sequences make no {count} blocks; take more sequences, or fewer blocks")
+    m, longer = divmod(n, count)
+    first, rest = torch.arange(n).split([longer * (m + 1), n - longer * (m + 1)])
+    return [rows for rows in (first.view(longer, m + 1), rest.view(count - longer, m)) if len(rows)]

@@ -1,0 +1,148 @@
+"""The geometry of the loss over a run: numbers are those of the checkpoints, updates those of the file."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import mechinterp as mi
+from mechinterp.errors import MechinterpError
+from mechinterp.geometry import over_training
+from mechinterp.geometry.gradients import gradient_noise
+from mechinterp.geometry.hessian import hessian_trace, top_eigenvalues
+from mechinterp.geometry.loss import NetworkLoss
+from mechinterp.geometry.updates import update_norms
+
+STEPS = [0, 10, 20]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """A copy, beside which results are kept."""
+    return mi.open_run(shutil.copy(tiny_run.path, tmp_path_factory.mktemp("geometry") / "run.h5"))
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return mi.training_geometry(run, STEPS, n_sequences=64)
+
+
+def test_numbers_are_those_of_the_checkpoint(run, result):
+    assert list(result.table.index) == STEPS
+    row = result.table.loc[10]
+    loss = NetworkLoss.of_run(run, 10, n=64)
+    noise, trace = gradient_noise(loss), hessian_trace(loss)
+    spectrum = top_eigenvalues(loss, 2, tolerance=0.01)
+    expected = {
+        "gradient_norm": (noise.norm, noise.norm_error),
+        "gradient_squared_norm": (noise.squared_norm, noise.squared_norm_error),
+        "gradient_noise": (noise.noise, noise.noise_error),
+        "gradient_noise_scale": (noise.scale, noise.scale_error),
+        "hessian_trace": (trace.value, trace.error),
+        "hessian_top_1": (spectrum.top[0], spectrum.errors[0]),
+        "hessian_top_2": (spectrum.top[1], spectrum.errors[1]),
+        "hessian_low": (spectrum.low, spectrum.errors[2]),
+    }
+    for name, (value, error) in expected.items():
+        assert row[name] == pytest.approx(value, rel=1e-3, nan_ok=True), name  # in float32
+        assert row[f"{name}_error"] == pytest.approx(error, rel=1e-2, nan_ok=True), name
+    assert 0 < row["hessian_residual"] <= 0.01 * row["hessian_top_1"]
+
+
+def test_components_add_up(run, result):
+    parts = result.components[result.components["step"] == 10].set_index("component")
+    loss = NetworkLoss.of_run(run, 10, n=64)
+    assert list(parts.index) == [component.name for component in loss.components]
+    for name in ("gradient_squared_norm", "gradient_noise", "hessian_trace"):
+        assert parts[name].sum() == pytest.approx(result.table.loc[10, name], rel=1e-5)
+    component = loss.components[2]
+    assert parts.loc[component.name, "gradient_norm"] == pytest.approx(
+        gradient_noise(loss, loss.mask(component)).norm, rel=1e-4
+    )
+    assert not any("top" in column for column in parts)
+
+
+def test_update_norms_are_those_of_the_stored_weights(run, result):
+    before, after = run.weights(0), run.weights(10)
+    moved = {name: (after[name] - before[name]).double() for name in after}
+    total = float(torch.cat([value.flatten() for value in moved.values()]).norm())
+    size = float(torch.cat([value.double().flatten() for value in before.values()]).norm())
+    assert result.table.loc[10, "update_norm"] == pytest.approx(total / 10)
+    assert result.table.loc[10, "update_relative"] == pytest.approx(total / 10 / size)
+    assert np.isnan(result.table.loc[0, "update_norm"])
+    table = update_norms(run, [20, 0, 20]).set_index("component")
+    assert set(table["step"]) == {20}
+    moved = {name: (run.weights(20)[name] - before[name]).double() for name in after}
+    scores = [moved["blocks.1.attn.W_Q"], moved["blocks.1.attn.W_K"]]
+    expected = float(torch.cat([value.flatten() for value in scores]).norm()) / 20
+    assert table.loc["layer 2 QK", "norm"] == pytest.approx(expected)
+    squares = table["norm"] ** 2
+    assert squares.drop("all").sum() == pytest.approx(squares["all"])
+
+
+def test_parameters_that_begin_at_zero_have_no_relative_norm(run, monkeypatch):
+    changed = {"blocks.0.attn.W_Q": 2.0}
+    weights = {
+        0: {name: torch.zeros_like(value) for name, value in run.weights(0).items()},
+        20: {name: torch.full_like(value, changed.get(name, 0.0)) for name, value in run.weights(0).items()},
+    }
+    monkeypatch.setattr(run, "weights", weights.__getitem__)
+    table = update_norms(run, [0, 20]).set_index("component")
+    moved = table[table["norm"] > 0]
+    assert sorted(moved.index) == ["all", "layer 1 QK"]
+    assert np.isinf(moved["relative"]).all()
+    assert table.loc[table["norm"] == 0, "relative"].isna().all()
+
+
+def test_transitions_are_said():
+    """By the network's accuracy and by every column, of curves that are set by hand."""
+    steps = np.arange(0, 4100, 100)
+    rise = 1 / (1 + np.exp(-(steps - 2000) / 60))
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"hessian_trace": 10 + 300 * rise + rng.normal(size=41)}, pd.Index(steps, name="step"))
+    table["gradient_norm"] = rng.normal(size=41)
+    table["icl_accuracy"] = rise + 0.01 * rng.normal(size=41)
+    located = over_training.emergence_table(table, ["icl_accuracy", "hessian_trace", "gradient_norm"])
+    found = over_training.TrainingGeometry(table, pd.DataFrame(), located, "icl_accuracy")
+    assert located.loc["hessian_trace", "step"] == pytest.approx(2000, abs=30)
+    assert "hessian_trace: transition at step" in str(found)
+    assert "gradient_norm: no transition" in str(found)
+
+
+def test_a_checkpoint_is_computed_once(run, result, monkeypatch):
+    calls = []
+    original = over_training.checkpoint_geometry
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(over_training, "checkpoint_geometry", counted)
+    again = mi.training_geometry(run, STEPS, n_sequences=64)
+    assert not calls
+    pd.testing.assert_frame_equal(again.table, result.table)
+    pd.testing.assert_frame_equal(again.components, result.components)
+    mi.training_geometry(run, [0, 2], n_sequences=64)
+    assert len(calls) == 1
+
+
+def test_the_accuracy_is_that_of_the_network(run, result):
+    assert result.accuracy == "icl_accuracy"
+    expected = mi.measure(run, ["icl_accuracy"], steps=STEPS)["icl_accuracy"]
+    assert result.table["icl_accuracy"].tolist() == expected.tolist()
+    assert result.emergence.index[0] == "icl_accuracy"
+    assert "no transition: locating a transition needs 8 checkpoints" in str(result)
+
+
+def test_mistakes_are_named(run, tmp_path):
+    with pytest.raises(MechinterpError, match="update norms are of two checkpoints or more; 1 is given"):
+        mi.training_geometry(run, 20)
+    with pytest.raises(MechinterpError, match="16 sequences make no 32 blocks"):
+        mi.training_geometry(run, STEPS, n_sequences=16)
+    module = torch.nn.Linear(2, 2)
+    with mi.record(tmp_path / "x.h5", module) as recorder:
+        recorder(0)
+    with pytest.raises(MechinterpError, match="its loss is not known as a function"):
+        mi.training_geometry(mi.open_run(tmp_path / "x.h5"))

@@ -30,16 +30,21 @@ a_j = nβ h_j + γ, to first order:
 * chains that have not left θ* lower it: all directions are reached after the relaxation time of 2/(ε γ) steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import t as student
 from torch import Tensor
 
+from mechinterp.comparison.components import Component
 from mechinterp.errors import MechinterpError, NamedEnum, require_integer, require_number
-from mechinterp.geometry.loss import Loss
+from mechinterp.geometry.loss import Loss, NetworkLoss
+from mechinterp.geometry.updates import ALL
 from mechinterp.randomness import Stream, generator
 
 STEP = 0.5
@@ -196,6 +201,31 @@ def local_learning_coefficient(
         localisation=gamma,
         step_size=epsilon,
     )
+
+
+def llc_table(loss: NetworkLoss, components: Sequence[Component | None] = (None,), **options: Any) -> pd.DataFrame:
+    """λ̂ of a network, for None, and of components: a row each, with ``component`` (``all`` for None), ``llc``,
+    ``llc_error``, ``llc_linear``, ``llc_distance``, ``step_size``, ``r_hat`` and ``converged``.
+
+    Options are those of `local_learning_coefficient`.
+    """
+    rows = []
+    for component in components:
+        mask = None if component is None else loss.mask(component)
+        result = local_learning_coefficient(loss, mask=mask, **options)
+        rows.append(
+            {
+                "component": ALL if component is None else component.name,
+                "llc": result.value,
+                "llc_error": result.error,
+                "llc_linear": result.linear,
+                "llc_distance": result.distance,
+                "step_size": result.step_size,
+                "r_hat": result.r_hat,
+                "converged": result.converged,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def quadratic_llc(

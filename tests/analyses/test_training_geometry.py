@@ -49,6 +49,7 @@ def change_of(values: np.ndarray, error: float = 0.3):
         (STEPS / 250 + 2 * logistic(AT) + noise(0.3), False),  # too small a step on a drift
         (20 * logistic(AT + 1600) + noise(0.3), False),  # a step elsewhere
         (20 * logistic(AT - 1600) + noise(0.3), False),
+        (20 * logistic(AT) + 20 * logistic(AT + 1600) + noise(0.3), True),  # a second one elsewhere
         (noise(0.3), False),
         (20 * np.exp(-(((STEPS - AT) / 200) ** 2)) + noise(0.3), False),  # a bump: as before
     ],
@@ -76,6 +77,11 @@ def test_windows_elsewhere_keep_away_and_are_inside():
     assert change_of(STEPS / 100).elsewhere == pytest.approx(8)
     starts = [start for start in STEPS if start + 800 <= 2200 or (start >= 3800 and start + 800 <= 6000)]
     assert change_of(STEPS / 100).windows == len(starts)
+
+
+def test_windows_begin_or_end_at_measured_steps():
+    values = pd.Series(1.0, [0, 1300, 3000, 6000])
+    assert change_at(values, 0 * values, 3000.0, 400.0).windows == 4  # from 0, 500, 1,300 and 5,200
 
 
 def test_a_transition_at_the_edge_says_nothing():

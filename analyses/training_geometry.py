@@ -64,16 +64,20 @@ QUANTITIES = {
     "hessian_top": "largest eigenvalue of the Hessian",
 }
 N_CURVATURE = 256
-"""Sequences for trace and largest eigenvalue."""
+"""Sequences for trace and largest eigenvalue; a quarter where a network is trained at all positions."""
+OTHER_SEQUENCES = "other sequences"
 SETTINGS: dict[str, dict[str, float]] = {
     "as in the curves": {},
     "γ / 3": {"localisation": 1 / 3},
-    "3 γ": {"localisation": 3.0},
+    "3 γ": {"localisation": 3},
     "nβ / 3": {"inverse_temperature": 1 / 3},
-    "3 nβ": {"inverse_temperature": 3.0},
-    "ε / 2": {"step_size": 0.5},
+    "3 nβ": {"inverse_temperature": 3},
+    "ε / 2": {"step_size": 1 / 2},
+    "2 m": {"batch": 2},
+    OTHER_SEQUENCES: {},
 }
-"""Settings of the sensitivity table, as factors of those of the curves."""
+"""Settings of the sensitivity table, as factors of those of the curves: of the localisation γ, the inverse temperature
+nβ, the step size ε and the minibatch m."""
 
 
 @dataclass(frozen=True)
@@ -204,19 +208,23 @@ class TrainingGeometry(RunAnalysis):
         self.write(draw(subjects, curves), "training_geometry")
 
     def _options(self, run: Run) -> dict[str, Any]:
-        batch = self.batch // 4 if run.config.training.loss_at == "all" else self.batch
+        batch = self.batch // positions_share(run)
         options = {"localisation": self.localisation, "chains": self.chains, "draws": self.draws}
         return options | {"burn_in": self.burn_in, "batch": batch}
 
     def _llc(self, run: Run, step: int, *, components: bool = False, **options: Any) -> pd.DataFrame:
-        """λ̂ of a checkpoint, or of its components (heads together); the step is the seed of the chains."""
+        """λ̂ of a checkpoint, or of its components (heads together); the step is the seed of the chains.
+
+        The option `sequences` is the seed of the sequences, 0 by default.
+        """
+        arguments = {"n": self.n_sequences, "seed": step, "components": components, **options}
+        sequences = options.pop("sequences", 0)
 
         def measured() -> pd.DataFrame:
-            loss = NetworkLoss.of_run(run, step, self.n_sequences, dtype=torch.float32)
+            loss = NetworkLoss.of_run(run, step, self.n_sequences, sequences, torch.float32)
             parts = components_of(loss.config, heads_apart=False) if components else [None]
             return llc_table(loss, parts, seed=step, **options)
 
-        arguments = {"n": self.n_sequences, "seed": step, "components": components, **options}
         cache = TableCache(run.path, run.network_config, "llc", "mechinterp.geometry.llc", arguments)
         return kept(cache, run.digest(step), measured)
 
@@ -250,10 +258,13 @@ class TrainingGeometry(RunAnalysis):
         for setting, factors in SETTINGS.items():
             sides = []
             for step in subject.before_and_after():
-                options = {"inverse_temperature": self.n_sequences / np.log(self.n_sequences), **self._options(run)}
+                usual = self._options(run)
+                options: dict[str, Any] = usual | {"sequences": 1} if setting == OTHER_SEQUENCES else dict(usual)
+                if "inverse_temperature" in factors:
+                    options["inverse_temperature"] = self.n_sequences / np.log(self.n_sequences)
                 if "step_size" in factors:
-                    options["step_size"] = float(self._llc(run, step, **self._options(run))["step_size"].iloc[0])
-                options |= {name: options[name] * factor for name, factor in factors.items()}
+                    options["step_size"] = float(self._llc(run, step, **usual)["step_size"].iloc[0])
+                options |= {name: type(options[name])(options[name] * by) for name, by in factors.items()}
                 sides.append(self._llc(run, step, **options))
             before, after = (side.iloc[0] for side in sides)
             change, error = after["llc"] - before["llc"], hypot(after["llc_error"], before["llc_error"])
@@ -272,17 +283,24 @@ def kept(cache: TableCache, digest: str, table: Callable[[], pd.DataFrame]) -> p
     return cache.tables[digest]
 
 
+def positions_share(run: Run) -> int:
+    """By how much fewer sequences a network is measured that is trained at all positions, of which all count."""
+    return 4 if run.config.training.loss_at == "all" else 1
+
+
 def curvature_at(run: Run, step: int) -> pd.DataFrame:
     """Trace and largest eigenvalue of a network's Hessian, with standard errors: one row."""
 
+    n = N_CURVATURE // positions_share(run)
+
     def measured() -> pd.DataFrame:
-        loss = NetworkLoss.of_run(run, step, N_CURVATURE, dtype=torch.float32)
+        loss = NetworkLoss.of_run(run, step, n, dtype=torch.float32)
         trace, spectrum = hessian_trace(loss, probes=2), top_eigenvalues(loss, tolerance=0.02, max_steps=40)
         top, error = float(spectrum.top[0]), float(spectrum.errors[0])
         row = {"hessian_trace": trace.value, "hessian_trace_error": trace.error}
         return pd.DataFrame([row | {"hessian_top": top, "hessian_top_error": error}])
 
-    cache = TableCache(run.path, run.network_config, "curvature", "mechinterp.geometry.hessian", {"n": N_CURVATURE})
+    cache = TableCache(run.path, run.network_config, "curvature", "mechinterp.geometry.hessian", {"n": n})
     return kept(cache, run.digest(step), measured)
 
 

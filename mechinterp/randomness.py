@@ -26,6 +26,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 3
     CORRUPTION = 4
     NOVEL = 5
+    LANGEVIN = 6
     EVALUATION = 16
 
 

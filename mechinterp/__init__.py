@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mechinterp.exchange.recorder import Schedule as Schedule
     from mechinterp.exchange.recorder import record as record
     from mechinterp.exchange.tables import write_table as write_table
+    from mechinterp.geometry.llc import local_learning_coefficient as local_learning_coefficient
     from mechinterp.geometry.over_training import training_geometry as training_geometry
     from mechinterp.measures import Observation as Observation
     from mechinterp.measures import Requirement as Requirement

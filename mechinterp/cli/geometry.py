@@ -19,6 +19,8 @@ class Geometry:
     """The number of largest eigenvalues of the Hessian."""
     components: bool = False
     """A row for every component of the network, instead of one for all parameters."""
+    llc: bool = False
+    """The local learning coefficient too, which takes several times as long."""
     task: OwnTask = None
     csv: bool = False
     """Print comma-separated values, with standard errors."""
@@ -34,6 +36,7 @@ class Geometry:
             self.steps or None,
             n_sequences=self.n_sequences,
             eigenvalues=self.eigenvalues,
+            llc=self.llc,
             progress=True,
         )
         table = found.components.set_index("step") if self.components else found.table

@@ -20,8 +20,9 @@ _TITLES = {
     "hessian_trace": "trace of the Hessian",
     "hessian": "eigenvalues of the Hessian",
     "update_norm": "update norm (per step)",
+    "llc": "local learning coefficient",
 }
-_LEFT_OUT = ("_error", "_residual", "_relative", "_squared_norm", "_noise")
+_LEFT_OUT = ("_error", "_residual", "_r_hat", "_relative", "_squared_norm", "_noise")
 """Ends of the names of columns that are not drawn."""
 
 

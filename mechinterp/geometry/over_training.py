@@ -3,13 +3,14 @@
     gradient_norm, gradient_squared_norm, gradient_noise, gradient_noise_scale     `geometry.gradients`
     hessian_trace, hessian_top_1, …, hessian_low, hessian_residual                  `geometry.hessian`
     update_norm, update_relative                                                    `geometry.updates`
+    llc, llc_r_hat                                                                  `geometry.llc`
 
 All are of the training loss on one fixed set of sequences of the training distribution, which training has not drawn
 (`geometry.loss`), in float32, as training is. The error of an eigenvalue is √(standard error² + residual²), as Lanczos'
 method ends where residuals are `TOLERANCE` of the largest; ``hessian_residual`` is the largest residual.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from mechinterp.emergence import Emergence, describe, locate_or_say_why
 from mechinterp.errors import MechinterpError
 from mechinterp.geometry.gradients import gradient_moments
 from mechinterp.geometry.hessian import hessian_diagonal, top_eigenvalues
+from mechinterp.geometry.llc import llc_table
 from mechinterp.geometry.loss import NetworkLoss
 from mechinterp.geometry.updates import ALL, update_norms
 from mechinterp.measures.table import main_column, measure
@@ -67,6 +69,7 @@ def training_geometry(
     n_sequences: int = 512,
     eigenvalues: int = 2,
     probes: int = 4,
+    llc: bool = False,
     seed: int = 0,
     keep: bool = True,
     progress: bool = False,
@@ -74,40 +77,66 @@ def training_geometry(
     """The geometry of the training loss at every saved step of a run, or at the given ones.
 
     Of `n_sequences` sequences (32 or more), with so many of the largest `eigenvalues`, and `probes` of the Hessian's
-    trace for each of 32 minibatches. Another `seed` draws other sequences and probes. With `keep`, results of
-    checkpoints are read from and kept in the folder ``RUN.cache`` beside the run file. MechinterpError for a run
-    without a task or `Network`, and for less than 2 steps.
+    trace for each of 32 minibatches; with `llc` also the local learning coefficient, of the network and of every
+    component, with the default settings of `geometry.llc`, which takes as long again for each of them. Another `seed`
+    draws other sequences, probes and chains. With `keep`, results of checkpoints are read from and kept in the folder
+    ``RUN.cache`` beside the run file. MechinterpError for a run without a task or `Network`, and for less than 2 steps.
     """
     wanted = sorted(set(run.chosen_steps(steps)))
     if not run.can_be_analysed:
         raise MechinterpError(f"{run.path}: its loss is not known as a function: {run.why_not_analysed}")
     with torch_threads(1):
         updates = update_norms(run, wanted).rename(columns={"norm": "update_norm", "relative": "update_relative"})
-        arguments = {"n_sequences": n_sequences, "eigenvalues": eigenvalues, "probes": probes, "seed": seed}
-        kept = TableCache(run.path, run.network_config, "geometry", __name__, arguments, keep=keep)
-        tables = []
-        try:
-            for step in tracked(wanted, "checkpoint", shown=progress):
-                digest = run.digest(step)
-                if digest not in kept.tables:
-                    loss = NetworkLoss.of_run(run, step, n_sequences, seed, torch.float32)
-                    kept.add(digest, checkpoint_geometry(loss, eigenvalues=eigenvalues, probes=probes, seed=seed))
-                tables.append(kept.tables[digest].assign(step=step))
-        finally:
-            kept.save()
+        arguments = {"eigenvalues": eigenvalues, "probes": probes}
+        rows = _by_step(run, wanted, "geometry", checkpoint_geometry, arguments, n_sequences, seed, keep, progress)
+        rows = rows.merge(updates, how="left", on=["step", "component"])
+        if llc:
+            found = _by_step(run, wanted, "llc", _all_llc, {}, n_sequences, seed, keep, progress)
+            rows = rows.merge(found, how="left", on=["step", "component"])
         accuracy = main_column(run)
         measured = measure(run, [accuracy], steps=wanted)[accuracy]
-    rows = pd.concat(tables, ignore_index=True).merge(updates, how="left", on=["step", "component"])
     whole = rows[rows["component"] == ALL].drop(columns="component").set_index("step").assign(**{accuracy: measured})
     parts = rows[rows["component"] != ALL].dropna(axis="columns", how="all").reset_index(drop=True)
     parts = parts[["step", "component", *parts.columns.difference(["step", "component"], sort=False)]]
     names = [
         accuracy,
-        *(name for name in whole if name != accuracy and not str(name).endswith(("_error", "_residual"))),
+        *(name for name in whole if name != accuracy and not str(name).endswith(("_error", "_residual", "_r_hat"))),
     ]
     located = {name: _located(pd.Series(whole[name])).to_dict() for name in names}
     emergence = pd.DataFrame.from_dict(located, orient="index").rename_axis("measure")
     return TrainingGeometry(whole, parts, emergence, accuracy)
+
+
+def _by_step(
+    run: Run,
+    steps: list[int],
+    name: str,
+    function: Callable[..., pd.DataFrame],
+    arguments: dict[str, int],
+    n_sequences: int,
+    seed: int,
+    keep: bool,
+    progress: bool,
+) -> pd.DataFrame:
+    """The tables that a function makes of the losses at some steps, below each other; kept under a name."""
+    about = {"n_sequences": n_sequences, "seed": seed, **arguments}
+    kept, tables = TableCache(run.path, run.network_config, name, __name__, about, keep=keep), []
+    try:
+        for step in tracked(steps, "checkpoint", shown=progress):
+            digest = run.digest(step)
+            if digest not in kept.tables:
+                loss = NetworkLoss.of_run(run, step, n_sequences, seed, torch.float32)
+                kept.add(digest, function(loss, seed=seed, **arguments))
+            tables.append(kept.tables[digest].assign(step=step))
+    finally:
+        kept.save()
+    return pd.concat(tables, ignore_index=True)
+
+
+def _all_llc(loss: NetworkLoss, *, seed: int) -> pd.DataFrame:
+    """The local learning coefficient of the network and of every component."""
+    table = llc_table(loss, (None, *loss.components), seed=seed)
+    return table[["component", "llc", "llc_error", "r_hat"]].rename(columns={"r_hat": "llc_r_hat"})
 
 
 def _located(curve: pd.Series) -> Emergence:

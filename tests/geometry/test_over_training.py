@@ -13,6 +13,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.geometry import over_training
 from mechinterp.geometry.gradients import gradient_noise
 from mechinterp.geometry.hessian import hessian_trace, top_eigenvalues
+from mechinterp.geometry.llc import llc_table
 from mechinterp.geometry.loss import NetworkLoss
 from mechinterp.geometry.updates import _square, update_norms
 from tests.comparison.test_transplants import CONFIGS
@@ -181,3 +182,30 @@ def test_mistakes_are_named(run, tmp_path):
         recorder(0)
     with pytest.raises(MechinterpError, match="its loss is not known as a function"):
         mi.training_geometry(mi.open_run(tmp_path / "x.h5"))
+
+
+def test_the_local_learning_coefficient_is_that_of_the_checkpoint(run, monkeypatch):
+    calls = []
+
+    def few(loss, components, seed):
+        calls.append(len(components))
+        return llc_table(loss, components[:2], chains=2, draws=6, burn_in=1, batch=None, seed=seed)
+
+    monkeypatch.setattr(over_training, "llc_table", few)
+    found = mi.training_geometry(run, [10, 20], n_sequences=32, llc=True)
+    loss = NetworkLoss.of_run(run, 10, n=32, dtype=torch.float32)
+    assert calls == [1 + len(loss.components)] * 2
+    whole, first = llc_table(loss, (None, loss.components[0]), chains=2, draws=6, burn_in=1, batch=None).to_dict(
+        "records"
+    )
+    for name, expected in (("llc", "llc"), ("llc_error", "llc_error"), ("llc_r_hat", "r_hat")):
+        assert found.table.loc[10, name] == pytest.approx(whole[expected])
+        row = found.components.query("step == 10").iloc[0]
+        assert row[name] == pytest.approx(first[expected])
+    assert "llc" in found.emergence.index
+    assert not {"llc_error", "llc_r_hat"} & {*found.emergence.index}
+    mi.training_geometry(run, [10, 20], n_sequences=32, llc=True)
+    assert len(calls) == 2  # kept
+    assert "llc" not in mi.training_geometry(run, [10, 20], n_sequences=32).table
+    titles = [each.text for each in mi.figures.geometry_curves(found).layout.annotations]
+    assert "local learning coefficient" in titles

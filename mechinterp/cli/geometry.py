@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mechinterp.cli.common import Json, RunPath, print_result, require_one_form
+from mechinterp.cli.common import Json, RunPath, Step, print_result, require_one_form
 from mechinterp.cli.own_task import OwnTask, own_task
 
 
@@ -11,8 +11,8 @@ class Geometry:
     """Gradients, their noise, the Hessian and update norms at every checkpoint: does the loss change its shape?"""
 
     run: RunPath
-    steps: tuple[int, ...] = ()
-    """Saved steps; by default all."""
+    steps: tuple[Step, ...] = ()
+    """Saved steps, also first and last; by default all."""
     n_sequences: int = 512
     """Sequences of the training distribution; 32 or more."""
     eigenvalues: int = 2

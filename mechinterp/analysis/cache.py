@@ -4,15 +4,16 @@ The key of a table is the digest of the weights, with the analysis, its argument
 analysed twice, and tables of other weights or of changed code are not used.
 """
 
-import ast
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pandas as pd
@@ -63,34 +64,53 @@ def code_digest(home: str) -> str:
     return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 
+_IMPORTS = re.compile(
+    r"^[ \t]*(?:from[ \t]+(?P<home>[\w.]+)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n]*)"
+    r"|import[ \t]+(?P<modules>[^\n]*))",
+    re.MULTILINE,
+)
+"""A statement that imports. What only looks like one, in a docstring, does no harm: a digest then covers more code."""
+_NAMES = re.compile(r"([\w.]+)(?:[ \t]+as[ \t]+\w+)?")
+
+
 @cache
 def imported_modules(home: str) -> frozenset[str]:
-    """A module and all that it imports of its package and of mechinterp, directly or indirectly, by their sources."""
+    """A module, or all modules of a package, and all that these import of their package and of mechinterp, directly or
+    indirectly, by their sources: nothing is imported."""
     packages, reached, waiting = {home.partition(".")[0], "mechinterp"}, set[str](), [home]
+    if (file := _file(home)) and file.name == "__init__.py":
+        waiting += [f"{home}.{module.name}" for module in iter_modules([str(file.parent)])]
     while waiting:
         module = waiting.pop()
         if module in reached or not _source(module):
             continue
         reached.add(module)
-        for node in ast.walk(ast.parse(_source(module))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in packages:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] in packages]
+        for found in _IMPORTS.finditer(_source(module)):
+            names = _NAMES.findall(found["names"] or found["modules"] or "")
+            if found["home"]:
+                names = [found["home"], *(f"{found['home']}.{name}" for name in names)]
+            waiting += [name for name in names if name.partition(".")[0] in packages]
     return frozenset(reached)
 
 
 @cache
 def _source(module: str) -> str:
-    """The source text of a module; empty for a name that is no module.
+    """The source text of a module; empty for a name that is no module."""
+    file = _file(module)
+    return file.read_text(encoding="utf-8") if file else ""
 
-    What a module contains is not looked for: that would import it, and with `models.hooked` TransformerLens.
-    """
+
+def _file(module: str) -> Path | None:
+    """The file of a module, by its name; None for a name that is no module, as ``__main__`` of a notebook."""
+    top, *rest = module.split(".")
     try:
-        above = find_spec(module.rpartition(".")[0]) if "." in module else None
-        if above and above.submodule_search_locations is None:
-            return ""
-        spec = find_spec(module)
-    except (ModuleNotFoundError, ValueError):  # __main__ of a notebook has no file
-        return ""
-    return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        spec = find_spec(top)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    if not rest:
+        return Path(spec.origin)
+    place = Path(spec.origin).parent.joinpath(*rest)
+    candidates = [place.with_name(f"{place.name}.py"), place / "__init__.py"]
+    return next((file for file in candidates if spec.submodule_search_locations and file.is_file()), None)

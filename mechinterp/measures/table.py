@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from mechinterp.analysis.cache import TableCache
 from mechinterp.config import ModelConfig
 from mechinterp.errors import MechinterpError, UnknownNameError, require_integer, unknown_name
 from mechinterp.interventions.forward import ForwardInterventions
@@ -37,6 +39,11 @@ class Column:
     def module(self) -> str:
         """The module of the measure."""
         return self.measure.compute.__module__
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the measure is one of this package."""
+        return self.module.startswith(f"{__package__}.")
 
     def value(self, seen: Observation) -> float:
         """The measure of an observation; anything but one number raises MechinterpError."""
@@ -93,6 +100,7 @@ def measure(
     n_sequences: int = 1000,
     seed: int = 0,
     reference: int | str = "first",
+    keep: bool = True,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Progress measures of a run: one row per checkpoint (index ``step``), one column per measure.
@@ -101,8 +109,9 @@ def measure(
     others). By default all measures that apply and all saved steps, and ``spikes``, ``spike_step`` and
     ``spike_height``, the loss spikes of training since the checkpoint before (`training.spikes`). Of a run that was
     trained elsewhere, also the numbers that were recorded, and measures of the weights alone (`measures.weights`);
-    measures of sequences need its task, and a network that is known. An unknown name or step raises. `progress` shows
-    how far it is.
+    measures of sequences need its task, and a network that is known. An unknown name or step raises. With `keep`,
+    values of the built-in measures are read from and kept in the folder ``RUN.cache`` beside the run file
+    (`analysis.cache`), so that none is computed twice. `progress` shows how far it is.
 
     In place of names, `{"accuracy": f}` takes functions of one's own (`measures.functions`): f(model) of the model at a
     step, or f(model, other) of it and the model at the `reference`: a step, or the ``first``, ``last`` or ``previous``
@@ -120,7 +129,7 @@ def measure(
         return measure_functions(run, names, wanted, reference, progress=progress)
     if names is not None and not isinstance(names, Sequence):
         raise MechinterpError(f"names is {names!r}; expected a measure, several, or a mapping of names to functions")
-    return _table(run, [names] if isinstance(names, str) else names, wanted, n_sequences, seed, progress)
+    return _table(run, [names] if isinstance(names, str) else names, wanted, n_sequences, seed, keep, progress)
 
 
 def require_measures(run: Run, names: Sequence[str] | None) -> tuple[list[Column], list[str]]:
@@ -137,16 +146,15 @@ def require_measures(run: Run, names: Sequence[str] | None) -> tuple[list[Column
 
 @torch_defaults()
 def _table(
-    run: Run, names: Sequence[str] | None, steps: list[int], n_sequences: int, seed: int, progress: bool
+    run: Run, names: Sequence[str] | None, steps: list[int], n_sequences: int, seed: int, keep: bool, progress: bool
 ) -> pd.DataFrame:
     """The table of the named measures, or of all, at some steps."""
     metrics = run.metrics
     columns, further = require_measures(run, names)
-    evaluations = dict.fromkeys(column.evaluation for column in columns)
-    batches = {evaluation: run.task.sample(evaluation, n_sequences, seed) for evaluation in evaluations}
+    measured = _measured(run, steps, columns, n_sequences, seed, keep, progress) if columns else {}
     rows = list[dict[str, float]]()
-    for step in tracked(steps, "checkpoint", shown=progress):
-        rows.append(_row(run, step, columns, batches) if columns else {})
+    for step in steps:
+        rows.append(measured.get(step, {}))
         if any(name in WEIGHT_MEASURES for name in further):
             first, before = run.steps[0], max((stored for stored in run.steps if stored < step), default=step)
             rows[-1] |= weight_measures(*(run.weights(at) for at in (step, first, before)))
@@ -170,11 +178,39 @@ def _selected(run: Run, further: list[str], names: Sequence[str] | None) -> list
     return columns_of(run, list(dict.fromkeys(name.removeprefix("clamped_") for name in names))) if names else []
 
 
+def _measured(
+    run: Run, steps: list[int], columns: list[Column], n_sequences: int, seed: int, keep: bool, progress: bool
+) -> dict[int, dict[str, float]]:
+    """All columns, and those of the same name under clamps, by step; those that have been kept are not computed."""
+    arguments, batches = {"n_sequences": n_sequences, "seed": seed}, dict[str, Batch]()
+    kept, rows = TableCache(run.path, run.network_config, "measures", __package__, arguments, keep=keep), {}
+    names = [column.name for column in columns]
+    wanted = [*names, *(f"clamped_{name}" for name in names if run.has_clamps)]
+    try:
+        for step in tracked(steps, "checkpoint", shown=progress):
+            key = f"{run.digest(step)}, step {step}" if run.has_clamps else run.digest(step)
+            row: dict[str, Any] = kept.tables[key].iloc[0].to_dict() if key in kept.tables else {}
+            if missing := [column for column in columns if column.name not in row]:
+                for evaluation in {column.evaluation for column in missing} - batches.keys():
+                    batches[evaluation] = run.task.sample(evaluation, n_sequences, seed)
+                row |= _row(run, step, missing, batches)
+                own = {column.name for column in columns if not column.is_built_in}
+                if any(column.name not in own for column in missing):
+                    built_in = {name: row[name] for name in row if name.removeprefix("clamped_") not in own}
+                    kept.add(key, pd.DataFrame([built_in]))
+            rows[step] = {name: row[name] for name in wanted}
+    finally:
+        kept.save()
+    return rows
+
+
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:
     """All columns at one step, by name; one forward pass per evaluation set."""
     network, released, clamped = run.network(step), {}, {}
     for evaluation, batch in batches.items():
         selected = [column for column in columns if column.evaluation == evaluation]
+        if not selected:
+            continue
         hooks = {hook for column in selected for hook in column.measure.hooks}
         with torch.no_grad():
             seen = observe(network, batch, hooks, task=run.task)

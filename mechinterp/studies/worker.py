@@ -118,7 +118,7 @@ def _table(run: Run, path: Path, digest: str | None) -> tuple[pd.DataFrame | Non
     missing, changed or out of date.
     """
     if run.steps[0] == 0:
-        table = measure(run)
+        table = measure(run, keep=False)
         return table, len(table), write_table(path, table)
     table = read_table(path, digest)
     current = table is not None and table.index[-1:].tolist() == run.steps[-1:]
@@ -181,9 +181,9 @@ def clock(config: dict[str, Any]) -> dict[str, Any]:
         brief = timed.updated({"training.steps": 0, "training.warmup_steps": 0, "checkpoints.at": []})
         run = train(brief, Path(folder) / "run.h5", progress=False)
         written = time.monotonic() - started
-        measure(run)  # compilation and caches
+        measure(run, keep=False)  # compilation and caches
         first, started = time.process_time(), time.monotonic()
-        measure(run)
+        measure(run, keep=False)
         seconds = time.monotonic() - started
         return {
             "checkpoint": seconds,

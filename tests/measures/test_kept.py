@@ -4,11 +4,11 @@ import shutil
 
 import pandas as pd
 import pytest
-import torch
 
 import mechinterp as mi
 from mechinterp.analysis import cache
 from mechinterp.measures import table as tables
+from mechinterp.models.registry import parameter_shapes
 
 
 @pytest.fixture
@@ -53,6 +53,8 @@ def test_measures_that_are_missing_are_added(run, seen):
     assert len(seen) == 2
     mi.measure(run, ["iwl_loss", "ila1"], n_sequences=20, steps=4)
     assert len(seen) == 2
+    mi.measure(run, ["iwl_loss", "ila1", "icl_loss"], n_sequences=20, steps=[6, 4])
+    assert len(seen) == 5  # two sets at step 6, and at step 4 the one that lacks a measure
 
 
 def test_other_sequences_weights_and_code_are_measured(run, seen, monkeypatch, tiny_config):
@@ -94,16 +96,16 @@ def test_measures_of_ones_own_are_not_kept(run, seen):
 
 
 def test_measures_under_clamps_are_those_of_the_step(tiny_config, tmp_path, seen):
-    """At a learning rate of 0 all checkpoints have the same weights, and the clamp acts in some of them only."""
+    """All weights are frozen, so that all checkpoints are the same, and the clamp acts in some of them only."""
     clamp = {"kind": "clamp", "layer": 0, "pattern": "previous_token", "start": 4, "stop": 9}
-    config = tiny_config.updated({"training.learning_rate": 1e-30, "training.steps": 12, "interventions": [clamp]})
-    run = mi.train(config, tmp_path / "clamped.h5", progress=False)
+    freeze = {"kind": "freeze", "parameters": [*parameter_shapes(tiny_config)]}
+    run = mi.train(tiny_config.updated({"interventions": [clamp, freeze]}), tmp_path / "clamped.h5", progress=False)
+    assert run.digest(0) == run.digest(6)
     fresh = mi.measure(run, ["ila1"], n_sequences=20, keep=False)
     for _ in range(2):
         pd.testing.assert_frame_equal(mi.measure(run, ["ila1"], n_sequences=20), fresh, check_exact=True)
     assert fresh.loc[6, "clamped_ila1"] == pytest.approx(1.0)
     assert fresh.loc[0, "clamped_ila1"] != pytest.approx(1.0)
-    assert torch.equal(run.weights(0)["blocks.0.attn.W_V"], run.weights(6)["blocks.0.attn.W_V"])
 
 
 def test_a_damaged_file_is_replaced(run, seen):

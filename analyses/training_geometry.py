@@ -382,7 +382,7 @@ def write(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
 def draw(subjects: Mapping[str, Subject], curves: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Accuracy and the quantities over steps, a column for every group, with the transition of its first run shaded."""
     groups = list(dict.fromkeys(subject.group for subject in subjects.values()))
-    names = {"accuracy": "accuracy", **QUANTITIES}
+    names = {"accuracy": "accuracy", "llc": "λ̂", "hessian_trace": "Hessian: trace", "hessian_top": "largest eigenvalue"}
     figure = make_subplots(
         rows=len(names), cols=len(groups), shared_xaxes="columns", subplot_titles=groups, vertical_spacing=0.04
     )

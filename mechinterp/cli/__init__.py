@@ -18,6 +18,7 @@ from mechinterp.cli.comparison import Interpolate, Transplant
 from mechinterp.cli.configs import ConfigCheck, ConfigShow
 from mechinterp.cli.exchange import Export, Import
 from mechinterp.cli.folder import Compare, Runs, Start
+from mechinterp.cli.geometry import Geometry
 from mechinterp.cli.help import Completion, Version, described, overview, spelled
 from mechinterp.cli.info import Info
 from mechinterp.cli.parsing import parse
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, type] = {
     "transplant": Transplant,
     "interpolate": Interpolate,
     "sufficiency": Sufficiency,
+    "geometry": Geometry,
     "report": Report,
     "import": Import,
     "export": Export,

@@ -20,6 +20,7 @@ from mechinterp.figures.analysed import (
     paths,
     qk_ov,
 )
+from mechinterp.figures.geometry import geometry_curves
 from mechinterp.figures.lines import SPIKE_COLOUR, aligned_curves, curves, trajectories
 from mechinterp.figures.maps import attention_map, block_map, token_names
 from mechinterp.figures.measured import (
@@ -58,6 +59,7 @@ __all__ = [
     "curves",
     "emergence",
     "formation_curves",
+    "geometry_curves",
     "head_name",
     "interactions",
     "loss",

@@ -5,17 +5,19 @@
     update_norm, update_relative                                                    `geometry.updates`
 
 All are of the training loss on one fixed set of sequences of the training distribution, which training has not drawn
-(`geometry.loss`), in float32, as training is. ``hessian_residual`` is the largest residual of the eigenvalues.
+(`geometry.loss`), in float32, as training is. The error of an eigenvalue is √(standard error² + residual²), as Lanczos'
+method ends where residuals are `TOLERANCE` of the largest; ``hessian_residual`` is the largest residual.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
 from mechinterp.analysis.cache import TableCache
-from mechinterp.emergence import describe, emergence_table
+from mechinterp.emergence import Emergence, describe, locate_or_say_why
 from mechinterp.errors import MechinterpError
 from mechinterp.geometry.gradients import gradient_moments
 from mechinterp.geometry.hessian import hessian_diagonal, top_eigenvalues
@@ -40,7 +42,7 @@ class TrainingGeometry:
     components: pd.DataFrame
     """A row per step and component: ``step``, ``component``, and all quantities but eigenvalues."""
     emergence: pd.DataFrame
-    """A row per quantity, and first for the accuracy: its transition, or why there is none (`emergence_table`)."""
+    """A row per quantity, and first for the accuracy: its transition, or why there is none, as in `emergence_table`."""
     accuracy: str
     """The measure that is the network's accuracy."""
 
@@ -103,7 +105,17 @@ def training_geometry(
         accuracy,
         *(name for name in whole if name != accuracy and not str(name).endswith(("_error", "_residual"))),
     ]
-    return TrainingGeometry(whole, parts, emergence_table(whole, names), accuracy)
+    located = {name: _located(pd.Series(whole[name])).to_dict() for name in names}
+    emergence = pd.DataFrame.from_dict(located, orient="index").rename_axis("measure")
+    return TrainingGeometry(whole, parts, emergence, accuracy)
+
+
+def _located(curve: pd.Series) -> Emergence:
+    """The transition of a quantity; one that some steps lack, after the first, has none that is known."""
+    missing = int(curve.iloc[1:].isna().sum())
+    if missing:
+        return Emergence(transition=False, reason=f"it is not resolved at {missing} of {len(curve)} steps")
+    return locate_or_say_why(curve)
 
 
 def checkpoint_geometry(loss: NetworkLoss, *, eigenvalues: int = 2, probes: int = 4, seed: int = 0) -> pd.DataFrame:
@@ -121,7 +133,8 @@ def checkpoint_geometry(loss: NetworkLoss, *, eigenvalues: int = 2, probes: int 
         rows.append({**row, "hessian_trace": trace.value, "hessian_trace_error": trace.error})
     spectrum = top_eigenvalues(loss, eigenvalues, tolerance=TOLERANCE, seed=seed)
     names = [*(f"hessian_top_{number}" for number in range(1, eigenvalues + 1)), "hessian_low"]
-    for name, value, error in zip(names, spectrum.values.tolist(), spectrum.errors.tolist(), strict=True):
+    errors = np.hypot(spectrum.errors, spectrum.residuals).tolist()
+    for name, value, error in zip(names, spectrum.values.tolist(), errors, strict=True):
         rows[0] |= {name: value, f"{name}_error": error}
     rows[0]["hessian_residual"] = float(spectrum.residuals.max())
     return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ import pytest
 import mechinterp as mi
 from mechinterp import figures
 from mechinterp.emergence import emergence_table
+from mechinterp.geometry.over_training import TrainingGeometry
 from mechinterp.models.forward import run_with_cache
 
 STEPS = np.arange(0, 2000, 40)
@@ -173,3 +174,27 @@ def test_no_two_measures_of_one_figure_share_a_colour():
     colours = figures.colours_of(names)
     assert len(set(colours)) == len(names)
     assert colours[1] == figures.COLOURS["icl_accuracy"] != colours[0]
+
+
+def test_the_geometry_has_bands_of_errors_and_the_transition_of_the_accuracy():
+    noisy = pd.DataFrame({"hessian_top_1": np.linspace(1, 2, len(STEPS))}, pd.Index(STEPS, name="step"))
+    noisy["hessian_top_1_error"], noisy["hessian_low"], noisy["hessian_low_error"] = 0.1, -1.0, 0.2
+    noisy["gradient_noise_scale"], noisy["gradient_noise_scale_error"] = np.where(STEPS == 400, np.nan, 5.0), 1.0
+    noisy["hessian_residual"], noisy["update_norm"], noisy["icl_accuracy"] = 0.01, 2.0, rising(1000)
+    located = emergence_table(noisy, ["icl_accuracy"])
+    figure = figures.geometry_curves(TrainingGeometry(noisy, pd.DataFrame(), located, "icl_accuracy"))
+    found = curves_of(figure)
+    assert {"top 1", "low", "update norm", "icl accuracy", "top 1, 95 % interval"} <= set(found)
+    assert not any("residual" in name for name in found)
+    np.testing.assert_array_equal(found["top 1"], noisy["hessian_top_1"])
+    band = found["top 1, 95 % interval"]
+    assert band[0] == pytest.approx(1 - 0.196)
+    assert band[len(STEPS)] == pytest.approx(2 + 0.196)
+    gap = found["gradient noise scale, 95 % interval"]  # two outlines, of 10 steps and of the 39 after the gap
+    assert [number for number, value in enumerate(gap) if value is None or np.isnan(value)] == [20, 20 + 1 + 78]
+    panels = [annotation["text"] for annotation in figure.to_dict()["layout"]["annotations"]]
+    assert panels[:2] == ["IC accuracy", "eigenvalues of the Hessian"]
+    shapes = figure.to_dict()["layout"]["shapes"]
+    shaded = [(shape["x0"], shape["x1"]) for shape in shapes if shape["type"] == "rect"]
+    assert shaded == [tuple(located.loc["icl_accuracy", ["low", "high"]])] * len(panels)
+    assert {shape["x0"] for shape in shapes if shape["type"] == "line"} == {located.loc["icl_accuracy", "step"]}

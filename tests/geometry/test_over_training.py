@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import mechinterp as mi
+from mechinterp.comparison.components import components_of
 from mechinterp.errors import MechinterpError
 from mechinterp.geometry import over_training
 from mechinterp.geometry.gradients import gradient_noise
 from mechinterp.geometry.hessian import hessian_trace, top_eigenvalues
 from mechinterp.geometry.loss import NetworkLoss
-from mechinterp.geometry.updates import update_norms
+from mechinterp.geometry.updates import _square, update_norms
+from tests.comparison.test_transplants import CONFIGS
+from tests.helpers import random_parameters
 
 STEPS = [0, 10, 20]
 
@@ -35,20 +38,32 @@ def test_numbers_are_those_of_the_checkpoint(run, result):
     loss = NetworkLoss.of_run(run, 10, n=64)
     noise, trace = gradient_noise(loss), hessian_trace(loss)
     spectrum = top_eigenvalues(loss, 2, tolerance=0.01)
+    errors = np.hypot(spectrum.errors, spectrum.residuals)
     expected = {
         "gradient_norm": (noise.norm, noise.norm_error),
         "gradient_squared_norm": (noise.squared_norm, noise.squared_norm_error),
         "gradient_noise": (noise.noise, noise.noise_error),
         "gradient_noise_scale": (noise.scale, noise.scale_error),
         "hessian_trace": (trace.value, trace.error),
-        "hessian_top_1": (spectrum.top[0], spectrum.errors[0]),
-        "hessian_top_2": (spectrum.top[1], spectrum.errors[1]),
-        "hessian_low": (spectrum.low, spectrum.errors[2]),
+        "hessian_top_1": (spectrum.top[0], errors[0]),
+        "hessian_top_2": (spectrum.top[1], errors[1]),
+        "hessian_low": (spectrum.low, errors[2]),
     }
     for name, (value, error) in expected.items():
         assert row[name] == pytest.approx(value, rel=1e-3, nan_ok=True), name  # in float32
         assert row[f"{name}_error"] == pytest.approx(error, rel=1e-2, nan_ok=True), name
     assert 0 < row["hessian_residual"] <= 0.01 * row["hessian_top_1"]
+
+
+def test_the_error_of_an_eigenvalue_has_its_residual(run, monkeypatch):
+    monkeypatch.setattr(over_training, "TOLERANCE", 0.3)
+    loss = NetworkLoss.of_run(run, 10, n=64)
+    row = over_training.checkpoint_geometry(loss).iloc[0]
+    spectrum = top_eigenvalues(loss, 2, tolerance=0.3)
+    low = np.sqrt(spectrum.errors[-1] ** 2 + spectrum.residuals[-1] ** 2)
+    assert low > 1.05 * spectrum.errors[-1]
+    assert row["hessian_low_error"] == pytest.approx(low)
+    assert row["hessian_residual"] == pytest.approx(spectrum.residuals.max())
 
 
 def test_components_add_up(run, result):
@@ -96,19 +111,36 @@ def test_parameters_that_begin_at_zero_have_no_relative_norm(run, monkeypatch):
     assert table.loc[table["norm"] == 0, "relative"].isna().all()
 
 
-def test_transitions_are_said():
-    """By the network's accuracy and by every column, of curves that are set by hand."""
-    steps = np.arange(0, 4100, 100)
-    rise = 1 / (1 + np.exp(-(steps - 2000) / 60))
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"hessian_trace": 10 + 300 * rise + rng.normal(size=41)}, pd.Index(steps, name="step"))
-    table["gradient_norm"] = rng.normal(size=41)
-    table["icl_accuracy"] = rise + 0.01 * rng.normal(size=41)
-    located = over_training.emergence_table(table, ["icl_accuracy", "hessian_trace", "gradient_norm"])
-    found = over_training.TrainingGeometry(table, pd.DataFrame(), located, "icl_accuracy")
-    assert located.loc["hessian_trace", "step"] == pytest.approx(2000, abs=30)
-    assert "hessian_trace: transition at step" in str(found)
-    assert "gradient_norm: no transition" in str(found)
+def test_heads_have_their_parts_of_a_parameter():
+    config = mi.RunConfig().updated(CONFIGS["heads"])
+    values = random_parameters(config)
+    squares = [_square(component, values) for component in components_of(config)]
+    assert sum(squares) == pytest.approx(sum(float(value.square().sum()) for value in values.values()))
+
+
+def test_transitions_are_located_and_said(run, monkeypatch):
+    """Of curves that are set by hand at the run's 11 checkpoints; a curve with gaps has none."""
+    values = dict(zip(run.steps, (np.arange(11) >= 6).astype(float), strict=True))
+    monkeypatch.setattr(over_training.NetworkLoss, "of_run", lambda run, step, *rest: step)
+
+    def by_hand(step, **options):
+        scale = values[step] if step not in (0, 4, 18) else np.nan
+        return pd.DataFrame(
+            {
+                "component": ["all", "classifier"],
+                "hessian_trace": 10 + 300 * values[step] + np.sin(step),
+                "gradient_norm": np.sin(5 * step),
+                "gradient_noise_scale": scale,
+            }
+        )
+
+    monkeypatch.setattr(over_training, "checkpoint_geometry", by_hand)
+    found = mi.training_geometry(run, keep=False)
+    assert 10 < found.emergence.loc["hessian_trace", "step"] < 12
+    assert "hessian_trace: transition at step 11" in str(found)
+    assert "gradient_norm: no transition: a logistic explains" in str(found)
+    assert "gradient_noise_scale: no transition: it is not resolved at 2 of 11 steps" in str(found)
+    assert "update_norm: no transition: a" in str(found)  # which the first step lacks
 
 
 def test_a_checkpoint_is_computed_once(run, result, monkeypatch):
@@ -126,6 +158,9 @@ def test_a_checkpoint_is_computed_once(run, result, monkeypatch):
     pd.testing.assert_frame_equal(again.components, result.components)
     mi.training_geometry(run, [0, 2], n_sequences=64)
     assert len(calls) == 1
+    other = mi.training_geometry(run, [0, 10], n_sequences=64, seed=1)
+    assert len(calls) == 3
+    assert (other.table["gradient_norm"] != result.table.loc[[0, 10], "gradient_norm"]).all()
 
 
 def test_the_accuracy_is_that_of_the_network(run, result):

@@ -72,6 +72,7 @@ SWEEPS = tuple(
         "edelman2024",
         "grokking",
         "causal_audit",
+        "training_geometry",
     )
 )
 """These vary settings that `SMALL` has smaller, or take long; their own tests in tests/analyses/ run them."""

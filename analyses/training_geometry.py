@@ -49,7 +49,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.figures import PALETTE, styled
 from mechinterp.files import make_folder
 from mechinterp.geometry.hessian import hessian_trace, top_eigenvalues
-from mechinterp.geometry.llc import llc_table
+from mechinterp.geometry.llc import NOISE, llc_table, localisation_of
 from mechinterp.geometry.loss import NetworkLoss
 from mechinterp.measures import measure
 from mechinterp.measures.table import main_column
@@ -175,7 +175,7 @@ class TrainingGeometry(RunAnalysis):
     """Runs without an induction head, each with the task and seed of one of the runs."""
     n_sequences: int = 512
     """Sequences of the training distribution, on which the loss is that of n."""
-    noise: float = 0.1
+    noise: float = NOISE
     """Distance to which the localisation keeps the chains, in norms of the initial weights."""
     localisation: float | None = None
     """γ; by default that of `noise`."""
@@ -215,7 +215,11 @@ class TrainingGeometry(RunAnalysis):
 
     def _options(self, run: Run) -> dict[str, Any]:
         batch = self.batch // positions_share(run)
-        gamma = localisation_of(run, self.noise) if self.localisation is None else self.localisation
+        gamma = (
+            localisation_of(NetworkLoss.of_run(run, run.steps[0], n=1).point, self.noise)
+            if self.localisation is None
+            else self.localisation
+        )
         options = {"localisation": gamma, "chains": self.chains, "draws": self.draws}
         return options | {"burn_in": self.burn_in, "batch": batch}
 
@@ -288,12 +292,6 @@ def kept(cache: TableCache, digest: str, table: Callable[[], pd.DataFrame]) -> p
         cache.add(digest, table())
         cache.save()
     return cache.tables[digest]
-
-
-def localisation_of(run: Run, noise: float) -> float:
-    """γ = P/(noise · ‖θ‖)² of the P trained parameters at the first saved step, to three digits."""
-    point = NetworkLoss.of_run(run, run.steps[0], n=1).point
-    return float(f"{len(point) / (noise * float(point.norm())) ** 2:.3g}")
 
 
 def positions_share(run: Run) -> int:

@@ -51,6 +51,8 @@ STEP = 0.5
 """Step size in units of the inverse of the largest curvature: the variance along it is raised by 1/(1 − STEP/4)."""
 MIXED = 1.1
 """Split R̂ up to which chains count as mixed (Gelman et al. 2013)."""
+NOISE = 0.1
+"""The distance to which `localisation_of` keeps the chains, in norms of θ."""
 CURVATURE_STEPS = 12
 """Power iterations for the largest curvature."""
 CURVATURE_BATCH = 256
@@ -226,6 +228,14 @@ def llc_table(loss: NetworkLoss, components: Sequence[Component | None] = (None,
             }
         )
     return pd.DataFrame(rows)
+
+
+def localisation_of(point: Float[Tensor, "P"], noise: float = NOISE) -> float:
+    """γ = P/(noise · ‖θ‖)², at which chains leave θ* by about `noise` of the norm of θ = `point`; to three digits.
+
+    Of a run, take θ at its first step, so that γ is the same at all steps.
+    """
+    return float(f"{len(point) / (_positive('noise', noise) * float(point.norm())) ** 2:.3g}")
 
 
 def quadratic_llc(

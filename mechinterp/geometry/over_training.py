@@ -10,8 +10,9 @@ All are of the training loss on one fixed set of sequences of the training distr
 method ends where residuals are `TOLERANCE` of the largest; ``hessian_residual`` is the largest residual.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from mechinterp.emergence import Emergence, describe, locate_or_say_why
 from mechinterp.errors import MechinterpError
 from mechinterp.geometry.gradients import gradient_moments
 from mechinterp.geometry.hessian import hessian_diagonal, top_eigenvalues
-from mechinterp.geometry.llc import llc_table
+from mechinterp.geometry.llc import llc_table, localisation_of
 from mechinterp.geometry.loss import NetworkLoss
 from mechinterp.geometry.updates import ALL, update_norms
 from mechinterp.measures.table import main_column, measure
@@ -78,9 +79,10 @@ def training_geometry(
 
     Of `n_sequences` sequences (32 or more), with so many of the largest `eigenvalues`, and `probes` of the Hessian's
     trace for each of 32 minibatches; with `llc` also the local learning coefficient, of the network and of every
-    component, with the default settings of `geometry.llc`, which takes as long again for each of them. Another `seed`
-    draws other sequences, probes and chains. With `keep`, results of checkpoints are read from and kept in the folder
-    ``RUN.cache`` beside the run file. MechinterpError for a run without a task or `Network`, and for less than 2 steps.
+    component, localised to a tenth of the norm of the weights at the run's first step (`localisation_of`), which takes
+    as long again for each of them. Another `seed` draws other sequences, probes and chains. With `keep`, results of
+    checkpoints are read from and kept in the folder ``RUN.cache`` beside the run file. MechinterpError for a run
+    without a task or `Network`, and for less than 2 steps.
     """
     wanted = sorted(set(run.chosen_steps(steps)))
     if not run.can_be_analysed:
@@ -91,7 +93,9 @@ def training_geometry(
         rows = _by_step(run, wanted, "geometry", checkpoint_geometry, arguments, n_sequences, seed, keep, progress)
         rows = rows.merge(updates, how="left", on=["step", "component"])
         if llc:
-            found = _by_step(run, wanted, "llc", _all_llc, {}, n_sequences, seed, keep, progress)
+            localisation = localisation_of(NetworkLoss.of_run(run, "first", n=1, dtype=torch.float32).point)
+            arguments = {"localisation": localisation}
+            found = _by_step(run, wanted, "llc", _all_llc, arguments, n_sequences, seed, keep, progress)
             rows = rows.merge(found, how="left", on=["step", "component"])
         accuracy = main_column(run)
         measured = measure(run, [accuracy], steps=wanted)[accuracy]
@@ -112,7 +116,7 @@ def _by_step(
     steps: list[int],
     name: str,
     function: Callable[..., pd.DataFrame],
-    arguments: dict[str, int],
+    arguments: Mapping[str, Any],
     n_sequences: int,
     seed: int,
     keep: bool,
@@ -133,9 +137,9 @@ def _by_step(
     return pd.concat(tables, ignore_index=True)
 
 
-def _all_llc(loss: NetworkLoss, *, seed: int) -> pd.DataFrame:
+def _all_llc(loss: NetworkLoss, *, localisation: float, seed: int) -> pd.DataFrame:
     """The local learning coefficient of the network and of every component."""
-    table = llc_table(loss, (None, *loss.components), seed=seed)
+    table = llc_table(loss, (None, *loss.components), localisation=localisation, seed=seed)
     return table[["component", "llc", "llc_error", "r_hat"]].rename(columns={"r_hat": "llc_r_hat"})
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import mechinterp as mi
 from analyses import training_geometry
@@ -14,7 +13,6 @@ from analyses.training_geometry import (
     TrainingGeometry,
     change_at,
     interpolated,
-    localisation_of,
     measured_steps,
     steps_table,
     verdicts_of,
@@ -105,11 +103,6 @@ def test_interpolation_has_the_error_of_its_neighbours():
 def test_measured_steps():
     steps = measured_steps(range(0, 6001, 100), 3000.0, 310.0, 4)
     assert steps == [0, 2000, 2400, 2700, 3000, 3300, 3600, 4000, 6000]
-
-
-def test_the_localisation_keeps_chains_at_a_part_of_the_weights(tiny_run):
-    point = torch.cat([value.flatten() for value in tiny_run.weights(0).values()])
-    assert localisation_of(tiny_run, 0.5) == pytest.approx(len(point) / (0.25 * float(point.square().sum())), rel=5e-3)
 
 
 def test_runs_of_a_preset_are_judged_together(tiny_run):

@@ -14,6 +14,7 @@ from mechinterp.geometry.llc import (
     Flag,
     largest_curvature,
     local_learning_coefficient,
+    localisation_of,
     quadratic_llc,
     split_r_hat,
 )
@@ -306,3 +307,15 @@ def test_mistakes_are_named():
     for options, message in mistakes:
         with pytest.raises(MechinterpError, match=message):
             local_learning_coefficient(loss, **options)
+
+
+def test_the_localisation_keeps_chains_at_a_part_of_the_weights():
+    """On a flat loss ‖θ − θ*‖² is P/γ on average: 0.05 of the norm of the reference."""
+    reference = torch.arange(1, 41).double()
+    gamma = localisation_of(reference, 0.05)
+    assert gamma == pytest.approx(40 / (0.05 * float(reference.norm())) ** 2, rel=5e-3)
+    flat = Quadratic(torch.zeros(40, 40).double(), torch.zeros(5, 40).double(), reference)
+    found = local_learning_coefficient(flat, localisation=gamma, draws=400, burn_in=40, chains=8)
+    assert found.distance == pytest.approx(0.05 * float(reference.norm()), rel=0.1)
+    with pytest.raises(MechinterpError, match="noise is 0"):
+        localisation_of(reference, 0.0)

@@ -187,17 +187,19 @@ def test_mistakes_are_named(run, tmp_path):
 def test_the_local_learning_coefficient_is_that_of_the_checkpoint(run, monkeypatch):
     calls = []
 
-    def few(loss, components, seed):
+    few_draws = {"chains": 2, "draws": 6, "burn_in": 1, "batch": None}
+
+    def few(loss, components, **options):
         calls.append(len(components))
-        return llc_table(loss, components[:2], chains=2, draws=6, burn_in=1, batch=None, seed=seed)
+        return llc_table(loss, components[:2], **options, **few_draws)
 
     monkeypatch.setattr(over_training, "llc_table", few)
     found = mi.training_geometry(run, [10, 20], n_sequences=32, llc=True)
     loss = NetworkLoss.of_run(run, 10, n=32, dtype=torch.float32)
     assert calls == [1 + len(loss.components)] * 2
-    whole, first = llc_table(loss, (None, loss.components[0]), chains=2, draws=6, burn_in=1, batch=None).to_dict(
-        "records"
-    )
+    gamma = len(loss.point) / (0.1 * float(NetworkLoss.of_run(run, 0, n=1).point.norm())) ** 2
+    options = {"localisation": float(f"{gamma:.3g}"), **few_draws}
+    whole, first = llc_table(loss, (None, loss.components[0]), **options).to_dict("records")
     for name, expected in (("llc", "llc"), ("llc_error", "llc_error"), ("llc_r_hat", "r_hat")):
         assert found.table.loc[10, name] == pytest.approx(whole[expected])
         row = found.components.query("step == 10").iloc[0]

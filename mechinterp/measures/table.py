@@ -27,6 +27,9 @@ _PART = 250
 """Sequences in one forward pass: their activations stay in cache, which takes half the time of a thousand at once."""
 
 
+_PACKAGE = __name__.rpartition(".")[0]
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of the table: a measure on an evaluation set."""
@@ -43,7 +46,7 @@ class Column:
     @property
     def is_built_in(self) -> bool:
         """Whether the measure is one of this package."""
-        return self.module.startswith(f"{__package__}.")
+        return self.module.startswith(f"{_PACKAGE}.")
 
     def value(self, seen: Observation) -> float:
         """The measure of an observation; anything but one number raises MechinterpError."""
@@ -183,7 +186,7 @@ def _measured(
 ) -> dict[int, dict[str, float]]:
     """All columns, and those of the same name under clamps, by step; those that have been kept are not computed."""
     arguments, batches = {"n_sequences": n_sequences, "seed": seed}, dict[str, Batch]()
-    kept, rows = TableCache(run.path, run.network_config, "measures", __package__, arguments, keep=keep), {}
+    kept, rows = TableCache(run.path, run.network_config, "measures", _PACKAGE, arguments, keep=keep), {}
     names = [column.name for column in columns]
     wanted = [*names, *(f"clamped_{name}" for name in names if run.has_clamps)]
     try:

@@ -99,9 +99,9 @@ def test_the_lag_is_the_circuits_step_less_the_networks_and_its_errors_add_in_sq
     )
     made = transitions(found)
     assert made["lag"] == pytest.approx(80, abs=1)
-    halves = [(made[f"{name}_high"] - made[f"{name}_low"]) / 2 for name in ("circuit", "network")]
-    assert made["lag_high"] - made["lag"] == pytest.approx(np.hypot(*halves))
-    assert made["lag"] - made["lag_low"] == pytest.approx(np.hypot(*halves))
+    first, second = ((made[f"{name}_high"] - made[f"{name}_low"]) / 2 for name in ("circuit", "network"))
+    assert made["lag_high"] - made["lag"] == pytest.approx(np.hypot(first, second))
+    assert made["lag"] - made["lag_low"] == pytest.approx(np.hypot(first, second))
     assert (made["n_edges"], made["complement_accuracy"]) == (1, 0.3)
     assert made["sufficient_since"] == 250  # 1/(1 + e^(−2.5)) = 0.92, and 0.88 a step before
 

@@ -103,7 +103,7 @@ def interpolate(
     require_run(run)
     require_run(second)
     start, stop = run.numbered(start), second.numbered(stop)
-    if second is run and start == stop:
+    if other is None and start == stop:
         raise MechinterpError(f"{run.path}: step {start} is both ends of the line; name another start or stop")
     _, _, batch = prepared(run, [start], n_sequences, evaluation, seed)
     first, last = States.of_run(run, [start]), States.of_run(second, [stop])

@@ -128,7 +128,7 @@ def test_a_network_memorises_its_training_set_and_is_measured(tmp_path):
     config = mi.RunConfig().updated(SMALL | {"training.steps": 200, "checkpoints.every": 100})
     run = mi.train(config, tmp_path / "run.h5", progress=False)
     table = mi.measure(run)
-    assert table["train_accuracy"].iloc[-1] > 0.95
+    assert table["train_accuracy"].iloc[-1] > 0.9
     assert table["test_accuracy"].iloc[-1] < 0.5
     assert {"embedding_gini", "restricted_loss", "excluded_loss"} < {*table}
     assert np.isfinite(table.to_numpy()).all()

@@ -23,21 +23,6 @@ from mechinterp.models.registry import parameter_shapes
 from mechinterp.run import Run
 
 _EITHER = "earlier layers tell the keys which token stood before, or the query where the match stands"
-_STATEMENTS = {
-    Fact.answers_from_context: "the network answers from the context",
-    Fact.k_composition: "earlier layers tell the keys which token stood before",
-    Fact.q_composition: "earlier layers tell the query where the match stands",
-    Fact.target_query_selects: "the target's query selects where it attends",
-    Fact.correct_label_copied: "what stands at the correct label is copied to the answer",
-}
-"""The facts of `circuits.evidence` in words."""
-_SHORT = {
-    Fact.answers_from_context: "answers from the context",
-    Fact.k_composition: "layers before tell the keys",
-    Fact.q_composition: "layers before tell the query",
-    Fact.target_query_selects: "query selects",
-    Fact.correct_label_copied: "label is copied",
-}
 MATTERS = 0.05
 """The least loss of accuracy of an ablation that is named, and four times that is the least effect of an edge."""
 _TASKS = {
@@ -191,7 +176,7 @@ def _evidence_in_words(evidence: Evidence | None) -> list[str]:
     if evidence is None:
         return []
     if not evidence.holds:
-        missing = "; ".join(_EITHER if fact is Fact.k_composition else _STATEMENTS[fact] for fact in evidence.lacking)
+        missing = "; ".join(_EITHER if fact is Fact.k_composition else fact.value for fact in evidence.lacking)
         return [f"Patching at step {evidence.last:,} finds no induction head. Tests that do not hold: {missing}."]
     then = ""
     if evidence.first != evidence.last:
@@ -199,8 +184,8 @@ def _evidence_in_words(evidence: Evidence | None) -> list[str]:
     weakest = min(evidence.values, key=lambda fact: 1 - abs(1 - evidence.values[fact]))
     return [
         f"Patching finds an induction head by {evidence.composition}-composition at step {evidence.last:,}: all"
-        f" {len(evidence.values)} tests hold, the weakest, that {_lowered(_STATEMENTS[weakest])}, with"
-        f" {evidence.values[weakest]:.2f} (1: an ideal head).{then}"
+        f" {len(evidence.values)} tests hold, the weakest with {evidence.values[weakest]:.2f} (1: an ideal head):"
+        f" {weakest.value}.{then}"
     ]
 
 
@@ -294,7 +279,7 @@ def _terms(run: Run, measure: str, evidence: Evidence | None) -> dict[str, str]:
     if label.meaning:
         terms[_capital(label.name)] = f"{_capital(label.meaning)}."
     if evidence is not None:
-        tests = ", ".join(f"{_SHORT[fact]} {value:.2f}" for fact, value in evidence.values.items())
+        tests = ", ".join(f"{fact.value} {value:.2f}" for fact, value in evidence.values.items())
         terms["Induction head"] = (
             "Attention that finds where the present item stood before, and copies what followed it there. Its tests at"
             f" step {evidence.last:,}, by patching (1: an ideal head): {tests}."

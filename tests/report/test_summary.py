@@ -184,13 +184,13 @@ def test_a_rise_to_the_level_of_guessing_is_no_induction_head(tiny_run):
     [
         (
             evidence(holds=True),
-            "finds an induction head by K-composition at step 6,000: all 4 tests hold, the weakest, that earlier layers"
-            " tell the keys which token stood before, with 0.91 (1: an ideal head). At step 2,900 they did not yet.",
+            "finds an induction head by K-composition at step 6,000: all 4 tests hold, the weakest with 0.91 (1: an"
+            " ideal head): earlier layers tell the keys which token stood before. At step 2,900 they did not yet.",
         ),
         (evidence(holds=True, before=True), "At step 2,900 they did already."),
         (
             evidence(holds=False, lacking=(Fact.answers_from_context, Fact.k_composition)),
-            "Tests that do not hold: the network answers from the context; earlier layers tell the keys which token"
+            "Tests that do not hold: answers from the context; earlier layers tell the keys which token"
             " stood before, or the query where the match stands.",
         ),
     ],

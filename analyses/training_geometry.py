@@ -171,7 +171,7 @@ class Subject:
 class TrainingGeometry(RunAnalysis):
     """Does the local learning coefficient step where the induction head forms?"""
 
-    decoys: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    decoys: tuple[Path, ...] = ()
     """Runs without an induction head, each with the task and seed of one of the runs."""
     n_sequences: int = 512
     """Sequences of the training distribution, on which the loss is that of n."""

@@ -5,7 +5,7 @@ parts (a scale, another W_O, biases, hooks, additional layers, a forward method 
 with hooks, which is several times slower; an analysis that needs the weights refuses it with the reason.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,13 @@ from mechinterp.models.forward import Activations, forward, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.randomness import Stream, generator
 
+_N_NUMBERS = 2**17
+"""Numbers of one activation of the sequences that are passed at once: half a mebibyte, of which a core's cache takes
+several."""
+_LEAST_AT_ONCE = 8
+"""Sequences that are passed at once where they are long."""
+_OF_MODULES_AT_ONCE = 64
+"""Sequences that are passed at once through a hooked model."""
 _N_COMPARED = 8
 """Random sequences on which a model's logits are compared with its network's."""
 
@@ -63,19 +70,29 @@ class ModelActivations:
 AnyActivations = Activations | ModelActivations
 
 
-def activations_of(model: Network | nn.Module) -> Callable[[Tensor], AnyActivations]:
-    """A function from inputs [batch, pos, d_token] to all activations of a model.
+def activations_of(
+    model: Network | nn.Module, hooks: Collection[str] | None = None
+) -> Callable[[Tensor], AnyActivations]:
+    """A function from inputs [batch, pos, d_token] to all activations of a model, or at least those at `hooks`.
 
     Raises MechinterpError for what is neither a network nor a hooked model, and for a model that does not answer
     vectors [batch, pos, d_token] with logits [batch, n_labels].
     """
     network, reason = _represented(model)
     if network is not None:
-        return lambda inputs: run_with_cache(network, inputs)
+        return lambda inputs: run_with_cache(network, inputs, hooks)
     if not isinstance(model, nn.Module) or not hasattr(model, "run_with_hooks"):
         raise MechinterpError(f"{_name(model)} {reason}")
     _require_torch_hooks_at_points(model)
     return lambda inputs: _by_hooks(model, inputs)
+
+
+def sequences_at_once(model: Network | nn.Module, n_pos: int) -> int:
+    """Sequences in one forward pass, so that their activations stay in the cache, and memory is bounded."""
+    if not isinstance(model, Network):
+        return _OF_MODULES_AT_ONCE
+    of_one = n_pos * max(model.d_model, n_pos * model.n_heads)
+    return max(_N_NUMBERS // of_one, _LEAST_AT_ONCE)
 
 
 def network_of(model: Network | nn.Module) -> Network:

@@ -1,53 +1,73 @@
-"""The lead of the answer in a network without one edge, or with another sequence's activation at one node."""
+"""The lead of the answer in a network without one edge, or with another sequence's activation at one node.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+Sequences are taken in parts, whose activations stay in the processor's cache.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechinterp.circuits.activations import sequences_at_once
 from mechinterp.circuits.certainty import resolved
 from mechinterp.circuits.edges import Receiver, senders
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, patched
-from mechinterp.circuits.standard_errors import standard_error
-from mechinterp.models.forward import Activations
+from mechinterp.circuits.standard_errors import SharedClasses
+from mechinterp.models.forward import Activations, run_with_cache
+from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs
 
+Links = Mapping[int, Sequence[tuple[str, str]]]
+"""The pairs of a key role and a query role that have tokens, by layer."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class Cuts:
-    """A network's activations on clean sequences, and its forward pass without an edge.
+    """A network's activations on a part of the clean sequences, and its forward pass without an edge.
 
     The other sequence of a sequence is the one before it in the batch.
     """
 
     base: Activations
-    pairs: Pairs
+    other: Activations
+    """Every activation in the other sequence."""
+    masks: Mapping[str, Bool[Tensor, "batch pos"]]
+    """The positions of every role."""
+    answers: Int[Tensor, "batch"]
+    wrong_labels: Int[Tensor, "batch"]
     roles: Sequence[str]
     """The columns of the diagram, whose last is the target's."""
-    apart: bool = False
+    linked: Links
+    apart: bool
     """Whether heads of a layer are taken apart; else all together."""
-    other: Activations = field(init=False)
-    """Every activation in the other sequence."""
-    span: float = field(init=False)
-    """m(clean) − m(other sequence), in logits."""
-    error: float = field(init=False)
-    """Its standard error over pairs."""
-    ahead: float = field(init=False)
-    """The share of sequences in which the correct label leads; equal logits count half."""
 
-    def __post_init__(self):
-        self.other = Activations(self.base.network, {hook: x.roll(1, 0) for hook, x in self.base.values.items()})
-        self._lead = self.lead(self.base.logits)
-        classes = None if self.pairs.target_classes is None else self.pairs.target_classes[:, 0]
-        self._classes = None if classes is None else torch.stack([classes, classes.roll(1)], dim=1)
-        difference = self._lead - self.lead(self.other.logits)
-        self.span, self.error = float(difference.mean()), standard_error(difference, self._classes)
-        self.ahead = float(((self._lead > 0).double() + (self._lead == 0).double() / 2).mean())
+    @classmethod
+    def parts(cls, network: Network, pairs: Pairs, roles: Sequence[str], *, apart: bool) -> Iterator["Cuts"]:
+        """The sequences of all pairs, part by part."""
+        n, size = len(pairs.clean), sequences_at_once(network, pairs.clean.n_pos)
+        last = network.n_layers - 1
+        linked = {
+            layer: [
+                (key, query)
+                for query, key in product(roles[-1:] if layer == last else roles, roles)
+                if bool(_link(pairs.roles[key], pairs.roles[query]).any())
+            ]
+            for layer in range(network.n_layers)
+        }
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            with_other = torch.arange(start - 1, min(start + size, n)) % n
+            values = run_with_cache(network, pairs.clean.inputs[with_other]).values
+            base, other = (
+                Activations(network, {hook: x[rows] for hook, x in values.items()})
+                for rows in (slice(1, None), slice(-1))
+            )
+            masks = {role: mask[part] for role, mask in pairs.roles.items()}
+            yield cls(base, other, masks, pairs.answers[part], pairs.wrong_labels[part], roles, linked, apart)
 
     @property
     def layers(self) -> range:
@@ -59,11 +79,6 @@ class Cuts:
         """The heads of a layer that are cut one at a time; None: all of them together."""
         return range(self.base.n_heads) if self.apart else [None]
 
-    @cached_property
-    def resolved(self) -> bool:
-        """Whether the correct label leads, so that effects are numbers."""
-        return resolved(self.span, self.error, self.ahead)
-
     @property
     def mlps(self) -> bool:
         """Whether layers have MLPs."""
@@ -71,7 +86,7 @@ class Cuts:
 
     def at(self, role: str) -> Bool[Tensor, "batch pos"]:
         """The positions of a role."""
-        return self.pairs.roles[role]
+        return self.masks[role]
 
     def queries(self, layer: int) -> Sequence[str]:
         """Roles of the queries that are read: all, and in the last layer the target alone."""
@@ -82,14 +97,9 @@ class Cuts:
         heads = torch.arange(self.base.n_heads)
         return heads >= 0 if head is None else heads == head
 
-    def links(self, layer: int) -> dict[tuple[str, str], Bool[Tensor, "batch 1 query key"]]:
-        """The pairs of tokens of a key role and a query role, as masks; without roles that have no such pair."""
-        causal = torch.ones(2 * (self.at(self.roles[-1]).shape[1],), dtype=torch.bool).tril()
-        masks = {
-            (key, query): (self.at(query)[:, :, None] & self.at(key)[:, None, :] & causal)[:, None]
-            for query, key in product(self.queries(layer), self.roles)
-        }
-        return {roles: mask for roles, mask in masks.items() if mask.any()}
+    def link(self, key: str, query: str) -> Bool[Tensor, "batch 1 query key"]:
+        """The pairs of tokens of a key role and a query role, as a mask."""
+        return _link(self.at(key), self.at(query))[:, None]
 
     def changes(self, receiver: Receiver) -> dict[str, Float[Tensor, "batch pos d_model"]]:
         """What tokens, heads and MLPs before a receiver write in the other sequence, minus what they write here, by the
@@ -103,24 +113,50 @@ class Cuts:
             hooks |= {f"{n}.mlp": f"blocks.{n}.hook_mlp_out"} if n < receiver.layer and self.mlps else {}
         return {name: self.other[hook] - self.base[hook] for name, hook in hooks.items()}
 
-    def replaced(self, hook: str, value: Tensor) -> dict[str, float]:
-        """The lead with an activation replaced, and the effect with its error."""
-        return self.measured(self.base.forward_from(hook, value))
+    def replaced(self, hook: str, value: Tensor) -> Float[Tensor, "batch"]:
+        """The lead with an activation replaced."""
+        return self.lead(self.base.forward_from(hook, value))
 
-    def elsewhere(self, hook: str, role: str, head: int | None = None) -> dict[str, float]:
-        """The lead with the other sequence's activation at the tokens of a role, and the effect with its error."""
-        return self.measured(patched(self.base, self.other, Site(hook, role, head), self.pairs.roles))
-
-    def measured(self, logits: Float[Tensor, "batch n_labels"]) -> dict[str, float]:
-        """The lead in these logits, and the effect with its error."""
-        lead, unit = self.lead(logits), self.span if self.resolved else float("nan")
-        lost = self._lead - lead
-        error = standard_error(lost, self._classes) / unit
-        return {"value": float(lead.mean()), "effect": float(lost.mean()) / unit, "error": error}
+    def elsewhere(self, hook: str, role: str, head: int | None = None) -> Float[Tensor, "batch"]:
+        """The lead with the other sequence's activation at the tokens of a role."""
+        return self.lead(patched(self.base, self.other, Site(hook, role, head), self.masks))
 
     def lead(self, logits: Float[Tensor, "batch n_labels"]) -> Float[Tensor, "batch"]:
         """The lead of every sequence in these logits."""
-        return Metric.logit_difference.per_sequence(logits, self.pairs.answers, self.pairs.wrong_labels)
+        return Metric.logit_difference.per_sequence(logits, self.answers, self.wrong_labels)
+
+
+class Effects:
+    """Leads of all sequences without an edge, as shares of the lead that there is with all edges."""
+
+    def __init__(self, clean: Float[Tensor, "batch"], other: Float[Tensor, "batch"], pairs: Pairs):
+        """From the leads in the clean sequences, and with the other sequence's logits."""
+        self._clean, difference = clean, clean - other
+        classes = None if pairs.target_classes is None else pairs.target_classes[:, 0]
+        classes = None if classes is None else torch.stack([classes, classes.roll(1)], dim=1)
+        self._shared = SharedClasses(len(clean), classes)
+        self.span = float(difference.mean())
+        """m(clean) − m(other sequence), in logits."""
+        self.error = float(self._shared.standard_errors(difference))
+        """Its standard error over pairs."""
+        self.ahead = float(((clean > 0).double() + (clean == 0).double() / 2).mean())
+        """The share of sequences in which the correct label leads; equal logits count half."""
+        self.resolved = resolved(self.span, self.error, self.ahead)
+        """Whether the correct label leads, so that effects are numbers."""
+
+    def of(self, leads: Sequence[Float[Tensor, "batch"]]) -> list[dict[str, float]]:
+        """Every lead's ``value``, its mean, and ``effect`` with its ``error``."""
+        stacked, unit = torch.stack(list(leads)), self.span if self.resolved else float("nan")
+        lost = self._clean - stacked
+        columns = stacked.mean(dim=1), lost.mean(dim=1) / unit, self._shared.standard_errors(lost) / unit
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [dict(zip(("value", "effect", "error"), row, strict=True)) for row in rows]
+
+
+def _link(keys: Bool[Tensor, "batch pos"], queries: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:
+    """The keys at or before every query."""
+    causal = torch.ones(2 * (keys.shape[1],), dtype=torch.bool).tril()
+    return queries[:, :, None] & keys[:, None, :] & causal
 
 
 def _node_of(sender: str) -> str:

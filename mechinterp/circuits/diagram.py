@@ -29,6 +29,7 @@ al. 2023, all others and nodes as in `patching`.
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,11 +39,11 @@ from torch import nn
 from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.certainty import edge_level
 from mechinterp.circuits.columns import with_columns
-from mechinterp.circuits.cuts import Cuts
+from mechinterp.circuits.cuts import Cuts, Effects
 from mechinterp.circuits.edges import Receiver, Scale, receivers
 from mechinterp.circuits.evidence import MOST_OFF, Fact, induction_head_evidence, lacks_of_evidence
 from mechinterp.errors import MechinterpError, NamedEnum, member, require_number
-from mechinterp.models.forward import attention_scores, run_with_cache
+from mechinterp.models.forward import attention_scores
 from mechinterp.models.layer import attention_pattern
 from mechinterp.models.network import Network
 from mechinterp.models.planted import Operation
@@ -53,6 +54,15 @@ from mechinterp.torch_state import torch_defaults
 THRESHOLD, THRESHOLD_APART = 0.1, 0.05
 """The least |weight| of an edge that is drawn, and of an operation's edge: of heads together, and of heads apart, which
 share out among them what a layer does."""
+
+_Part = tuple[list[dict[str, Any]], dict[str, torch.Tensor], dict[str, torch.Tensor]]
+"""Of some sequences: edges with leads without them and sums over tokens, leads with nodes replaced, and leads in clean
+and other sequences."""
+_SUMS = ("attention", "moved", "size")
+"""Of attention edges: sums over tokens of attention, of the length of what is moved, and of the length of what it is
+added to, each with the number of tokens."""
+_ALONE = " head "
+"""Between a node's name and a head that is replaced alone."""
 
 
 class Weight(NamedEnum):
@@ -110,13 +120,14 @@ def circuit_edges(
     own = pairs is not None
     pairs, roles = with_columns(task, pairs, n_pairs=n_pairs, seed=seed)
     network = network_of(model)
+    apart = network.n_heads > 1 and heads is Heads.apart
     with torch.no_grad():
-        base = run_with_cache(network, pairs.clean.inputs)
-        cuts = Cuts(base, pairs, roles, apart=base.n_heads > 1 and heads is Heads.apart)
-        rows = _attention(cuts) + _paths(cuts)
-        nodes = _nodes(cuts)
+        edges, nodes, ends = _joined([_measured(cuts) for cuts in Cuts.parts(network, pairs, roles, apart=apart)])
+    effects = Effects(ends["clean"], ends["other"], pairs)
+    rows = _rows(edges, effects)
+    of_nodes = _effects_of_nodes(nodes, effects, heads=network.n_heads > 1 and not apart)
     for row in rows:
-        row |= {f"{end}_{name}": value for end in ("source", "target") for name, value in nodes[row[end]].items()}
+        row |= {f"{end}_{name}": value for end in ("source", "target") for name, value in of_nodes[row[end]].items()}
     table, names = pd.DataFrame(rows), {}
     table.insert(4, "head", [head_of(name) for name in table["target"]])
     table.insert(5, "source_head", [head_of(name) for name in table["source"]])
@@ -125,8 +136,8 @@ def circuit_edges(
         table[f"{end}_column"] = [
             number[roles[-1] if name == "answer" else name.rpartition(".")[2]] for name in table[end]
         ]
-    table = table.assign(span=cuts.span, span_error=cuts.error, ahead=cuts.ahead, n_pairs=len(pairs.clean))
-    if cuts.resolved and not lacks_of_evidence(task):  # else no effect is a number, or no fact is known
+    table = table.assign(span=effects.span, span_error=effects.error, ahead=effects.ahead, n_pairs=len(pairs.clean))
+    if effects.resolved and not lacks_of_evidence(task):  # else no effect is a number, or no fact is known
         n_evidence = 256 if own else n_pairs
         names = operations(table, induction_head_evidence(network, task, n_pairs=n_evidence, seed=seed))
     table["operation"] = [names.get(edge, "") for edge in zip(table["source"], table["target"], strict=True)]
@@ -195,6 +206,43 @@ def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, s
     return found
 
 
+def _measured(cuts: Cuts) -> _Part:
+    """All edges and nodes on a part of the sequences."""
+    ends = {"clean": cuts.lead(cuts.base.logits), "other": cuts.lead(cuts.other.logits)}
+    return _attention(cuts) + _paths(cuts), _nodes(cuts), ends
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    """The parts as one: leads one after the other, and sums over tokens added."""
+    edges = [
+        first
+        | {"lead": torch.cat([edge["lead"] for edge in (first, *others)])}
+        | {name: sum(edge[name] for edge in (first, *others)) for name in _SUMS if name in first}
+        for first, *others in zip(*(edges for edges, _, _ in parts), strict=True)
+    ]
+    nodes, ends = (
+        {name: torch.cat([part[which][name] for part in parts]) for name in parts[0][which]} for which in (1, 2)
+    )
+    return edges, nodes, ends
+
+
+def _rows(edges: Sequence[dict[str, Any]], effects: Effects) -> list[dict[str, Any]]:
+    """The edges with their effects, and means over tokens in place of sums."""
+    rows = list[dict[str, Any]]()
+    for edge, effect in zip(edges, effects.of([edge["lead"] for edge in edges]), strict=True):
+        row = {name: edge[name] for name in ("source", "target", "layer", "kind")} | effect
+        if "attention" in edge:
+            attention, moved, size = (float(total / n) for total, n in (edge[name] for name in _SUMS))
+            row |= {"attention": attention, "moved": moved / size}
+        rows.append(row)
+    return rows
+
+
+def _sum_and_number(values: torch.Tensor) -> torch.Tensor:
+    """The sum of values over tokens, and how many there are."""
+    return torch.stack([values.double().sum(), torch.tensor(float(values.numel()), dtype=torch.float64)])
+
+
 def _attention(cuts: Cuts) -> list[dict[str, Any]]:
     """Attention edges of every layer, and edges of kind ``match`` and ``select`` of all layers but the first."""
     rows, base = [], cuts.base
@@ -203,7 +251,7 @@ def _attention(cuts: Cuts) -> list[dict[str, Any]]:
         q, v, z, scores, pattern = (base[f"{attn}.hook_{name}"] for name in ("q", "v", "z", "attn_scores", "pattern"))
         W_O = base.network.parameters.get(f"{attn}.W_O")
         write = v if W_O is None else torch.einsum("bphk,hkd->bphd", v, W_O)
-        size, links = base[f"blocks.{layer}.hook_resid_pre"].norm(dim=-1), cuts.links(layer)
+        size = base[f"blocks.{layer}.hook_resid_pre"].norm(dim=-1)
         rows_read = slice(-1 if layer == cuts.layers[-1] else None, None)  # of the last layer, the target's row only
         from_key = {}
         for key in cuts.roles:
@@ -214,27 +262,35 @@ def _attention(cuts: Cuts) -> list[dict[str, Any]]:
         elsewhere = attention_scores(base.network, layer, q, cuts.other[f"{attn}.hook_k"]) if layer else scores
         for head in cuts.heads:
             of_head, name = cuts.of_head(head), _head(layer, head)
-            for key, query in links:
+            moved_by = {
+                key: torch.einsum("bhqp,bphd->bqd", on_keys[:, of_head], write[:, :, of_head]).norm(dim=-1)
+                for key, (_, on_keys) in from_key.items()
+            }
+            for key, query in cuts.linked[layer]:
                 (left, on_keys), at = from_key[key], cuts.at(query)
-                moved = torch.einsum("bhqp,bphd->bqd", on_keys[:, of_head], write[:, :, of_head]).norm(dim=-1)
-                attention, read = on_keys[:, of_head].sum(dim=-1).mean(dim=1), at[:, rows_read]
+                read, attention = at[:, rows_read], on_keys[:, of_head].sum(dim=-1).mean(dim=1)
                 rows.append(
                     {"source": f"{name}.v.{key}" if layer else f"token.{key}", "target": f"{name}.{query}"}
                     | {"layer": layer, "kind": "attention"}
-                    | cuts.replaced(f"{attn}.hook_z", torch.where(at[:, :, None, None] & of_head[:, None], left, z))
-                    | {"attention": float(attention[read].mean())}
-                    | {"moved": float(moved[read].mean() / size[at].mean())}
+                    | {
+                        "lead": cuts.replaced(
+                            f"{attn}.hook_z", torch.where(at[:, :, None, None] & of_head[:, None], left, z)
+                        )
+                    }
+                    | {"attention": _sum_and_number(attention[read]), "moved": _sum_and_number(moved_by[key][read])}
+                    | {"size": _sum_and_number(size[at])}
                 )
             if not layer:
                 continue
-            for (key, query), mask in links.items():
-                mask = mask & of_head[:, None, None]
-                effect = cuts.replaced(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
+            for key, query in cuts.linked[layer]:
+                mask = cuts.link(key, query) & of_head[:, None, None]
+                lead = cuts.replaced(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
                 ends = {"source": f"{name}.k.{key}", "target": f"{name}.q.{query}"}
-                rows.append(ends | {"layer": layer, "kind": "match", **effect})
+                rows.append(ends | {"layer": layer, "kind": "match", "lead": lead})
             for role in cuts.queries(layer):
                 ends = {"source": f"{name}.q.{role}", "target": f"{name}.{role}"}
-                rows.append(ends | {"layer": layer, "kind": "select", **cuts.elsewhere(f"{attn}.hook_q", role, head)})
+                lead = cuts.elsewhere(f"{attn}.hook_q", role, head)
+                rows.append(ends | {"layer": layer, "kind": "select", "lead": lead})
     return rows
 
 
@@ -265,14 +321,14 @@ def _paths(cuts: Cuts) -> list[dict[str, Any]]:
             for role in roles:
                 at = torch.tensor(True) if output else cuts.at(role).view(*change.shape[:2], *(changed.ndim - 2) * (1,))
                 ends = {"source": f"{sender}.{role}", "target": "answer" if output else f"{name}.{role}"}
-                effect = cuts.replaced(hook, torch.where(at, changed, base[hook]))
-                rows.append(ends | {"layer": layer, "kind": "path", **effect})
+                lead = cuts.replaced(hook, torch.where(at, changed, base[hook]))
+                rows.append(ends | {"layer": layer, "kind": "path", "lead": lead})
     return rows
 
 
-def _nodes(cuts: Cuts) -> dict[str, dict[str, Any]]:
-    """The effect of every node, with its error, and of several heads together those that have an effect alone; that of
-    the answer is 1."""
+def _nodes(cuts: Cuts) -> dict[str, torch.Tensor]:
+    """The lead with every node replaced; that of several heads together also with every head alone, under the node's
+    name and `_ALONE`."""
     places = {f"token.{role}": ("hook_embed", role, None) for role in cuts.roles}
     for layer in cuts.layers:
         block, queries = f"blocks.{layer}", cuts.queries(layer)
@@ -284,26 +340,28 @@ def _nodes(cuts: Cuts) -> dict[str, dict[str, Any]]:
                 places |= {f"{_head(layer, head)}.{through}.{role}": (hook, role, head) for role in roles}
         if cuts.mlps:
             places |= {f"{layer}.mlp.{role}": (f"{block}.hook_mlp_out", role, None) for role in queries}
-    nodes: dict[str, dict[str, Any]] = {node: cuts.elsewhere(*place) for node, place in places.items()}
-    nodes["answer"] = cuts.measured(cuts.other.logits)
-    if cuts.base.n_heads > 1 and not cuts.apart:
-        level = edge_level(len(nodes))
-        for node in nodes.values():
-            node["heads"] = ""
-        for layer in cuts.layers:
-            for role in cuts.queries(layer):
-                nodes[f"{layer}.{role}"]["heads"] = _heads(cuts, f"blocks.{layer}.attn.hook_z", role, level)
-    for node in nodes.values():
-        del node["value"]
-    return nodes
+        for head in range(cuts.base.n_heads) if cuts.base.n_heads > 1 and not cuts.apart else ():
+            places |= {f"{layer}.{role}{_ALONE}{head}": (f"{block}.attn.hook_z", role, head) for role in queries}
+    leads = {node: cuts.elsewhere(*place) for node, place in places.items()}
+    return leads | {"answer": cuts.lead(cuts.other.logits)}
 
 
-def _heads(cuts: Cuts, hook: str, role: str, level: float) -> str:
-    """The heads that have an effect alone, the largest first."""
-    alone = {head: cuts.elsewhere(hook, role, head) for head in range(cuts.base.n_heads)}
-    of_size = [
-        (-abs(found["effect"]), head)
-        for head, found in alone.items()
-        if abs(found["effect"]) >= THRESHOLD and abs(found["effect"]) > level * found["error"]
-    ]
-    return " ".join(str(head) for _, head in sorted(of_size))
+def _effects_of_nodes(nodes: Mapping[str, torch.Tensor], effects: Effects, *, heads: bool) -> dict[str, dict[str, Any]]:
+    """The effect of every node, with its error, and with `heads` those heads of several together that have an effect of
+    `THRESHOLD` or more alone, the largest first; the effect of the answer is 1."""
+    measured = dict(zip(nodes, effects.of(list(nodes.values())), strict=True))
+    of_nodes: dict[str, dict[str, Any]] = {
+        node: {"effect": found["effect"], "error": found["error"]}
+        for node, found in measured.items()
+        if _ALONE not in node
+    }
+    level = edge_level(len(of_nodes))
+    for node, found in of_nodes.items() if heads else ():
+        alone = {name.rpartition(_ALONE)[2]: each for name, each in measured.items() if name.startswith(node + _ALONE)}
+        of_size = [
+            (-abs(each["effect"]), int(head))
+            for head, each in alone.items()
+            if abs(each["effect"]) >= THRESHOLD and abs(each["effect"]) > level * each["error"]
+        ]
+        found["heads"] = " ".join(str(head) for _, head in sorted(of_size))
+    return of_nodes

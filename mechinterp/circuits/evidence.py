@@ -9,14 +9,16 @@ therefore effects of activation patching (Vig et al. 2020, Meng et al. 2022; `pa
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from mechinterp.circuits.activations import network_of
 from mechinterp.circuits.edges import Receiver, Scale
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Site, clean_corrupt_gap, mask_unresolved, patch
+from mechinterp.circuits.patching import Site, clean_corrupt_gap, patched
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
-from mechinterp.models.forward import run_with_cache
+from mechinterp.models.classifier import require_labels
+from mechinterp.models.forward import hooks_to_go_on, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.tasks.base import Task
 from mechinterp.tasks.corruption import Corruption, Pairs, composition_corruption, corrupted_pairs, corruptions_of
@@ -69,33 +71,29 @@ def induction_head_evidence(
     require_separate_tokens(task)
     composition = composition_corruption(task)
     swaps = composition is Corruption.swap_item  # tokens have places, not positions: the values are those of the clean
-    pairs = {
-        corruption: corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
-        for corruption in (composition, Corruption.replace_target, Corruption.swap_label)
-    }
-    swapped = pairs[Corruption.swap_label]
     network = network_of(model)
-    with torch.no_grad():
-        logits = run_with_cache(network, swapped.clean.inputs).logits
     tested = network.n_layers - 1 if layer is None else layer
     if tested not in range(network.n_layers):
         raise unknown_name("layer", tested, range(network.n_layers))
-
-    def effect(corruption: Corruption, hook: str, role: str) -> float:
-        site = Site(f"blocks.{tested}.attn.{hook}", role)
-        return float(mask_unresolved(patch(network, pairs[corruption], [site]))["effect"].item())
-
-    accuracy = float(Metric.accuracy.of(logits, swapped.answers, swapped.wrong_labels))
-    assert swapped.clean.token_labels is not None
-    in_context = torch.nn.functional.one_hot(swapped.clean.token_labels + 1).amax(dim=1)[:, 1:].sum(dim=1)
-    chance = float((1 / in_context).mean())
-    values = {
-        Fact.answers_from_context: (accuracy - chance) / (1 - chance),
-        Fact.k_composition: _from_earlier_layers(network, pairs[composition], tested, "k", noise=swaps),
-        Fact.q_composition: _from_earlier_layers(network, pairs[Corruption.replace_target], tested, "q"),
-        Fact.target_query_selects: effect(Corruption.replace_target, "hook_q", "target"),
-        Fact.correct_label_copied: effect(Corruption.swap_label, "hook_v", "correct_label"),
-    }
+    read = {composition: "k", Corruption.replace_target: "q", Corruption.swap_label: "v"}
+    with torch.no_grad():
+        runs = {
+            corruption: _Runs(network, corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed), tested, through)
+            for corruption, through in read.items()
+        }
+        swapped = runs[Corruption.swap_label].pairs
+        logits = runs[Corruption.swap_label].clean.logits
+        accuracy = float(Metric.accuracy.of(logits, swapped.answers, swapped.wrong_labels))
+        assert swapped.clean.token_labels is not None
+        in_context = torch.nn.functional.one_hot(swapped.clean.token_labels + 1).amax(dim=1)[:, 1:].sum(dim=1)
+        chance = float((1 / in_context).mean())
+        values = {
+            Fact.answers_from_context: (accuracy - chance) / (1 - chance),
+            Fact.k_composition: runs[composition].from_earlier_layers(noise=swaps),
+            Fact.q_composition: runs[Corruption.replace_target].from_earlier_layers(),
+            Fact.target_query_selects: runs[Corruption.replace_target].restored_at("target"),
+            Fact.correct_label_copied: runs[Corruption.swap_label].restored_at("correct_label"),
+        }
     strength = {fact: 1 - abs(1 - value) for fact, value in values.items()}
     composed = np.fmax(strength[Fact.k_composition], strength[Fact.q_composition])
     others = [strength[fact] for fact in values if fact not in (Fact.k_composition, Fact.q_composition)]
@@ -138,20 +136,44 @@ def lacks_of_evidence(task: Task) -> str:
     return ""
 
 
-def _from_earlier_layers(network: Network, pairs: Pairs, layer: int, through: str, *, noise: bool = False) -> float:
-    """The joint effect of all edges from earlier layers to keys or queries of a layer (`patch_paths`); with `noise`,
-    the share of the answer that is lost with them."""
-    if layer == 0:
-        return float("nan")
-    with torch.no_grad():
-        clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
-        low, span, error = clean_corrupt_gap(Metric.logit_difference, clean.logits, corrupt.logits, pairs)
-        base, source = (clean, corrupt) if noise else (corrupt, clean)
-        written = [run[f"blocks.{layer}.hook_resid_pre"] - run["hook_embed"] for run in (source, base)]
-        receivers = [Receiver(layer, head, through) for head in range(network.n_heads)]
-        hook, difference = receivers[0].hook, written[0] - written[1]
+class _Runs:
+    """A network's runs on clean and corrupt sequences, seen where one layer reads queries, keys or values (`through`).
+
+    Effects are not numbers where the span is not resolved.
+    """
+
+    def __init__(self, network: Network, pairs: Pairs, layer: int, through: str):
+        self.network, self.pairs, self.layer, self.through = network, pairs, layer, through
+        self._hook = f"blocks.{layer}.attn.hook_{through}"
+        hooks = dict.fromkeys([*hooks_to_go_on(network, self._hook), "hook_embed"])
+        self.clean, self.corrupt = (
+            run_with_cache(network, batch.inputs, hooks) for batch in (pairs.clean, pairs.corrupt)
+        )
+        for batch in (pairs.clean, pairs.corrupt):
+            require_labels(batch, self.clean.logits.shape[-1])
+        self._low, span, error = clean_corrupt_gap(
+            Metric.logit_difference, self.clean.logits, self.corrupt.logits, pairs
+        )
+        self._span = span if abs(span) > 2 * error else float("nan")
+
+    def restored_at(self, role: str) -> float:
+        """The effect of the layer's queries, keys or values at a role (`patching.patch`)."""
+        return self._effect(patched(self.corrupt, self.clean, Site(self._hook, role), self.pairs.roles))
+
+    def from_earlier_layers(self, *, noise: bool = False) -> float:
+        """The joint effect of all edges from earlier layers (`paths.patch_paths`); with `noise`, the share of the
+        answer that is lost with them. Not a number in the first layer."""
+        if self.layer == 0:
+            return float("nan")
+        base, source = (self.clean, self.corrupt) if noise else (self.corrupt, self.clean)
+        written = [run[f"blocks.{self.layer}.hook_resid_pre"] - run["hook_embed"] for run in (source, base)]
+        difference = written[0] - written[1]
+        receivers = [Receiver(self.layer, head, self.through) for head in range(self.network.n_heads)]
         change = sum(receiver.reads(base, difference, Scale.recomputed) for receiver in receivers)
-        logits = base.forward_from(hook, base[hook] + change)
-        value = float(Metric.logit_difference.of(logits, pairs.answers, pairs.wrong_labels))
-    effect = (value - low) / span if abs(span) > 2 * error else float("nan")
-    return 1 - effect if noise else effect
+        effect = self._effect(base.forward_from(self._hook, base[self._hook] + change))
+        return 1 - effect if noise else effect
+
+    def _effect(self, logits: Float[Tensor, "batch n_labels"]) -> float:
+        """(m(patched) − m(corrupt)) / (m(clean) − m(corrupt)), of the logits of a patched run."""
+        value = float(Metric.logit_difference.of(logits, self.pairs.answers, self.pairs.wrong_labels))
+        return (value - self._low) / self._span

@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.activations import AnyActivations, activations_of
+from mechinterp.circuits.activations import AnyActivations, activations_of, sequences_at_once
 from mechinterp.circuits.attribution import activation_slope, change_between
 from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
 from mechinterp.circuits.standard_errors import standard_error
 from mechinterp.errors import MechinterpError, NamedEnum, member, unknown_name
 from mechinterp.models.classifier import require_labels
-from mechinterp.models.forward import Activations
+from mechinterp.models.forward import Activations, hooks_to_go_on
 from mechinterp.models.network import Network
 from mechinterp.tasks.corruption import Pairs, require_pairs
 from mechinterp.torch_state import torch_defaults
@@ -54,8 +54,8 @@ class Site:
 
 _EFFECTS = ("effect", "attribution", "integrated")
 """Columns in units of the span."""
-_PART = 64
-"""Pairs in one forward pass: their activations stay in cache."""
+_RESIDUAL_IN = ("hook_embed", "hook_resid_pre")
+"""Hooks of the residual stream that attention reads."""
 _BY_QUERY = (
     *("hook_q", "hook_rot_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_attn_out", "hook_resid_mid"),
     *("ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post"),
@@ -153,12 +153,14 @@ def patch(
     kinds = {} if integration_steps is None else {"attribution": None, "integrated": integration_steps}
     linear: dict[str, dict[Site, float]] = {kind: {} for kind in kinds}
     chosen: Sequence[Site] = () if where is None else sites_of(where)
+    hooks = None if where is None or isinstance(model, nn.Module) else hooks_to_patch(model, chosen)
     logits: dict[Site, list[Tensor]] = {}
     clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     with torch.no_grad():
-        activations = activations_of(model)
-        for start in range(0, len(pairs.clean), _PART):
-            part = slice(start, start + _PART)
+        activations = activations_of(model, hooks)
+        at_once = sequences_at_once(model, pairs.clean.n_pos)
+        for start in range(0, len(pairs.clean), at_once):
+            part = slice(start, start + at_once)
             clean, corrupt = (activations(batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt))
             base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
             roles = {name: mask[part] for name, mask in pairs.roles.items()}
@@ -214,13 +216,27 @@ def patched(
     value = torch.where(mask, source[site.hook], base[site.hook])
     if isinstance(base, Activations) and torch.equal(value, base[site.hook]):
         return base.logits
-    if not isinstance(base, Activations) or not site.hook.endswith(("hook_embed", "hook_resid_pre")):
+    if not isinstance(base, Activations) or not site.hook.endswith(_RESIDUAL_IN):
         return base.forward_from(site.hook, value)
     # Where the residual stream is the source's, so are the query, key and value.
-    attn = "blocks.0.attn" if site.hook == "hook_embed" else site.hook.replace("hook_resid_pre", "attn")
-    mask, names = mask[..., None], {name: f"{attn}.hook_{name}" for name in "qkv"}
-    also = {name: torch.where(mask, source[hook], base[hook]) for name, hook in names.items()}
+    mask = mask[..., None]
+    also = {name: torch.where(mask, source[hook], base[hook]) for name, hook in _reading(site.hook).items()}
     return base.forward_from(site.hook, value, also)
+
+
+def hooks_to_patch(network: Network, where: Iterable[Site]) -> list[str]:
+    """The hooks whose activations `patched` needs at these sites."""
+    needed = dict[str, None]()
+    for hook in {site.hook: None for site in where}:
+        needed |= dict.fromkeys(hooks_to_go_on(network, hook) if hook in network.hook_names else [hook])
+        needed |= dict.fromkeys(_reading(hook).values() if hook.endswith(_RESIDUAL_IN) else ())
+    return list(needed)
+
+
+def _reading(hook: str) -> dict[str, str]:
+    """The hooks of query, key and value that read the residual stream at a hook, by short name."""
+    attn = "blocks.0.attn" if hook == "hook_embed" else hook.replace("hook_resid_pre", "attn")
+    return {name: f"{attn}.hook_{name}" for name in "qkv"}
 
 
 def _is_unread(base: Activations, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> bool:

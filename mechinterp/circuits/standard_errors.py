@@ -31,28 +31,48 @@ def standard_errors(
     values: Float[Tensor, "*any batch"], classes: Int[Tensor, "batch 2"] | None = None
 ) -> Float[Tensor, "*any"]:
     """`standard_error` of many sets of values on the same sequences, whose classes are compared once."""
-    n, e = values.shape[-1], values.double() - values.double().mean(dim=-1, keepdim=True)
-    if classes is None:
-        classes = torch.arange(n)[:, None].expand(n, 2)
-    with_ones = torch.cat([torch.ones(1, n, dtype=e.dtype), e.reshape(-1, n)])
-    share, *correlated = _sums_over_sharing(with_ones, classes) / n**2
-    correlated = torch.stack(correlated).view(e.shape[:-1]) / (1 - share)
-    independent = e.square().sum(dim=-1) / (n * (n - 1))
-    return torch.where(share == 1, torch.nan, torch.maximum(correlated, independent).sqrt())
+    return SharedClasses(values.shape[-1], classes).standard_errors(values)
 
 
-def _sums_over_sharing(x: Float[Tensor, "sets batch"], classes: Int[Tensor, "batch 2"]) -> Float[Tensor, "sets"]:
-    """Σ x_i x_j over the pairs that share a class: by every class, less the pairs that share two and count twice."""
-    first, second = classes.unbind(dim=1)
-    of_two = torch.where(first == second, 0, x)
-    by_class = _sums(torch.cat([x, of_two], dim=1), torch.cat([first, second])).square().sum(dim=1)
-    if bool((first == second).all()):
-        return by_class
-    by_both = _sums(of_two, torch.stack([classes.amin(dim=1), classes.amax(dim=1)], dim=1))
-    return by_class - by_both.square().sum(dim=1)
+class SharedClasses:
+    """Which of n sequences share a class: compared once, for the standard errors of many values."""
+
+    def __init__(self, n: int, classes: Int[Tensor, "batch 2"] | None = None):
+        """Without `classes` no two sequences share one."""
+        first, second = (torch.arange(n)[:, None].expand(n, 2) if classes is None else classes).unbind(dim=1)
+        self._of_two = first != second
+        self._by_class = _groups(torch.cat([first, second]))
+        both = torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
+        self._by_both = _groups(both) if bool(self._of_two.any()) else None
+        self.share = float(self._sums(torch.ones(1, n, dtype=torch.float64)).item()) / n**2
+        """The share of ordered pairs of sequences that share a class, f."""
+
+    def standard_errors(self, values: Float[Tensor, "*any batch"]) -> Float[Tensor, "*any"]:
+        """`standard_error` of every set of values."""
+        n, e = values.shape[-1], values.double() - values.double().mean(dim=-1, keepdim=True)
+        if self.share == 1:
+            return e.new_full(e.shape[:-1], torch.nan)
+        correlated = self._sums(e.reshape(-1, n)).view(e.shape[:-1]) / (n**2 * (1 - self.share))
+        independent = e.square().sum(dim=-1) / (n * (n - 1))
+        return torch.maximum(correlated, independent).sqrt()
+
+    def _sums(self, x: Float[Tensor, "sets batch"]) -> Float[Tensor, "sets"]:
+        """Σ x_i x_j over the pairs that share a class: by every class, less the pairs that share two and count
+        twice."""
+        of_two = torch.where(self._of_two, x, 0)
+        by_class = _sums_by(self._by_class, torch.cat([x, of_two], dim=1)).square().sum(dim=1)
+        if self._by_both is None:
+            return by_class
+        return by_class - _sums_by(self._by_both, of_two).square().sum(dim=1)
 
 
-def _sums(x: Float[Tensor, "sets rows"], keys: Int[Tensor, "rows *key"]) -> Float[Tensor, "sets keys"]:
-    """Sums of x over rows with the same key."""
+def _groups(keys: Int[Tensor, "rows *key"]) -> tuple[Int[Tensor, "rows"], int]:
+    """The number of every row's key among the different keys, and how many there are."""
     unique, index = keys.unique(dim=0, return_inverse=True)
-    return x.new_zeros(len(x), len(unique)).index_add(1, index, x)
+    return index, len(unique)
+
+
+def _sums_by(groups: tuple[Int[Tensor, "rows"], int], x: Float[Tensor, "sets rows"]) -> Float[Tensor, "sets keys"]:
+    """Sums of x over rows with the same key."""
+    index, n = groups
+    return x.new_zeros(len(x), n).index_add(1, index, x)

@@ -99,7 +99,7 @@ class Activations:
         """Logits with the activation at `hook` replaced by `value`; activations before it are not computed again.
 
         `also` has activations of the same layer that are known to follow from `value`, by short name (``q``, ``k``,
-        ``v``). Takes the activations of `run_with_cache` at all hooks.
+        ``v``). Takes the activations of `run_with_cache` at all hooks, or at those of `hooks_to_go_on`.
         """
         if self[hook].shape != value.shape:
             raise ValueError(f"{hook} has shape {tuple(self[hook].shape)}, the replacement {tuple(value.shape)}")
@@ -112,9 +112,11 @@ class Activations:
         layer, name = int(hook.split(".")[1]), hook.split("hook_")[1]
         known = {"resid_pre": self[f"blocks.{layer}.hook_resid_pre"]}
         if name in ("q", "k", "v"):  # the other two stay
-            known |= {other: self[f"blocks.{layer}.attn.hook_{other}"] for other in "qkv"}
+            stay = {other: f"blocks.{layer}.attn.hook_{other}" for other in "qkv"}
+            known |= {other: self[name] for other, name in stay.items() if name in self.values}
         elif name in ("attn_scores", "pattern"):
-            known["v"] = self[f"blocks.{layer}.attn.hook_v"]
+            v = f"blocks.{layer}.attn.hook_v"
+            known |= {"v": self[v]} if v in self.values else {}
         tap = self._tap
         residual = _after_layer(self.network, layer, known | {name: value, **(also or {})}, tap)
         for later in range(layer + 1, self.n_layers):
@@ -151,6 +153,17 @@ class Activations:
             of_layer = {"hook_resid_pre": residual}
         residual = of_layer["hook_resid_pre"]
         return _answer(network, residual, tap).logits
+
+
+def hooks_to_go_on(network: Network, hook: str) -> list[str]:
+    """The hooks whose activations `Activations.forward_from` needs to go on from one hook."""
+    if hook.startswith(("classifier.", "unembed.")):
+        return [hook]
+    if hook.startswith("ln_final."):
+        return [hook, f"blocks.{network.n_layers - 1}.hook_resid_post"]
+    layer = hook.split(".")[1] if hook.startswith("blocks.") else "0"
+    needed = {hook, "hook_embed", "hook_pos_embed", f"blocks.{layer}.hook_resid_pre"}
+    return [name for name in network.hook_names if name in needed]
 
 
 def forward(

@@ -10,7 +10,8 @@ import pandas as pd
 
 from mechinterp.analysis.cache import TableCache
 from mechinterp.analysis.registry import analysis_of, checked_arguments
-from mechinterp.progress import tracked
+from mechinterp.parallel import computed
+from mechinterp.progress import Progress
 from mechinterp.run import Run, require_run
 from mechinterp.torch_state import torch_defaults, torch_threads
 
@@ -40,20 +41,24 @@ def analyse(
     require_run(run)
     entry, chosen = analysis_of(analysis), checked_arguments(analysis, arguments)
     wanted = run.chosen_steps(steps)
-    digests, function = [run.digest(step) for step in wanted], entry.function(analysis)
-    kept = TableCache(run.path, run.network_config, analysis, entry.home, chosen, keep=keep)
-    task, tables = run.task, []
+    digests, function = {step: run.digest(step) for step in wanted}, entry.function(analysis)
+    kept, task = TableCache(run.path, run.network_config, analysis, entry.home, chosen, keep=keep), run.task
+    missing = list({digest: step for step, digest in digests.items() if digest not in kept.tables}.items())
+
+    def table_at(checkpoint: tuple[str, int]) -> pd.DataFrame:
+        with torch_threads(1):
+            return function(run.network(checkpoint[1]), task, **chosen)
+
     try:
-        for step, digest in tracked(list(zip(wanted, digests, strict=True)), "checkpoint", shown=progress):
-            if digest not in kept.tables:
-                with torch_threads(1):
-                    table = function(run.network(step), task, **chosen)
+        with Progress("checkpoint", len(wanted), done=len(wanted) - len(missing), shown=progress) as shown:
+            for (digest, _), table in zip(missing, computed(table_at, missing), strict=True):
                 kept.add(digest, table)
-            table = kept.tables[digest].copy()
-            table.insert(0, "step", step)
-            tables.append(table)
+                shown.advance()
     finally:
         kept.save()
+    tables = [kept.tables[digests[step]].copy() for step in wanted]
+    for step, table in zip(wanted, tables, strict=True):
+        table.insert(0, "step", step)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -5,6 +5,7 @@ parts (a scale, another W_O, biases, hooks, additional layers, a forward method 
 with hooks, which is several times slower; an analysis that needs the weights refuses it with the reason.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,9 @@ from mechinterp.models.forward import Activations, forward, run_with_cache
 from mechinterp.models.network import Network
 from mechinterp.randomness import Stream, generator
 
-_N_NUMBERS = 2**17
-"""Numbers of one activation of the sequences that are passed at once: half a mebibyte, of which a core's cache takes
-several."""
+_N_NUMBERS = 2**19
+"""Numbers of one activation of the sequences that are passed at once, two mebibytes: more leave the cache, and with
+fewer the calls take most of the time."""
 _LEAST_AT_ONCE = 8
 """Sequences that are passed at once where they are long."""
 _OF_MODULES_AT_ONCE = 64
@@ -87,12 +88,14 @@ def activations_of(
     return lambda inputs: _by_hooks(model, inputs)
 
 
-def sequences_at_once(model: Network | nn.Module, n_pos: int) -> int:
-    """Sequences in one forward pass, so that their activations stay in the cache, and memory is bounded."""
-    if not isinstance(model, Network):
-        return _OF_MODULES_AT_ONCE
-    of_one = n_pos * max(model.d_model, n_pos * model.n_heads)
-    return max(_N_NUMBERS // of_one, _LEAST_AT_ONCE)
+def parts_of(n: int, model: Network | nn.Module, n_pos: int) -> list[slice]:
+    """So many sequences in parts that are passed at once: about as many in each, so that their activations stay in the
+    cache, and memory is bounded."""
+    at_once = _OF_MODULES_AT_ONCE
+    if isinstance(model, Network):
+        at_once = max(_N_NUMBERS // (n_pos * max(model.d_model, n_pos * model.n_heads)), _LEAST_AT_ONCE)
+    size = math.ceil(n / math.ceil(n / at_once))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def network_of(model: Network | nn.Module) -> Network:

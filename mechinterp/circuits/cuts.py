@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechinterp.circuits.activations import sequences_at_once
+from mechinterp.circuits.activations import parts_of
 from mechinterp.circuits.certainty import resolved
 from mechinterp.circuits.edges import Receiver, senders
 from mechinterp.circuits.metrics import Metric
@@ -48,8 +48,7 @@ class Cuts:
     @classmethod
     def parts(cls, network: Network, pairs: Pairs, roles: Sequence[str], *, apart: bool) -> Iterator["Cuts"]:
         """The sequences of all pairs, part by part."""
-        n, size = len(pairs.clean), sequences_at_once(network, pairs.clean.n_pos)
-        last = network.n_layers - 1
+        n, last = len(pairs.clean), network.n_layers - 1
         linked = {
             layer: [
                 (key, query)
@@ -58,9 +57,8 @@ class Cuts:
             ]
             for layer in range(network.n_layers)
         }
-        for start in range(0, n, size):
-            part = slice(start, start + size)
-            with_other = torch.arange(start - 1, min(start + size, n)) % n
+        for part in parts_of(n, network, pairs.clean.n_pos):
+            with_other = torch.arange(part.start - 1, part.stop) % n
             values = run_with_cache(network, pairs.clean.inputs[with_other]).values
             base, other = (
                 Activations(network, {hook: x[rows] for hook, x in values.items()})

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.activations import AnyActivations, activations_of, sequences_at_once
+from mechinterp.circuits.activations import AnyActivations, activations_of, parts_of
 from mechinterp.circuits.attribution import activation_slope, change_between
 from mechinterp.circuits.metrics import AnyMetric, Metric, MetricFunction, metric_of
 from mechinterp.circuits.standard_errors import standard_error
@@ -158,9 +158,7 @@ def patch(
     clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     with torch.no_grad():
         activations = activations_of(model, hooks)
-        at_once = sequences_at_once(model, pairs.clean.n_pos)
-        for start in range(0, len(pairs.clean), at_once):
-            part = slice(start, start + at_once)
+        for part in parts_of(len(pairs.clean), model, pairs.clean.n_pos):
             clean, corrupt = (activations(batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt))
             base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
             roles = {name: mask[part] for name, mask in pairs.roles.items()}

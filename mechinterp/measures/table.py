@@ -17,10 +17,11 @@ from mechinterp.measures.functions import Function, measure_functions
 from mechinterp.measures.weights import WEIGHT_MEASURES, weight_measures
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network, hook_names
-from mechinterp.progress import tracked
+from mechinterp.parallel import computed
+from mechinterp.progress import Progress
 from mechinterp.run import Run, require_run
 from mechinterp.tasks.base import Batch, Task
-from mechinterp.torch_state import torch_defaults
+from mechinterp.torch_state import torch_defaults, torch_threads
 from mechinterp.training.spikes import SPIKES
 
 _PART = 250
@@ -186,25 +187,38 @@ def _measured(
 ) -> dict[int, dict[str, float]]:
     """All columns, and those of the same name under clamps, by step; those that have been kept are not computed."""
     arguments, batches = {"n_sequences": n_sequences, "seed": seed}, dict[str, Batch]()
-    kept, rows = TableCache(run.path, run.network_config, "measures", _PACKAGE, arguments, keep=keep), {}
+    kept = TableCache(run.path, run.network_config, "measures", _PACKAGE, arguments, keep=keep)
+    rows = dict[int, dict[str, Any]]()
     names = [column.name for column in columns]
     wanted = [*names, *(f"clamped_{name}" for name in names if run.has_clamps)]
+    own, keys = {column.name for column in columns if not column.is_built_in}, dict[int, str]()
+    for step in steps:
+        keys[step] = f"{run.digest(step)}, step {step}" if run.has_clamps else run.digest(step)
+        rows[step] = kept.tables[keys[step]].iloc[0].to_dict() if keys[step] in kept.tables else {}
+    missing = {step: [column for column in columns if column.name not in rows[step]] for step in rows}
+    missing = {step: lacking for step, lacking in missing.items() if lacking}
+    for evaluation in {column.evaluation for lacking in missing.values() for column in lacking}:
+        batches[evaluation] = run.task.sample(evaluation, n_sequences, seed)
+
+    def row_at(step: int) -> dict[str, float]:
+        with torch_threads(1):
+            return _row(run, step, missing[step], batches)
+
+    # A function of the user's may keep what it has seen, which it cannot in another process.
+    cores = 1 if any(column.name in own for lacking in missing.values() for column in lacking) else None
     try:
-        for step in tracked(steps, "checkpoint", shown=progress):
-            key = f"{run.digest(step)}, step {step}" if run.has_clamps else run.digest(step)
-            row: dict[str, Any] = kept.tables[key].iloc[0].to_dict() if key in kept.tables else {}
-            if missing := [column for column in columns if column.name not in row]:
-                for evaluation in {column.evaluation for column in missing} - batches.keys():
-                    batches[evaluation] = run.task.sample(evaluation, n_sequences, seed)
-                row |= _row(run, step, missing, batches)
-                own = {column.name for column in columns if not column.is_built_in}
-                if any(column.name not in own for column in missing):
-                    built_in = {name: row[name] for name in row if name.removeprefix("clamped_") not in own}
-                    kept.add(key, pd.DataFrame([built_in]))
-            rows[step] = {name: row[name] for name in wanted}
+        with Progress("checkpoint", len(rows), done=len(rows) - len(missing), shown=progress) as shown:
+            for step, row in zip(missing, computed(row_at, list(missing), cores=cores), strict=True):
+                rows[step] |= row
+                if any(column.name not in own for column in missing[step]):
+                    built_in = {
+                        name: rows[step][name] for name in rows[step] if name.removeprefix("clamped_") not in own
+                    }
+                    kept.add(keys[step], pd.DataFrame([built_in]))
+                shown.advance()
     finally:
         kept.save()
-    return rows
+    return {step: {name: row[name] for name in wanted} for step, row in rows.items()}
 
 
 def _row(run: Run, step: int, columns: list[Column], batches: dict[str, Batch]) -> dict[str, float]:

@@ -104,9 +104,11 @@ def qk_strengths(model: AnyNetwork, batch: Batch, task: Task) -> pd.DataFrame:
     network, rows = network_of(model), []
     for layer, head in product(range(network.n_layers), range(network.n_heads)):
         for (a, b), block in score_blocks(network, task, batch.inputs, layer, head).items():
-            n_pos = block.shape[-1]
-            queries = [n_pos - 1] if layer == network.n_layers - 1 else range(1, n_pos)
-            variance = torch.stack([block[:, i, : i + 1].var(dim=-1, correction=0).mean() for i in queries]).mean()
+            first = block.shape[-1] - 1 if layer == network.n_layers - 1 else 1
+            seen = torch.ones(block.shape[1:], dtype=block.dtype).tril()[first:]
+            mean = (block[:, first:] * seen).sum(dim=-1, keepdim=True) / seen.sum(dim=-1, keepdim=True)
+            squares = (block[:, first:] - mean).square() * seen
+            variance = (squares.sum(dim=-1) / seen.sum(dim=-1)).mean()
             rows.append({"layer": layer, "head": head, "query": a, "key": b, "strength": float(variance.sqrt())})
     return pd.DataFrame(rows)
 
@@ -264,10 +266,11 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
     with torch.no_grad():
         base = run_with_cache(network, batch.inputs)
     with torch.enable_grad():
-        state = base[hook].clone().requires_grad_()
-        logits = base.forward_from(hook, state)
-        slopes = [torch.autograd.grad(total, state, retain_graph=True)[0][:, -1] for total in logits.sum(dim=0)]
-    raw = (added @ torch.stack([slope.mean(dim=0) for slope in slopes], dim=1)).double()
+        target = base[hook][:, -1:].clone().requires_grad_()
+        logits = base.forward_from(hook, torch.cat([base[hook][:, :-1], target], dim=1)).sum(dim=0)
+        every = torch.eye(len(logits), dtype=logits.dtype)
+        (slopes,) = torch.autograd.grad(logits, target, every, is_grads_batched=True)  # [label, batch, 1, d_model]
+    raw = (added @ slopes[:, :, 0].mean(dim=1).T).double()
     effect = raw - raw.mean(dim=1, keepdim=True)
     if bool(raw.any()) and float(effect.abs().max()) <= 1e-6 * float(raw.abs().max()):
         return 0.0

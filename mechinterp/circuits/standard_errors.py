@@ -42,8 +42,9 @@ class SharedClasses:
         first, second = (torch.arange(n)[:, None].expand(n, 2) if classes is None else classes).unbind(dim=1)
         self._of_two = first != second
         self._by_class = _groups(torch.cat([first, second]))
-        both = torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
-        self._by_both = _groups(both) if bool(self._of_two.any()) else None
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        span = high.max() - low.min() + 1
+        self._by_both = _groups((low - low.min()) * span + high - low.min()) if bool(self._of_two.any()) else None
         self.share = float(self._sums(torch.ones(1, n, dtype=torch.float64)).item()) / n**2
         """The share of ordered pairs of sequences that share a class, f."""
 
@@ -66,9 +67,9 @@ class SharedClasses:
         return by_class - _sums_by(self._by_both, of_two).square().sum(dim=1)
 
 
-def _groups(keys: Int[Tensor, "rows *key"]) -> tuple[Int[Tensor, "rows"], int]:
+def _groups(keys: Int[Tensor, "rows"]) -> tuple[Int[Tensor, "rows"], int]:
     """The number of every row's key among the different keys, and how many there are."""
-    unique, index = keys.unique(dim=0, return_inverse=True)
+    unique, index = keys.unique(return_inverse=True)
     return index, len(unique)
 
 

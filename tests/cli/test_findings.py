@@ -184,7 +184,8 @@ def test_runs_of_a_study_are_measured_once(tiny_config, tmp_path, observed, caps
     cost = do(job)["cost"]
     seen = len(observed)
     more = Study.of("one", tiny_config, {"free": {}}, [0], ["icl_accuracy", "swap_accuracy"])
-    again = do(*(job for _, job in jobs_of(more, tmp_path)))
+    ((_, other),) = jobs_of(more, tmp_path)
+    again = do(other)
     assert "swap_accuracy" in again["transitions"]
     assert again["cost"] == cost  # of the measuring that was done
     assert call(capsys, "emergence", tmp_path / f"{study.runs[0].id}.h5")[0] == 0

@@ -10,7 +10,6 @@ The public names are listed once, below, and imported when they are first used: 
 
 import ast
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from sys import modules
 from typing import TYPE_CHECKING, Any
@@ -93,6 +92,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("mechinterp")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'mechinterp' has no attribute {name!r}", name=name, obj=modules[__name__])

@@ -1,6 +1,7 @@
 """Runs: opening them, and the network at any of their steps.
 
-A run can be opened while it is being written.
+A run can be opened while it is being written. What replays, exports or recognises networks takes time to import, and is
+imported by the methods that use it.
 """
 
 import warnings
@@ -14,22 +15,20 @@ from torch import Tensor, nn
 from mechinterp.config import CustomTaskConfig, RunConfig
 from mechinterp.display import facts_table, run_facts
 from mechinterp.errors import ConfigError, MechinterpError, RunFileError, UnrecognisedNetwork, require_integer
-from mechinterp.exchange.export import export
-from mechinterp.exchange.modules import load_weights
 from mechinterp.files import require_path
 from mechinterp.interventions.forward import forward_interventions
-from mechinterp.models.foreign import ForeignNetwork, require_same_answers
 from mechinterp.models.network import Network
 from mechinterp.store import Origin, RunFile, Trajectory
 from mechinterp.tasks import Task, build_task
 from mechinterp.tasks.base import require_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import torch_defaults, unwrapped
-from mechinterp.training.replay import Keep, ReplayCheck, densify, replay_steps
 
 if TYPE_CHECKING:
     from mechinterp.emergence import Emergence
+    from mechinterp.models.foreign import ForeignNetwork
     from mechinterp.models.hooked import HookedNetwork
+    from mechinterp.training.replay import Keep, ReplayCheck
 
 
 class ApproximateReplayWarning(UserWarning):
@@ -109,12 +108,14 @@ class Run(Trajectory):
         stop: int | str | None = None,
         every: int = 10,
         progress: bool = False,
-    ) -> ReplayCheck:
+    ) -> "ReplayCheck":
         """Rebuild every `every`-th step of an interval and keep them in the side file; returns the replay's check.
 
         The interval is `start` to `stop` (both included, by default the whole run), or one 10–90 % width to either
         side of a located transition (`around`). The rebuilt steps are then among `steps`.
         """
+        from mechinterp.training.replay import densify
+
         saved = self.file.steps
         if around is not None:
             if not hasattr(around, "width"):
@@ -145,6 +146,8 @@ class Run(Trajectory):
         overwrite: bool = False,
     ) -> list[Path]:
         """The paths of checkpoints written in another program's format; see `exchange.export`."""
+        from mechinterp.exchange.export import export
+
         return export(self, steps, path, format=format, overwrite=overwrite)
 
     def __repr__(self) -> str:
@@ -217,6 +220,8 @@ class RecordedRun(Run):
                 raise UnrecognisedNetwork(
                     f"{error}; of others, give mi.open_run a build that makes the module"
                 ) from None
+        from mechinterp.exchange.modules import load_weights
+
         module = self._build()
         if not isinstance(module, nn.Module):
             raise MechinterpError(f"build returns a {type(module).__name__}; expected the torch.nn.Module recorded")
@@ -226,11 +231,11 @@ class RecordedRun(Run):
         self._built = weakref.ref(module)
         return module.eval()
 
-    def densify(self, **options: Any) -> ReplayCheck:
+    def densify(self, **options: Any) -> "ReplayCheck":
         """RunFileError: a run that was trained elsewhere cannot be replayed."""
         raise RunFileError(f"{self.path}: was trained elsewhere: steps between its checkpoints cannot be rebuilt")
 
-    def _foreign_network(self) -> ForeignNetwork:
+    def _foreign_network(self) -> "ForeignNetwork":
         """The network that the file names, which computes what the module of `build` does, if there is one.
 
         It is recognised, or refused, once: the comparison with the module takes forward passes.
@@ -244,8 +249,10 @@ class RecordedRun(Run):
             raise self._foreign
         return self._foreign
 
-    def _recognised(self) -> ForeignNetwork:
+    def _recognised(self) -> "ForeignNetwork":
         """The network, recognised anew; UnrecognisedNetwork, with the reason, if it is none that is known."""
+        from mechinterp.models.foreign import ForeignNetwork, require_same_answers
+
         origin = self.origin
         if origin.network is None:
             why = origin.unknown or "its file does not say what it computes"
@@ -291,8 +298,10 @@ def open_runs(paths: Sequence[Path], *, task: Task | None = None) -> dict[str, R
 
 
 @torch_defaults()
-def replay(run: Run, steps: int | str | Iterable[int | str], keep: Keep, *, progress: bool = False) -> ReplayCheck:
+def replay(run: Run, steps: int | str | Iterable[int | str], keep: "Keep", *, progress: bool = False) -> "ReplayCheck":
     """Rebuild steps of a run and pass them to `keep`; see `training.replay.replay_steps`."""
+    from mechinterp.training.replay import replay_steps
+
     require_run(run)
     _ = run.config  # raises for a run that was trained elsewhere
     return replay_steps(run, run.task, run.chosen_steps(steps), keep, progress=progress)

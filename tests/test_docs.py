@@ -33,7 +33,7 @@ from dataclasses import fields
 from glob import glob
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import parsl.providers
 import pytest
@@ -42,8 +42,8 @@ from threadpoolctl import threadpool_limits
 
 import mechinterp as mi
 import mechinterp.training.runs
-from mechinterp.cli import _COMMANDS, main
-from mechinterp.cli.analyses import analysis_commands
+from mechinterp.cli import main
+from mechinterp.cli.commands import COMMANDS, analyses, command_of, spelled
 from mechinterp.comparison import formation
 from mechinterp.config import PRESETS
 from mechinterp.files import read_sealed_json, read_toml, write_sealed_json
@@ -323,8 +323,8 @@ _POSITIONAL = {
 
 def test_the_page_of_commands_has_every_command_and_option():
     page = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
-    analyses = {name: analysis_commands(name)[name] for name in analysis_commands("")}
-    for name, command in {**_COMMANDS, **analyses}.items():
+    for name in [*COMMANDS, *analyses()]:
+        command: Any = command_of(spelled(name))
         assert f"| `{name}" in page, name  # with its argument
         options = {"start": "from", "stop": "to"} if name == "replay" else {}
         for field in fields(command):

@@ -1,65 +1,21 @@
 """The command line: commands are dataclasses whose fields are the options and whose method `execute` runs them.
 
-Large packages are imported by commands only, so that help is instant. A user's error is one line on standard error and
-exit code 2.
+A command is imported when it is called, and large packages by commands only, so that help is instant. A user's error is
+one line on standard error and exit code 2.
 """
 
 import os
 import sys
 from contextlib import suppress
+from dataclasses import fields
 from io import TextIOWrapper
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from mechinterp.cli.analyses import Circuit, Emergence, Measure, analysis_commands
-from mechinterp.cli.audit import Audit
-from mechinterp.cli.comparison import Interpolate, Transplant
-from mechinterp.cli.configs import ConfigCheck, ConfigShow
-from mechinterp.cli.exchange import Export, Import
-from mechinterp.cli.folder import Compare, Runs, Start
-from mechinterp.cli.geometry import Geometry
-from mechinterp.cli.help import Completion, Version, described, overview, spelled
-from mechinterp.cli.info import Info
-from mechinterp.cli.parsing import parse
-from mechinterp.cli.report import Report
-from mechinterp.cli.runs import Replay, Resume, Run, Train, Verify
-from mechinterp.cli.study import Study, StudyCollect, StudyRetry, StudyStatus
-from mechinterp.cli.sufficiency import Sufficiency
-from mechinterp.config import RunConfig, explain
+from mechinterp.cli.commands import COMMANDS, command_of, described, overview
 from mechinterp.errors import ConfigError, MechinterpError, unknown_name
 
-_COMMANDS: dict[str, type] = {
-    "start": Start,
-    "run": Run,
-    "train": Train,
-    "resume": Resume,
-    "replay": Replay,
-    "verify": Verify,
-    "info": Info,
-    "runs": Runs,
-    "compare": Compare,
-    "config show": ConfigShow,
-    "config check": ConfigCheck,
-    "measure": Measure,
-    "emergence": Emergence,
-    "circuit": Circuit,
-    "transplant": Transplant,
-    "interpolate": Interpolate,
-    "sufficiency": Sufficiency,
-    "geometry": Geometry,
-    "report": Report,
-    "import": Import,
-    "export": Export,
-    "study": Study,
-    "study status": StudyStatus,
-    "study retry": StudyRetry,
-    "study collect": StudyCollect,
-    "audit": Audit,
-    "completion": Completion,
-    "version": Version,
-}
-Completion.commands = _COMMANDS
+if TYPE_CHECKING:
+    from mechinterp.config import RunConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,36 +24,33 @@ def main(arguments: list[str] | None = None) -> int:
     0, 1 (a file fails to verify, or a run of a study failed), 2 (a user's error) or 130 (Ctrl-C).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if " ".join(arguments[:2]) in _COMMANDS:  # a command of two words
+    if " ".join(arguments[:2]) in COMMANDS:  # a command of two words
         arguments[:2] = ["-".join(arguments[:2])]
     elif _is_misspelt(arguments):
-        return _fail(unknown_name("command", " ".join(arguments[:2]), _COMMANDS))
+        return _fail(unknown_name("command", " ".join(arguments[:2]), COMMANDS))
     if arguments == ["--version"]:
         arguments = ["version"]
     try:
         arguments = _take_shared(arguments or ["start"])
         arguments, kinds = _take_kinds(arguments)
         name, *rest = arguments or ["start"]
-        commands = {spelled(each): command for each, command in {**_COMMANDS, **analysis_commands(name)}.items()}
         if name in ("-h", "--help"):
-            print(overview(commands))
+            print(overview())
             return 0
-        if name == "--tyro-print-completion":
-            name = "completion"
-        if name not in commands:
-            raise unknown_name("command", name, dict.fromkeys([*_COMMANDS, *analysis_commands("")]))
-        options: dict[str, Any] = {"prog": f"mechinterp {name}", "description": described(commands[name])}
-        if issubclass(commands[name], Train | Audit):
-            options["default"] = commands[name](settings=_base_config(rest).updated(kinds))
+        name = "completion" if name == "--tyro-print-completion" else name
+        command: Any = command_of(name)
+        options: dict[str, Any] = {"prog": f"mechinterp {name}", "description": described(command)}
+        if "settings" in {field.name for field in fields(command)}:  # its options are also those of a config
+            options["default"] = command(settings=_base_config(rest).updated(kinds))
     except MechinterpError as error:
         return _fail(error)
-    return run_command(commands[name], rest, **options)
+    return run_command(command, rest, **options)
 
 
 def _is_misspelt(arguments: list[str]) -> bool:
     """Whether the arguments begin as a command of two words does, but go on with a word that is no file's name."""
     first, second = (*arguments[:2], "", "")[:2]
-    begins = first in {name.split()[0] for name in _COMMANDS if " " in name}
+    begins = first in {name.split()[0] for name in COMMANDS if " " in name}
     return begins and second.replace("-", "").isalpha() and second[0] != "-" and not os.path.exists(second)
 
 
@@ -106,6 +59,10 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
 
     A user's error, including tyro's boxed messages, becomes one line on standard error and exit code 2.
     """
+    from pydantic import ValidationError
+
+    from mechinterp.cli.parsing import parse
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack β and –
@@ -119,6 +76,8 @@ def run_command(command: Any, arguments: list[str] | None = None, **options: Any
     except MechinterpError as error:
         return _fail(error)
     except ValidationError as error:
+        from mechinterp.config import RunConfig, explain
+
         return _fail(ConfigError(explain(error, RunConfig)))
     except MemoryError as error:
         return _fail(MechinterpError(f"out of memory ({error}); lower the sizes"))
@@ -148,8 +107,10 @@ def _fail(error: MechinterpError) -> int:
     return 2
 
 
-def _base_config(arguments: list[str]) -> RunConfig:
+def _base_config(arguments: list[str]) -> "RunConfig":
     """The config that --config or --preset names; the other options then override it."""
+    from mechinterp.config import RunConfig
+
     named = {argument.partition("=")[0] for argument in arguments}
     if {"--config", "--preset"} <= named:
         raise MechinterpError("--config and --preset are both given; start from one of them")

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from mechinterp.analysis.registry import ANALYSES, Argument
-from mechinterp.cli.common import Json, RunPath, Step, print_result, require_one_form, spikes_result, with_spikes
-from mechinterp.cli.known import Transition, keep_transition
+from mechinterp.cli.common import Json, RunPath, Step, print_result, require_one_form
+from mechinterp.cli.findings import Finding, Question, find, kept_answer
 from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.errors import MechinterpError
 
@@ -62,21 +62,22 @@ class Emergence:
     json: Json = False
 
     def execute(self) -> None:
-        from mechinterp.analysis.headline import headline
+        from mechinterp.store import Trajectory
+
+        asked = None if self.task else Question(self.measure, self.scale, self.n_sequences)
+        finding = (kept_answer(Trajectory(self.run), asked) if asked else None) or self._find(asked)
+        print_result({"run": str(self.run), **finding.result}, self.json, finding.text)
+
+    def _find(self, asked: Question | None) -> Finding:
         from mechinterp.emergence import locate_emergence
         from mechinterp.measures import measure
         from mechinterp.measures.table import main_column
         from mechinterp.run import open_run
-        from mechinterp.training.spikes import spikes_of
 
         run = open_run(self.run, task=own_task(self.task))
         name = self.measure or main_column(run)
         curve = measure(run, [name], n_sequences=self.n_sequences, progress=True)[name]
-        emergence, spikes = locate_emergence(curve, scale=self.scale), spikes_of(run.file.metrics())
-        found = headline(run, curve, emergence)
-        result = {"run": str(self.run), "measure": name, **emergence.to_dict(), **found.to_dict()}
-        keep_transition(run, Transition(name, emergence.step if emergence.transition else None, found.transition))
-        print_result(result | spikes_result(spikes), self.json, with_spikes(str(found), spikes))
+        return find(run, curve, locate_emergence(curve, scale=self.scale), asked)
 
 
 @dataclass
@@ -112,26 +113,14 @@ class AnalysisCommand:
         print_result(result, self.json, text)
 
 
-def analysis_commands(selected: str) -> dict[str, type]:
-    """A command for every analysis except the diagram, by name; only the `selected` one has its options.
-
-    Options are read from the function of the analysis, whose import takes seconds.
-    """
-    commands = {}
-    for name, entry in ANALYSES.items():
-        if name == "circuit":
-            continue
-        spelled = name.replace("_", "-")
-        arguments = entry.arguments(name).values() if spelled == selected else ()
-        options = [(argument.name, *_option(argument)) for argument in arguments if argument.name != "seed"]
-        commands[spelled] = make_dataclass(
-            name.title().replace("_", ""),
-            options,
-            bases=(AnalysisCommand,),
-            namespace={"analysis": name, "__module__": __name__},
-        )
-        commands[spelled].__doc__ = entry.summary
-    return commands
+def analysis_command(name: str) -> type:
+    """The command of an analysis, with options as its function has arguments: the import of that takes seconds."""
+    entry = ANALYSES[name]
+    options = [(option.name, *_option(option)) for option in entry.arguments(name).values() if option.name != "seed"]
+    bases, title = (AnalysisCommand,), name.title().replace("_", "")
+    command = make_dataclass(title, options, bases=bases, namespace={"analysis": name, "__module__": __name__})
+    command.__doc__ = entry.summary
+    return command
 
 
 def _option(argument: Argument) -> tuple[Any, Any]:

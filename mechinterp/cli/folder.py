@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mechinterp.cli.common import Json, Step, print_result
-from mechinterp.cli.known import kept_transitions, standing, trained
+from mechinterp.cli.findings import kept_transitions
+from mechinterp.cli.known import standing, trained
 from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.config.dotted import differences
 from mechinterp.errors import MechinterpError

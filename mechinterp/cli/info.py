@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mechinterp.cli.common import Json, RunPath, print_result
-from mechinterp.cli.known import (
-    computed,
-    kept_transitions,
-    network_in_words,
-    standing,
-    task_in_words,
-    trained,
-)
+from mechinterp.cli.findings import kept_transitions
+from mechinterp.cli.known import computed, network_in_words, standing, task_in_words, trained
 from mechinterp.config.dotted import written
 
 if TYPE_CHECKING:

@@ -2,55 +2,18 @@
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from inspect import cleandoc
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechinterp.config import RunConfig
 from mechinterp.config.dotted import nearest_preset, written
-from mechinterp.errors import MechinterpError
-from mechinterp.files import is_being_written, read_sealed_json, write_sealed_json
+from mechinterp.files import is_being_written, read_sealed_json
 
 if TYPE_CHECKING:
     from mechinterp.store import Trajectory
 
 MOST_CHANGES = 4
 """So many differences from a preset are named in a line."""
-
-
-@dataclass(frozen=True)
-class Transition:
-    """What `mechinterp emergence` or `run` has found of a measure, kept beside the run."""
-
-    measure: str
-    step: float | None
-    """The step of the transition; None if there is none."""
-    text: str
-    """The finding in a sentence."""
-
-
-def keep_transition(run: "Trajectory", transition: Transition) -> None:
-    """Keep a finding in RUN.cache, with the digest of the last weights: it is forgotten when the run goes on."""
-    kept = {each.measure: each for each in kept_transitions(run)} | {transition.measure: transition}
-    content = {"last": run.digest(run.steps[-1]), "found": [vars(each) for each in kept.values()]}
-    try:
-        _transitions_of(run).parent.mkdir(exist_ok=True)
-        write_sealed_json(_transitions_of(run), content)
-    except (OSError, MechinterpError):  # the folder of the run may be read-only
-        return
-
-
-def kept_transitions(run: "Trajectory") -> list[Transition]:
-    """The findings that are kept and still hold, in the order in which they were found."""
-    content = read_sealed_json(_transitions_of(run))
-    if not isinstance(content, dict) or not run.steps or content.get("last") != run.digest(run.steps[-1]):
-        return []
-    return [Transition(**each) for each in content["found"]]
-
-
-def _transitions_of(run: "Trajectory") -> Path:
-    return run.path.with_name(f"{run.path.name}.cache") / "transitions.json"
 
 
 def standing(run: "Trajectory") -> str:

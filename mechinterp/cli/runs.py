@@ -1,14 +1,16 @@
 """Commands that train runs, rebuild steps of them and check their files."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mechinterp.cli.common import Json, RunPath, Settings, Step, print_result, spikes_result, with_spikes
+from mechinterp.cli.common import Json, RunPath, Settings, Step, print_result
+from mechinterp.cli.findings import Question, find
 from mechinterp.cli.interventions import Interventions, with_interventions
-from mechinterp.cli.known import Transition, keep_transition, trained
+from mechinterp.cli.known import trained
 from mechinterp.cli.own_task import OwnTask, own_task
 from mechinterp.config import PRESETS, RunConfig
 from mechinterp.errors import MechinterpError
@@ -93,14 +95,12 @@ class Run(Train):
     """The measure whose transition is the result; by default the accuracy on the task's first evaluation set."""
 
     def execute(self) -> None:
-        from mechinterp.analysis.headline import headline
         from mechinterp.emergence import locate_or_say_why
         from mechinterp.files import replace_text, require_writable
         from mechinterp.measures import columns_for, main_measure, measure
         from mechinterp.report import write_report
         from mechinterp.tasks import build_task
         from mechinterp.tracking import require_tracker
-        from mechinterp.training.spikes import spikes_of
 
         config = self.whole_config()
         task = build_task(config)
@@ -118,15 +118,14 @@ class Run(Train):
             return self.foretell([out, csv, report])
         run = self.train()
         table = measure(run, progress=True)
-        emergence, spikes = locate_or_say_why(table[name]), spikes_of(run.file.metrics())
+        emergence = locate_or_say_why(table[name])
         write_report(run, table, report, measure=name, progress=True)
         replace_text(csv, table.to_csv())
-        result = {"run": str(run.path), "measures": str(csv), "report": str(report), "measure": name}
-        found = headline(run, table[name], emergence)
-        result |= emergence.to_dict() | found.to_dict() | spikes_result(spikes)
-        keep_transition(run, Transition(name, emergence.step if emergence.transition else None, found.transition))
-        lines = [with_spikes(str(found), spikes), "report:", f"  {report}"]
-        applicable = ("patch", "ablate") if found.induction_head is None else ("evidence", "circuit")
+        fitted = math.isfinite(emergence.delta_bic)  # else there are too few checkpoints, which `emergence` refuses
+        found = find(run, table[name], emergence, Question(name) if fitted else None)
+        result = {"run": str(run.path), "measures": str(csv), "report": str(report), **found.result}
+        lines = [found.text, "report:", f"  {report}"]
+        applicable = ("patch", "ablate") if found.result["induction_head"] is None else ("evidence", "circuit")
         lines += ["next:", *(f"  mechinterp {command} {out}" for command in applicable)]
         lines.append(f"  mechinterp study --help   # other seeds and variants, compared with {out.stem}")
         print_result(result, self.json, "\n".join(lines))

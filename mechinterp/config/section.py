@@ -19,7 +19,7 @@ from mechinterp.errors import ConfigError
 class Section(BaseModel):
     """A frozen group of settings; an unknown key or a wrong type is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """The settings that are not the defaults, so that a config is read in a line and can be typed as it is read."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from mechinterp.emergence.crossing import level_crossing
 from mechinterp.emergence.locate import Emergence, locate_emergence, locate_or_say_why
@@ -44,8 +44,7 @@ def median_interval(values: Iterable[int | float], coverage: float = 0.95) -> tu
     n = len(ordered)
     if n == 0:
         return np.nan, np.nan, np.nan
-    k = int(binom.ppf((1 - coverage) / 2, n, 0.5))
-    k += int(2 * binom.cdf(k, n, 0.5) <= 1 - coverage)
+    k = int(np.count_nonzero(2 * bdtr(np.arange(n), n, 0.5) <= 1 - coverage))  # bdtr(j, n, ½) = P(Binomial(n, ½) ≤ j)
     low, high = (ordered[k - 1], ordered[n - k]) if k > 0 else (np.nan, np.nan)
     return float(np.median(ordered)), float(low), float(high)
 

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from mechinterp.display import facts_table
 from mechinterp.emergence.crossing import finite, half_rise
@@ -259,7 +259,7 @@ def _interval(fit: Fit, x: Array, rho: float, variance: float) -> tuple[float, f
     """
     (rise,), n = fit.components, len(x)
     error = float(np.sqrt(covariance(fit.jacobian, rho, variance)[2, 2]))
-    half = float(student.ppf(0.975, degrees_of_freedom(n, fit.n_parameters, rho))) * error
+    half = float(stdtrit(degrees_of_freedom(n, fit.n_parameters, rho), 0.975)) * error  # quantile of Student's t
     low, high = rise.midpoint - half, rise.midpoint + half
     after = min(max(int(np.searchsorted(x, rise.midpoint)), 1), n - 1)
     if rise.width < 3 * (x[after] - x[after - 1]):

@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from mechinterp.comparison.components import Component
@@ -109,7 +109,7 @@ class LLC:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval, by Student's t over chains."""
-        half = float(student.ppf(0.975, len(self.trace) - 1)) * self.error
+        half = float(stdtrit(len(self.trace) - 1, 0.975)) * self.error
         return self.value - half, self.value + half
 
     @property

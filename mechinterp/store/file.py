@@ -8,6 +8,7 @@ Torch and pandas take seconds to import: only the functions that return their ty
 """
 
 import hashlib
+import json
 import math
 import os
 import stat
@@ -144,6 +145,14 @@ class RunFile:
         """The stored SHA-256 of the weights at every committed step (hexadecimal)."""
         steps = self.steps
         return {step: row.tobytes().hex() for step, row in zip(steps, self._records["digest"], strict=True)}
+
+    def content_digest(self) -> str:
+        """SHA-256 (hexadecimal) of what was trained or recorded and of every record: the steps, the digests of their
+        weights and of the rest, and the metrics."""
+        self.refresh()
+        about = [self.header.config, self.origin and self.origin.model_dump(mode="json"), self._records.dtype.descr]
+        about.append(self.header.contents.metrics)
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode() + self._records.tobytes()).hexdigest()
 
     def optimizer_state(self, step: int) -> dict[str, "Tensor"]:
         """The state of the optimizer at a committed step, by name; empty if that checkpoint has none."""

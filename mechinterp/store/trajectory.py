@@ -3,6 +3,7 @@
 The side file (``fast.dense.h5`` beside ``fast.h5``) has steps that were rebuilt between the saved ones.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,6 +108,11 @@ class Trajectory:
     def digests(self) -> dict[int, str]:
         """SHA-256 of the weights at every stored step (hexadecimal)."""
         return dict(sorted((self.file.digests() | (self.side_file.digests() if self.side_file else {})).items()))
+
+    def content_digest(self) -> str:
+        """SHA-256 (hexadecimal) of all that its files say: `RunFile.content_digest`, and that of the side file."""
+        digests = [file.content_digest() for file in (self.file, self.side_file) if file]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def open_side_file(self) -> None:
         """Open the side file if there is one of this run: a file of that name may also be another run's, or a run."""

@@ -32,7 +32,6 @@ from mechinterp.files import (
     write_at,
 )
 from mechinterp.store.file import RunFile, rest_digest, series_rows
-from mechinterp.store.hdf5 import hdf5_pieces
 from mechinterp.store.layout import END_TYPE, STATUSES, Array, Contents, Header, array_of, digest, sealed
 from mechinterp.store.trajectory import dense_path
 
@@ -354,6 +353,8 @@ def keep_last(path: Path, lock: FileLock | None = None) -> None:
 
 def _made(path: Path, header: Header) -> tuple[Header, Path, int]:
     """A new file beside `path` with room for everything: its header with offsets, its path, its descriptor."""
+    from mechinterp.store.hdf5 import hdf5_pieces  # imports h5py, which readers do not need
+
     header.require_moderate()
     anywhere = dict.fromkeys(header.offsets(), (1 << 60) - 1)
     start = max(4096, 1 << (len(header.placed(anywhere).to_bytes()) - 1).bit_length())

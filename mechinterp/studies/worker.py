@@ -64,7 +64,8 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
             return outcome
         if path.exists():  # else another worker has just deleted it, as below
             run, earlier = open_run(path), recorded(job) or {}  # of a study that asked for other measures, or kept less
-            table, n_measured, table_digest = _table(run, file_of(job, ".csv"), earlier.get("table"))
+            kept_table = earlier.get("table")
+            table, n_measured, table_digest = _table(run, file_of(job, ".csv"), kept_table, job["keep"] == "all")
             if run.steps[0] > 0 and (table is None or job["keep"] == "all"):
                 path.unlink()  # the checkpoints that the job needs were deleted: train anew
                 if run.side_file:
@@ -79,8 +80,9 @@ def do(job: Job, before: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
                         "training_seconds": round(before[1] + trained - started, 3),
                     }
                 if n_measured:
-                    cost |= {"checkpoints": n_measured, "measuring_seconds": round(time.monotonic() - trained, 3)}
-                    cost |= {"checkpoint_bytes": path.stat().st_size // n_measured}
+                    cost |= {"checkpoints": n_measured, "checkpoint_bytes": path.stat().st_size // n_measured}
+                    if n_trained + before[0] or "measuring_seconds" not in cost:  # else the measures may have been kept
+                        cost |= {"measuring_seconds": round(time.monotonic() - trained, 3)}
                 outcome = {"version": version("mechinterp"), "kept": kept, "table": table_digest, "cost": cost}
                 outcome = write_outcome(job, outcome | _results(run, table, job, earlier.get("transitions", {})))
                 if kept == "last":  # after the table and the outcome are safe
@@ -111,14 +113,14 @@ def _lock(path: Path) -> FileLock:
             time.sleep(0.5)
 
 
-def _table(run: Run, path: Path, digest: str | None) -> tuple[pd.DataFrame | None, int, str]:
-    """The measures of a run, step × measure, how many checkpoints were measured now, and the SHA-256 of the file.
+def _table(run: Run, path: Path, digest: str | None, keep: bool) -> tuple[pd.DataFrame | None, int, str]:
+    """The measures of a run, step × measure, of how many checkpoints they are, and the SHA-256 of the file.
 
     Of a run whose last checkpoint alone is kept, the table was written before, and had that digest; None if it is
-    missing, changed or out of date.
+    missing, changed or out of date. With `keep`, the measures are also kept beside the run, for other commands.
     """
     if run.steps[0] == 0:
-        table = measure(run, keep=False)
+        table = measure(run, keep=keep)
         return table, len(table), write_table(path, table)
     table = read_table(path, digest)
     current = table is not None and table.index[-1:].tolist() == run.steps[-1:]

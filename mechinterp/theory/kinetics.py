@@ -35,9 +35,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.integrate import cumulative_trapezoid, solve_ivp
-from scipy.special import erfc, expit, lambertw, log_expit
-from scipy.stats import binom
+from scipy.special import erfc, expit, gammaln, lambertw, log_expit
 
 from mechinterp.errors import MechinterpError
 
@@ -137,7 +135,7 @@ class Kinetics:
         """The values of n₊ in a context with the target's copy, and their probabilities 2 n₊/N · P(n₊)."""
         N = self.n_pairs
         counts = np.array([N / 2]) if self.balanced else np.arange(N + 1.0)
-        return counts, 2 * counts / N * (np.ones(1) if self.balanced else binom.pmf(counts, N, 0.5))
+        return counts, 2 * counts / N * (np.ones(1) if self.balanced else _binomial(counts, N))
 
     def velocity(
         self, w: Values, beta: Values, c1: Values = UNLEARNED, c2: Values = UNLEARNED
@@ -217,6 +215,8 @@ class Kinetics:
 
 def memorised(t: Float[np.ndarray, "times"], c1: Float[np.ndarray, "times"]) -> Float[np.ndarray, "times"]:
     """I_K(t) = 2 ∫₀ᵗ c₁ dt′ by the trapezoidal rule (eq. 10); t in steps × learning rate, ascending from 0."""
+    from scipy.integrate import cumulative_trapezoid  # its package takes a while to import
+
     return 2 * cumulative_trapezoid(c1, t, initial=0.0)
 
 
@@ -236,6 +236,11 @@ def other_loss(loss: Values) -> Values:
     return -np.log(loss) / 2
 
 
+def _binomial(k: Float[np.ndarray, "counts"], n: int) -> Float[np.ndarray, "counts"]:
+    """P(Binomial(n, ½) = k)."""
+    return np.exp(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) - n * np.log(2))
+
+
 def _logits(logits: Float[np.ndarray, "items"] | None) -> Float[np.ndarray, "items"]:
     """φ⁺ of the items; 0 of one item by default."""
     return np.zeros(1) if logits is None else np.asarray(logits, dtype=float)
@@ -245,6 +250,8 @@ def _integrated(
     slopes: Callable[[Any, Any], Any], start: tuple[Number, Number], duration: Number, **options: Any
 ) -> Any:
     """SciPy's solution of d(w, β)/dt = slopes(t, (w, β)) from `start`; MechinterpError if it cannot be integrated."""
+    from scipy.integrate import solve_ivp
+
     state = np.array(start, dtype=float)
     solution = solve_ivp(slopes, (0.0, float(duration)), state, method="LSODA", rtol=1e-8, atol=1e-10, **options)
     if not solution.success:

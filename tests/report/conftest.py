@@ -35,6 +35,7 @@ def report(tiny_run, tmp_path_factory) -> Path:
 def opened(browser, path: Path, *, fragment: str = "", **context):
     """The page, ready; afterwards: it has asked for nothing, and the console is empty."""
     page = browser.new_context(**{"viewport": DESK, "offline": True, **context}).new_page()
+    page.set_default_timeout(300_000)  # of a machine that does much else
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))

@@ -2,7 +2,9 @@
 
 import pytest
 
-import mechinterp as mi
+from tests.type_checks import Calls  # before mechinterp, whose functions it checks
+
+import mechinterp as mi  # isort: skip
 
 TINY = {
     "task.n_classes": 8,
@@ -33,6 +35,18 @@ SPIKING = {
     "training.learning_rate": 0.3,
     "checkpoints.every": 50,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-types", action="store_true", help="check annotations in every call (tests/type_checks.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    Calls.all_checked = config.getoption("--all-types")
+
+
+def pytest_runtest_setup() -> None:
+    Calls.test += 1
 
 
 @pytest.fixture(scope="session")

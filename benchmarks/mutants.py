@@ -14,10 +14,26 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+LIBRARIES = (
+    "torch",
+    "numba",
+    "pandas",
+    "scipy.optimize",
+    "scipy.stats",
+    "networkx",
+    "h5py",
+    "pydantic",
+    "plotly",
+    "beartype",
+)
+"""Imported once: the processes that test mutants are forked from this one."""
 TESTS_FAILED = 1
 """What pytest returns then; it returns 0 if all pass, and more where tests cannot be run."""
 
@@ -265,17 +281,32 @@ def outcome(mutant: Mutant, checkout: Path) -> str:
     if (count := text.count(mutant.old)) != 1:
         raise SystemExit(f"{mutant.file}: {mutant.old!r} is there {count} times, expected once; change the list")
     tests = [f"tests/{name}" for name in mutant.tests.split()]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]
-    variables = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, check=False)
+        code, said = run_tests(checkout, tests)
     finally:
         path.write_text(text, encoding="utf-8")
-    if done.returncode > TESTS_FAILED:
-        raise SystemExit(f"{mutant.file}: the tests cannot be run:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
-    return f"killed by {failed[1] if failed else '?'}" if done.returncode else "survived"
+    if code > TESTS_FAILED:
+        raise SystemExit(f"{mutant.file}: the tests cannot be run:\n{said[-4_000:]}")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, flags=re.MULTILINE)
+    return f"killed by {failed[1] if failed else '?'}" if code else "survived"
+
+
+def run_tests(checkout: Path, tests: list[str]) -> tuple[int, str]:
+    """The exit code of pytest in a process of its own, until the first failure, and what it prints."""
+    with tempfile.TemporaryFile("w+") as output:
+        if (child := os.fork()) == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.chdir(checkout)
+            sys.path.insert(0, str(checkout))
+            os.environ |= {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+            code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests])
+            sys.stdout.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(status), output.read()
 
 
 def main() -> None:
@@ -283,6 +314,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", default=range(1, len(MUTANTS) + 1), help="numbers, from 1")
     parser.add_argument("--checkout", type=Path, default=ROOT, help="whose code and tests; by default this one's")
     chosen = parser.parse_args()
+    for library in LIBRARIES:
+        import_module(library)
     with tempfile.TemporaryDirectory() as folder:
         checkout, killed = copied(chosen.checkout.resolve(), Path(folder)), 0
         for number in chosen.only:

@@ -1,10 +1,14 @@
 """Fixtures: small configs and runs that several test modules share."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.type_checks import Calls  # before mechinterp, whose functions it checks
 
 import mechinterp as mi  # isort: skip
+from mechinterp.emergence import logistic
+from mechinterp.studies import processes
 
 TINY = {
     "task.n_classes": 8,
@@ -47,6 +51,31 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup() -> None:
     Calls.test += 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves_are_fitted_once() -> Iterator[None]:
+    """Fits of transitions, by their curve: many tests locate those of the same runs."""
+    fit, known = logistic._fit, {}
+
+    def fit_once(x, y, noise, guesses):
+        key = x.tobytes(), y.tobytes(), float(noise), repr(guesses)
+        if key not in known:
+            known[key] = fit(x, y, noise, guesses)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(logistic, "_fit", fit_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept_workers() -> Iterator[None]:
+    """The workers of a study stay for the next one of the module: starting one takes seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(processes, "end", lambda: None)
+        yield
+    processes.end()
 
 
 @pytest.fixture(scope="session")

@@ -345,8 +345,17 @@ def test_the_page_of_commands_has_every_command_and_option():
                 assert re.search(rf"--(no-)?{option}\b", page), f"{name} --{option}"
 
 
-def test_the_documentation_builds_without_a_warning(tmp_path):
-    sphinx = [sys.executable, "-m", "sphinx", "-W", "-q", "-d", str(tmp_path / "trees"), "docs", str(tmp_path / "html")]
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["-D", "extensions=myst_parser,sphinx.ext.autodoc,_gallery"], id="without the sources"),
+        pytest.param([], id="whole", marks=pytest.mark.slow),
+    ],
+)
+def test_the_documentation_builds_without_a_warning(options, tmp_path):
+    """The pages of sources, which `sphinx.ext.viewcode` adds, take half of the time."""
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "-q", *options]
+    sphinx += ["-d", str(tmp_path / "trees"), "docs", str(tmp_path / "html")]
     done = subprocess.run(sphinx, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "html/api/configuration.html").read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    Calls.all_checked = config.getoption("--all-types")
+    Calls.all_checked = bool(config.getoption("--all-types"))
 
 
 def pytest_runtest_setup() -> None:

@@ -1,8 +1,14 @@
 """Fixtures: small configs and runs that several test modules share."""
 
+from collections.abc import Iterator
+
 import pytest
 
-import mechinterp as mi
+from tests.type_checks import Calls  # before mechinterp, whose functions it checks
+
+import mechinterp as mi  # isort: skip
+from mechinterp.emergence import logistic
+from mechinterp.studies import processes
 
 TINY = {
     "task.n_classes": 8,
@@ -33,6 +39,43 @@ SPIKING = {
     "training.learning_rate": 0.3,
     "checkpoints.every": 50,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-types", action="store_true", help="check annotations in every call (tests/type_checks.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    Calls.all_checked = bool(config.getoption("--all-types"))
+
+
+def pytest_runtest_setup() -> None:
+    Calls.test += 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves_are_fitted_once() -> Iterator[None]:
+    """Fits of transitions, by their curve: many tests locate those of the same runs."""
+    fit, known = logistic._fit, {}
+
+    def fit_once(x, y, noise, guesses):
+        key = x.tobytes(), y.tobytes(), float(noise), repr(guesses)
+        if key not in known:
+            known[key] = fit(x, y, noise, guesses)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(logistic, "_fit", fit_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept_workers() -> Iterator[None]:
+    """The workers of a study stay for the next one of the module: starting one takes seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(processes, "end", lambda: None)
+        yield
+    processes.end()
 
 
 @pytest.fixture(scope="session")

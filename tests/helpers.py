@@ -1,6 +1,7 @@
 """What several test modules share: random parameters, networks of them, and parts that a batch or file may lack."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,15 @@ def token_labels(batch: Batch) -> Tensor:
     """The labels that the tokens of a batch show, of a task that gives them."""
     assert batch.token_labels is not None
     return batch.token_labels
+
+
+def copied(run: mi.Run, path: Path) -> mi.Run:
+    """A copy of a run with the tables that have been computed of it, which are then not computed again."""
+    shutil.copy(run.path, path)
+    kept, to = (place.with_name(f"{place.name}.cache") for place in (run.path, path))
+    if kept.is_dir():
+        shutil.copytree(kept, to)
+    return mi.open_run(path)
 
 
 def with_header(path: Path, changes: dict[str, Any]) -> Header:

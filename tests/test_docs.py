@@ -11,7 +11,7 @@ with what is substituted; else the words of its first line, as the names of colu
 What is substituted, so that this takes seconds:
 
 * presets have the network and the task of `SMALL`, at their own number of steps up to 6,000; those with an unembedding
-  have narrow networks (`SMALL_FURTHER`), and 60 steps;
+  have narrow networks (`SMALL_FURTHER`) of two heads on short sequences (`SMALL_TASKS`), and 60 steps;
 * the run of the fast preset, which pages train or expect as ``checkpoints/reddy2023-fast-0.h5`` (1, 2), is trained once
   and copied, whatever its seed;
 * of a study, all configs are validated as they are, but every run is a copy of one tiny run;
@@ -77,7 +77,19 @@ SWEEPS = tuple(
 )
 """These vary settings that `SMALL` has smaller, or take long; their own tests in tests/analyses/ run them."""
 LEFT_OUT = ("make", "pip", "git", "cd", ".", "python3 -m venv", *SWEEPS)
-SMALL_FURTHER = {"model.d_model": 16, "model.d_head": 4, "training.batch_size": 4, "checkpoints.every": 20}
+SMALL_FURTHER = {"model.d_model": 16, "model.d_head": 4, "training.batch_size": 4, "checkpoints.every": 60}
+SMALL_TASKS = {
+    "item_label": {"model.n_heads": 2},
+    "markov_chains": {"task.n_pos": 12},
+    "induction_tokens": {
+        "task.n_tokens": 12,
+        "task.n_pos": 14,
+        "task.min_period": 4,
+        "task.max_period": 6,
+        "model.n_heads": 2,
+    },
+    "modular_addition": {"task.modulus": 7, "model.n_heads": 2, "model.d_mlp": 16},
+}
 SMALL_PAIRS = {"task.n_items": 40, "task.n_pairs": 4, "model.classifier_width": 8, "training.batch_size": 4}
 SMALL = TINY | {"task.n_classes": 16, "task.n_labels": 8, "task.n_pairs": 4, "training.batch_size": 4}
 SAVED = {"checkpoints.every": 1_000, "checkpoints.at": [3_400]}
@@ -158,7 +170,7 @@ def small_presets() -> Iterator[None]:
         preset = mi.RunConfig.preset(name)
         steps = min(6_000, preset.training.steps)
         if preset.model.answers_everywhere:
-            changes = SMALL_FURTHER | {"training.steps": min(steps, 60)}
+            changes = SMALL_FURTHER | SMALL_TASKS[preset.task.kind] | {"training.steps": min(steps, 60)}
         else:
             own = SMALL if preset.task.kind == "item_label" else SMALL_PAIRS
             changes = own | {"training.steps": steps, "checkpoints.every": 1_000}
@@ -333,8 +345,17 @@ def test_the_page_of_commands_has_every_command_and_option():
                 assert re.search(rf"--(no-)?{option}\b", page), f"{name} --{option}"
 
 
-def test_the_documentation_builds_without_a_warning(tmp_path):
-    sphinx = [sys.executable, "-m", "sphinx", "-W", "-q", "-d", str(tmp_path / "trees"), "docs", str(tmp_path / "html")]
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["-D", "extensions=myst_parser,sphinx.ext.autodoc,_gallery"], id="without the sources"),
+        pytest.param([], id="whole", marks=pytest.mark.slow),
+    ],
+)
+def test_the_documentation_builds_without_a_warning(options, tmp_path):
+    """The pages of sources, which `sphinx.ext.viewcode` adds, take half of the time."""
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "-q", *options]
+    sphinx += ["-d", str(tmp_path / "trees"), "docs", str(tmp_path / "html")]
     done = subprocess.run(sphinx, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "html/api/configuration.html").read_text(encoding="utf-8")

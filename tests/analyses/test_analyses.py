@@ -17,6 +17,8 @@ from analyses._common import crossings, write_drawing, write_figure
 from mechinterp.cli import run_command
 from mechinterp.studies.study import Study
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
+
 
 @pytest.mark.parametrize(
     ("module", "command", "table"),

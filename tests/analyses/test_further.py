@@ -12,6 +12,7 @@ from analyses.claims.verdicts import Verdict
 from mechinterp.cli import run_command
 from mechinterp.studies.study import Study
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
 STEPS = np.arange(0, 1_001, 10)
 SEEDS = (1, 2, 3)
 

@@ -15,6 +15,7 @@ from mechinterp.config import Clamp, Freeze, Temperature
 from mechinterp.errors import ConfigError, MechinterpError
 from mechinterp.measures.manipulations import Manipulation, Manipulations, manipulation
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
 STEPS = pd.Index(range(0, 3001, 50), name="step")
 T0 = 1000
 BOTH = Manipulations(

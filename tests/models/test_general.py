@@ -16,6 +16,7 @@ from mechinterp.config import CustomTaskConfig, TransformerConfig
 from mechinterp.models.forward import forward, run_with_cache
 from mechinterp.models.hooked import HookedNetwork
 from mechinterp.models.hooked_lens import MAJOR
+from mechinterp.models.layer import distance_buckets
 from mechinterp.models.network import Network
 from mechinterp.models.registry import initial_parameters
 from tests.helpers import by_hooked_transformer
@@ -85,6 +86,16 @@ def t5_buckets(model: TransformerConfig) -> Tensor:
     return T5Attention._relative_position_bucket(
         distance, False, model.relative_attention_num_buckets, model.relative_attention_max_distance
     )
+
+
+@by_hooked_transformer
+@pytest.mark.parametrize(("buckets", "largest"), [(4, 128), (32, 128), (8, 20)])
+def test_buckets_of_distances_are_those_of_t5_far_away_too(buckets, largest):
+    names = {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": largest}
+    model = TransformerConfig.model_validate({"positional_embedding_type": "relative_positional_bias", **names})
+    distance = torch.arange(200)[None, :] - torch.arange(200)[:, None]
+    expected = T5Attention._relative_position_bucket(distance, False, buckets, largest)
+    assert torch.equal(distance_buckets(model, 200), expected)
 
 
 def their_cache(theirs: "HookedTransformer", network: Network, inputs: Tensor) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mechinterp as mi
+from tests.helpers import copied
 
 CHROMIUM = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -23,9 +24,15 @@ def browser():
 
 
 @pytest.fixture(scope="package")
-def report(tiny_run, tmp_path_factory) -> Path:
+def plain_page(tiny_run, tmp_path_factory) -> Path:
+    """The page of the tiny run. The tables of its figures are then kept beside the run."""
+    return mi.write_report(tiny_run, mi.measure(tiny_run, n_sequences=20), tmp_path_factory.mktemp("plain") / "r.html")
+
+
+@pytest.fixture(scope="package")
+def report(tiny_run, plain_page, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    run = mi.open_run(shutil.copy(tiny_run.path, folder / "<b>odd & run.h5"))
+    run = copied(tiny_run, folder / "<b>odd & run.h5")
     table = mi.measure(run, n_sequences=20)
     table["icl_accuracy"] = [0.1] * 5 + [0.5] + [0.9] * 5
     return mi.write_report(run, table, folder / "r.html", others={"<img src=x onerror=alert(1)>": table})

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from mechinterp.figures import SPIKE_COLOUR
 from mechinterp.report import html
 from mechinterp.report.study import write_study_report
 from mechinterp.training.spikes import SPIKES, spikes_of
+from tests.helpers import copied
 from tests.training.test_trainer import FirstTokenTask
 
 
@@ -45,10 +45,10 @@ def _array(packed: dict) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def odd_page(tiny_run, tmp_path_factory):
+def odd_page(tiny_run, plain_page, tmp_path_factory):
     """The page of a run with an unpleasant name, with another one laid over it."""
     folder = tmp_path_factory.mktemp("odd")
-    run = mi.open_run(shutil.copy(tiny_run.path, folder / "<img src=x>&.h5"))
+    run = copied(tiny_run, folder / "<img src=x>&.h5")
     table = mi.measure(run, n_sequences=20)
     table["icl_accuracy"] = np.linspace(0, 1, len(table))
     others = {"</script><script>alert(1)</script>": table}
@@ -169,7 +169,7 @@ def test_a_located_transition_is_the_headline_and_is_marked_on_the_slider(tiny_r
     assert 'class="interval"' in page
 
 
-def test_loss_spikes_are_said_below_the_headline_and_marked_on_the_curves(spiking_run, tiny_run, tmp_path):
+def test_loss_spikes_are_said_below_the_headline_and_marked_on_the_curves(spiking_run, plain_page, tmp_path):
     table, spikes = mi.measure(spiking_run, n_sequences=20), spikes_of(spiking_run.file.metrics())
     assert spikes
     page = mi.write_report(spiking_run, table, tmp_path / "r.html").read_text()
@@ -183,15 +183,14 @@ def test_loss_spikes_are_said_below_the_headline_and_marked_on_the_curves(spikin
     assert (
         page.count(f"Ticks at the foot: loss spikes, the highest between two checkpoints ({spikes.count} in all)") == 4
     )
-    calm = mi.write_report(tiny_run, mi.measure(tiny_run, n_sequences=8), tmp_path / "r.html").read_text()
+    calm = plain_page.read_text()
     assert "oss spike" not in calm
     shapes = _data(calm, "accuracy")["drawings"][0]["layout"].get("shapes", [])
     assert not [shape for shape in shapes if shape["line"].get("color") == SPIKE_COLOUR]
 
 
-def test_without_a_transition_none_is_marked(tiny_run, tmp_path):
-    table = mi.measure(tiny_run, n_sequences=20)
-    page = mi.write_report(tiny_run, table, tmp_path / "r.html").read_text()
+def test_without_a_transition_none_is_marked(plain_page):
+    page = plain_page.read_text()
     assert "IC accuracy made no located transition" in page
     assert "no transition: " in page
     assert 'class="transition"' not in page
@@ -211,13 +210,14 @@ def test_what_a_task_does_not_admit_is_left_out_with_the_reason(tiny_config, tmp
 
 def test_measures_under_interventions_are_shown_beside_those_of_the_weights(tiny_config, tmp_path):
     clamp = {"kind": "clamp", "layer": 0, "pattern": "previous_token", "strength": 1.0}
-    run = mi.train(tiny_config.updated({"interventions": [clamp]}), tmp_path / "clamped.h5", progress=False)
+    config = tiny_config.updated({"interventions": [clamp], "training.steps": 4})
+    run = mi.train(config, tmp_path / "clamped.h5", progress=False)
     table = mi.measure(run, n_sequences=20)
     page = mi.write_report(run, table, tmp_path / "r.html").read_text()
     (released,) = (each for each in _traces(page, "progress-measures") if each["name"] == "ila1")
     (clamped,) = (each for each in _traces(page, "under-the-interventions") if each["name"] == "clamped_ila1")
-    assert _array(clamped["y"] | {"scale": None, "shape": [11]}) == pytest.approx(1.0)
-    assert _array(released["y"] | {"scale": None, "shape": [11]}) == pytest.approx(table["ila1"].to_numpy())
+    assert _array(clamped["y"] | {"scale": None, "shape": [3]}) == pytest.approx(1.0)
+    assert _array(released["y"] | {"scale": None, "shape": [3]}) == pytest.approx(table["ila1"].to_numpy())
 
 
 def test_paths_without_an_answer_to_restore_are_not_drawn(tiny_config, tmp_path):
@@ -242,13 +242,13 @@ def test_runs_that_cannot_be_aligned_are_not_and_the_page_says_why(measure, othe
 
 
 def test_two_runs_of_one_name_are_refused(tiny_run, tmp_path):
-    table = mi.measure(tiny_run, n_sequences=8)
+    table = mi.measure(tiny_run, n_sequences=20)
     with pytest.raises(MechinterpError, match="tiny names two runs"):
         mi.write_report(tiny_run, table, tmp_path / "r.html", others={"tiny": table})
 
 
-def test_the_command_lays_runs_over_each_other_and_writes_the_page_of_a_study(tiny_run, tiny_config, tmp_path, capsys):
-    paths = [shutil.copy(tiny_run.path, tmp_path / f"{name}.h5") for name in ("a", "b")]
+def test_the_command_lays_runs_over_each_other_and_writes_the_page_of_a_study(tiny_run, plain_page, tmp_path, capsys):
+    paths = [copied(tiny_run, tmp_path / f"{name}.h5").path for name in ("a", "b")]
     out = tmp_path / "page.html"
     assert main(["report", *map(str, paths), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": str(out)}
@@ -274,14 +274,14 @@ def test_the_page_of_a_study_aligns_its_seeds(tiny_config, tmp_path):
 
 
 def test_an_unknown_headline_is_refused(tiny_run, tmp_path):
-    table = mi.measure(tiny_run, n_sequences=8)
+    table = mi.measure(tiny_run, n_sequences=20)
     with pytest.raises(MechinterpError, match=r"icl_acuracy.*icl_accuracy"):
         mi.write_report(tiny_run, table, tmp_path / "r.html", measure="icl_acuracy")
 
 
 def test_a_table_without_checkpoints_is_refused(tiny_run, tmp_path):
     with pytest.raises(MechinterpError, match="holds no checkpoint"):
-        mi.write_report(tiny_run, mi.measure(tiny_run, n_sequences=8).iloc[:0], tmp_path / "r.html")
+        mi.write_report(tiny_run, mi.measure(tiny_run, n_sequences=20).iloc[:0], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 

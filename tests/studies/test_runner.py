@@ -16,6 +16,7 @@ from mechinterp.studies import worker
 from mechinterp.studies.cluster import cluster
 from mechinterp.studies.cost import spent
 from mechinterp.studies.jobs import jobs_of
+from mechinterp.studies.processes import end as end_workers
 from mechinterp.studies.results import Results
 from mechinterp.studies.runner import (
     compare,
@@ -34,6 +35,7 @@ from tests.helpers import as_if_killed
 from tests.store.survival_children import one_thread
 from tests.studies.helpers import digests, straight, written
 
+pytestmark = pytest.mark.usefixtures("kept_workers")
 CLAMP = {"kind": "clamp", "layer": 0, "pattern": "uniform", "strength": 0.5}
 
 
@@ -44,7 +46,7 @@ def study(tiny_config) -> Study:
 
 
 @pytest.fixture(scope="module")
-def done(study, tmp_path_factory) -> tuple[Path, pd.DataFrame]:
+def done(study, kept_workers, tmp_path_factory) -> tuple[Path, pd.DataFrame]:
     """The study, carried out by two workers."""
     folder = tmp_path_factory.mktemp("two")
     return folder, run_study(study, folder, workers=2, progress=False)
@@ -102,6 +104,7 @@ def test_one_worker_two_workers_and_a_plain_training_give_the_same_bits(study, d
         started.append(arguments)
         original(self, *arguments, **options)
 
+    end_workers()
     monkeypatch.setattr(subprocess.Popen, "__init__", start)
     run_study(study, tmp_path / "one", workers=1, progress=False)
     assert len(started) == 1  # one process does all four, one after another

@@ -11,7 +11,7 @@ from numba.core import config
 from numba.core.caching import NullCache
 
 from mechinterp.errors import MechinterpError
-from mechinterp.kernel_cache import KernelCache
+from mechinterp.kernel_cache import KernelCache, remember_source
 from mechinterp.progress import announce
 
 
@@ -26,6 +26,7 @@ def compiler(*, cache: bool = False, **options: Any) -> Callable[..., Any]:
 
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher: Any = njit(unwrap(function), nogil=True, **options)
+        remember_source(dispatcher.py_func)
         if cache:
             dispatcher._cache = _OptionalCache(dispatcher)
         return dispatcher

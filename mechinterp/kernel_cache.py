@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import llvmlite
 import numba
@@ -44,37 +45,48 @@ def kernel_folder() -> Path:
     return base / "mechinterp" / "kernels"
 
 
+_sources: WeakKeyDictionary[FunctionType, str] = WeakKeyDictionary()
+"""The digest of the source of every compiled function's module, as it was when the function was defined."""
+
+
+def remember_source(function: FunctionType) -> None:
+    """Read the source of a function's module, which may be edited before the function is first called."""
+    with suppress(OSError):
+        source = Path(function.__code__.co_filename).read_bytes()
+        _sources[function] = hashlib.sha256(source).hexdigest()
+
+
 def code_digest(dispatcher: Dispatcher) -> str:
     """The digest of all that a compiled function's machine code follows from, but argument types and processor.
 
-    OSError or TypeError if the source of a module cannot be read.
+    KeyError, OSError or TypeError if the source of a module cannot be read.
     """
     functions, modules, constants = _reached(dispatcher)
     parts = [
-        *(f"{name}\n{inspect.getsource(sys.modules[name])}" for name in sorted(modules | {__name__})),
+        *sorted(f"{f.__qualname__} {_sources[f.py_func]} {_in_order(f.targetoptions)}" for f in functions),
+        *(inspect.getsource(sys.modules[name]) for name in sorted(modules)),
         *sorted(constants),
-        *sorted(f"{f.py_func.__qualname__}: {_in_order(f.targetoptions)}" for f in functions),
         *(platform.python_implementation(), platform.python_version(), np.__version__),
         *(numba.__version__, llvmlite.__version__),
-        *(f"{name}={getattr(config, name, None)}" for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK")),
+        *(
+            f"{name}={getattr(config, name, None)}"
+            for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK")
+        ),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def _reached(dispatcher: Dispatcher) -> tuple[list[Dispatcher], set[str], list[str]]:
-    """A compiled function and all that it calls; the modules of these and of the classes and other objects that they
+    """A compiled function and all that it calls; the modules of classes and other objects of their packages that these
     name; and the constants that they read, with their values."""
-    functions, waiting = [dispatcher], [dispatcher]
-    home = dispatcher.py_func.__module__
-    modules, constants, packages = {home}, [], {"mechinterp", home.partition(".")[0]}
-    while waiting:
-        function = waiting.pop()
+    functions, modules, constants = [dispatcher], set[str](), []
+    packages = {name.partition(".")[0] for name in (__name__, dispatcher.py_func.__module__)}
+    for function in functions:  # it grows
         for name, value in _named_values(function.py_func):
             home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(value, Dispatcher) and value not in functions:
-                functions.append(value)
-                waiting.append(value)
-            if not isinstance(home, str):
+            if isinstance(value, Dispatcher):
+                functions += [value] if value not in functions else []
+            elif not isinstance(home, str):
                 constants.append(f"{function.py_func.__module__}.{name}={pickle.dumps(value, protocol=5).hex()}")
             elif home.partition(".")[0] in packages:
                 modules.add(home)
@@ -84,7 +96,9 @@ def _reached(dispatcher: Dispatcher) -> tuple[list[Dispatcher], set[str], list[s
 def _named_values(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """The global and enclosed values that a function, or one defined in it, names."""
     if function.__closure__:
-        yield from zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__), strict=True)
+        yield from zip(
+            function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__), strict=True
+        )
     codes = [function.__code__]
     while codes:
         code = codes.pop()
@@ -98,10 +112,12 @@ def _in_order(options: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 class KernelCache(FunctionCache):
-    """Numba's cache of one function, in the user's folder. OSError, TypeError or RuntimeError if it can have none."""
+    """Numba's cache of one function, in the user's folder; an error of any class if it can have none."""
 
     def __init__(self, dispatcher: Dispatcher):
-        folder = kernel_folder() / f"{dispatcher.py_func.__module__}.{dispatcher.py_func.__qualname__}".replace("<locals>.", "")
+        folder = kernel_folder() / f"{dispatcher.py_func.__module__}.{dispatcher.py_func.__qualname__}".replace(
+            "<locals>.", ""
+        )
         digest = code_digest(dispatcher)
 
         class Implementation(CompileResultCacheImpl):

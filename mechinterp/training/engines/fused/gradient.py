@@ -34,9 +34,11 @@ from mechinterp.training.engines.fused.memory import (
     layer_inputs,
 )
 from mechinterp.training.engines.fused.primitives import (
+    add,
     add_outer,
     blockwise_dot,
     clamp,
+    clear,
     compiled,
     copy,
     dot,
@@ -71,12 +73,12 @@ def in_range(sizes: Sizes, P, tokens: Tokens, start, stop):
 @inlined
 def begin(P, M, shared, memory: Scratch, dM):
     """What comes before the chunks: shared contents (n_shared, D) times M (d, d); zeros in what is summed, as dM."""
-    memory.padded[:] = 0  # what pads contents must be finite: it is multiplied by 0
-    memory.y[:] = 0
+    clear(memory.padded)  # what pads contents must be finite: it is multiplied by 0
+    clear(memory.y)
     if shared.shape[0]:
         np.dot(shared, M[P:], memory.shared_M)
-        memory.dshared_M[:] = 0
-    dM[:] = 0
+        clear(memory.dshared_M)
+    clear(dM)
 
 
 @inlined
@@ -163,9 +165,9 @@ def layer2_forward(P, weights: Weights, chunk: Chunk, memory: Scratch):
         weighted_sum(mixed, c, positions, padded, P, chunk.mean[b])
     z, w, spare = chunk.z, chunk.w, chunk.spare
     np.dot(chunk.mean, weights.V1, spare)
-    z += spare
+    add(spare, z)
     np.dot(z, weights.V2, w)
-    w += chunk.v
+    add(chunk.v, w)
 
 
 @inlined
@@ -174,7 +176,7 @@ def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Sc
     size, n, flat = chunk.labels.shape[0], memory.logits.shape[0], common.flat
     zero, scale = flat.dtype.type(0), flat.dtype.type(1 / B)
     hidden = layer_inputs(memory.hidden, sizes, n, 0, chunk.first, size)  # (C, d)
-    hidden[:] = chunk.w
+    copy(chunk.w.reshape(chunk.w.size), chunk.w.size, hidden.reshape(hidden.size))
     for layer in range(sizes.depth):
         at, inner = classifier_layer(sizes, layer)
         W = matrix(flat, at, inner, sizes.width)
@@ -199,7 +201,8 @@ def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Sc
         correct += best == label
         loss += above - math.log(row[best])
         row[label] -= 1
-        row *= scale
+        for k in range(sizes.n_labels):
+            row[k] *= scale
     return loss, correct
 
 
@@ -221,7 +224,7 @@ def classifier_backward(sizes: Sizes, common: Common, chunk: Chunk, memory: Scra
         following = layer_inputs(memory.dhidden, sizes, n, layer, chunk.first, size)  # (C, d or W)
         np.dot(dhidden, matrix(common.transposed, at - offset, sizes.width, inner), following)
         dhidden = following
-    chunk.dw[:] = dhidden
+    copy(dhidden.reshape(dhidden.size), dhidden.size, chunk.dw.reshape(chunk.dw.size))
 
 
 @inlined
@@ -250,10 +253,10 @@ def layer2_backward(P, weights: Weights, chunk: Chunk, memory: Scratch):
         weighted_sum(ds, c, positions, padded, P, dkappa[b])
         weighted_sum(mixed, c, positions, padded, P, chunk.drho[b])
     np.dot(chunk.drho, weights.V1, spare)
-    dkappa += spare
+    add(spare, dkappa)
     np.dot(dkappa, weights.K2, chunk.dq)
     np.dot(chunk.dq, weights.Q2T, dv)
-    dv += chunk.dw
+    add(chunk.dw, dv)
 
 
 @inlined
@@ -264,7 +267,7 @@ def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
     dS, y, u_dx, one = memory.dS, memory.y, memory.pairs, memory.c.dtype.type(1)
     wide, own_rows = min(y.shape[1], D + P), size * n_own
     down_M = memory.down_M[:size]  # (C, n_own, d)
-    down_M[:] = 0
+    clear(down_M)
     np.dot(chunk.dv, weights.V1T, chunk.dx)
     for b in range(size):
         c, A, a, ds = memory.c[b], memory.A[b], memory.a[b], memory.ds[b]
@@ -313,7 +316,7 @@ def weight_gradients(sizes: Sizes, P, shared, memory: Scratch, share):
         dhidden = layer_inputs(memory.dhidden, sizes, n, layer + 1, 0, n)  # (n, W)
         outer(hidden, dhidden, room, matrix(share, at, inner, width))
         bias = share[at + inner * width : at + (inner + 1) * width]
-        bias[:] = 0
+        clear(bias)
         for b in range(n):
             for k in range(width):
                 bias[k] += dhidden[b, k]

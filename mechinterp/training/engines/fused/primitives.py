@@ -55,6 +55,12 @@ def fill(x, n, value):
 
 
 @compiled
+def clear(x):
+    """x = 0, for a contiguous array."""
+    fill(x.reshape(x.size), x.size, 0)
+
+
+@compiled
 def copy(x, n, to):
     """to[:n] = x[:n] for vectors, sixteen entries at a time; the last sixteen may overlap those before."""
     if n < 16:

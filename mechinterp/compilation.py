@@ -2,33 +2,33 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from inspect import unwrap
 from typing import Any
 
 from numba import njit
 from numba.core import config
+from numba.core.caching import NullCache
 
 from mechinterp.errors import MechinterpError
+from mechinterp.kernel_cache import KernelCache, remember_source
 from mechinterp.progress import announce
 
 
 def compiler(*, cache: bool = False, **options: Any) -> Callable[..., Any]:
-    """A decorator that compiles a function with options of numba's `njit`; with `cache`, the result is kept on disk.
+    """A decorator that compiles a function with options of numba's `njit`; with `cache`, the user's folder keeps it.
 
     It compiles the function without the checks of types that the test suite wraps around it. Where nothing can be kept
-    (a read-only or full disk), it is compiled every time; what is damaged is compiled again.
+    (a read-only or full disk), it is compiled every time; what is damaged is compiled again (`kernel_cache`).
     """
     if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
         raise MechinterpError("NUMBA_DISABLE_JIT is set, and sequences are drawn by compiled code; unset it")
 
     def compiled(function: Callable[..., Any]) -> Any:
-        try:
-            dispatcher: Any = njit(unwrap(function), nogil=True, cache=cache, **options)
-        except RuntimeError:  # there is no folder that can be written
-            return njit(unwrap(function), nogil=True, **options)
+        dispatcher: Any = njit(unwrap(function), nogil=True, **options)
+        remember_source(dispatcher.py_func)
         if cache:
-            dispatcher._cache = _OptionalCache(dispatcher._cache)
+            dispatcher._cache = _OptionalCache(dispatcher)
         return dispatcher
 
     return compiled
@@ -37,23 +37,28 @@ def compiler(*, cache: bool = False, **options: Any) -> Callable[..., Any]:
 @lru_cache
 def _say_once() -> None:
     """Say, the first time in a process, that functions are compiled, which takes a while."""
-    announce("compiling kernels, up to a minute; they are kept for the next time")
+    announce("compiling kernels, up to half a minute; they are kept for the next time")
 
 
-class _OptionalCache:
-    """Numba's cache of one function, whose errors are no errors of the program."""
+class _OptionalCache(NullCache):
+    """The cache of one function, which is opened when the function is first called, as functions that it calls may be
+    defined below it; its errors are no errors of the program."""
 
-    def __init__(self, cache: Any):
-        self._numba_cache = cache
+    def __init__(self, dispatcher: Any):
+        self._dispatcher = dispatcher
+
+    @cached_property
+    def _cache(self) -> KernelCache | None:
+        try:
+            return KernelCache(self._dispatcher)
+        except Exception:  # there is no source, or no home
+            return None
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """The compiled function; None if it is not there, or damaged, and then it is forgotten."""
+        """The compiled function; None if it is not there or cannot be read."""
         found = None
-        try:
-            found = self._numba_cache.load_overload(signature, context)
-        except Exception:  # whatever a damaged pickle raises
-            with suppress(Exception):
-                self._numba_cache.flush()
+        with suppress(Exception):  # whatever a file that another program wrote raises
+            found = self._cache and self._cache.load_overload(signature, context)
         if found is None:
             _say_once()
         return found
@@ -61,7 +66,5 @@ class _OptionalCache:
     def save_overload(self, signature: Any, data: Any) -> None:
         """Keep a compiled function, if that is possible."""
         with suppress(Exception):
-            self._numba_cache.save_overload(signature, data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._numba_cache, name)
+            if self._cache:
+                self._cache.save_overload(signature, data)

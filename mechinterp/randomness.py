@@ -46,7 +46,7 @@ _BLOCKS = 256
 """Philox blocks, of four words and so four normal numbers each, that are drawn together."""
 
 # Without fast-math, so that compiled code rounds alike on every CPU; with NumPy's division, so that loops vectorise.
-_compiled = compiler(cache=True, error_model="numpy")
+_compiled = compiler(cache=True, error_model="numpy", no_cfunc_wrapper=True)
 
 
 @_compiled
@@ -55,10 +55,13 @@ def stream_key(seed, stream, step):
 
     The keys of two streams or steps are equal with probability 2^−128.
     """
-    shift, words = np.uint64(32), np.empty((4, 1), np.uint32)
+    shift, words, key = np.uint64(32), np.empty((4, 1), np.uint32), np.empty(4, np.uint64)
     seed, stream = np.uint64(seed), np.uint64(stream)
-    philox(np.array([seed & _WORD, seed >> shift, stream & _WORD, stream >> shift]), step, words)
-    return words[:, 0].astype(np.uint64)
+    key[0], key[1], key[2], key[3] = seed & _WORD, seed >> shift, stream & _WORD, stream >> shift
+    philox(key, np.uint64(step), words)
+    for k in range(4):
+        key[k] = words[k, 0]
+    return key
 
 
 @_compiled
@@ -66,7 +69,7 @@ def draw_uniform(key, first, result):
     """Fills an array with uniform numbers of [0, 1), multiples of 2⁻⁵³; counts Philox's blocks from `first` on."""
     words, flat = np.empty((4, _BLOCKS), np.uint32), result.reshape(result.size)
     for start in range(0, flat.size, 2 * _BLOCKS):
-        philox(key, first + start // 2, words)
+        philox(key, np.uint64(first + start // 2), words)
         into = flat[start : start + 2 * _BLOCKS]
         for k in range(into.size):
             row, column = 2 * (k // _BLOCKS), k % _BLOCKS
@@ -85,7 +88,7 @@ def draw_normal(key, first, std, result):
     words, normal, flat = np.empty((4, _BLOCKS), np.uint32), np.empty((4, _BLOCKS)), result.reshape(result.size)
     drawn = normal.reshape(normal.size)
     for start in range(0, flat.size, drawn.size):
-        philox(key, first + start // 4, words)
+        philox(key, np.uint64(first + start // 4), words)
         box_muller(words[0], words[1], normal[0], normal[1])
         box_muller(words[2], words[3], normal[2], normal[3])
         into = flat[start : start + drawn.size]

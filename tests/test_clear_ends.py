@@ -1,4 +1,4 @@
-"""Clear ends: outputs that cannot be written, caches that are damaged or cannot be, terminals of few characters."""
+"""Clear ends: outputs that cannot be written, terminals of few characters."""
 
 import os
 import shutil
@@ -7,22 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import mechinterp
-
-CACHED = """
-import sys
-sys.path.insert(0, {folder!r})
-from cached import twice
-print(twice(21), twice._cache_hits.total() if twice._cache_hits else 0)
-"""
-MODULE = """
-from mechinterp.compilation import compiler
-
-@compiler(cache=True)
-def twice(x):
-    return 2 * x
-"""
 
 
 def call(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -63,22 +47,6 @@ def test_a_terminal_of_few_characters_gets_what_it_can_show(tiny_run, tmp_path, 
     missing = command("info", tmp_path / "γ.h5", env=os.environ | {"PYTHONIOENCODING": encoding})
     assert missing.returncode == 2
     assert missing.stderr.endswith("?.h5: does not exist; give the path of a run file\n")
-
-
-def test_code_is_compiled_again_if_the_cache_is_damaged_or_cannot_be_written(tmp_path):
-    (tmp_path / "cached.py").write_text(MODULE)
-    package, code = {"PYTHONPATH": str(Path(mechinterp.__file__).parents[1])}, CACHED.format(folder=str(tmp_path))
-    environment = os.environ | package | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    assert call("-c", code, env=environment).stdout == "42 0\n"
-    assert call("-c", code, env=environment).stdout == "42 1\n"
-    for ending in (".nbi", ".nbc"):
-        (path,) = [entry for entry in (tmp_path / "cache").rglob("*") if entry.suffix == ending]
-        for content in (path.read_bytes()[: path.stat().st_size // 2], b""):
-            path.write_bytes(content)
-            assert call("-c", code, env=environment).stdout == "42 0\n", (ending, len(content))
-            assert call("-c", code, env=environment).stdout == "42 1\n", "it was not kept"
-    nowhere = os.environ | package | {"NUMBA_CACHE_DIR": "/proc/nowhere"}
-    assert call("-c", code, env=nowhere).stdout == "42 0\n"
 
 
 def test_without_compilation_there_is_one_line(tmp_path):

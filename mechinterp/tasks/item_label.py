@@ -27,7 +27,8 @@ from mechinterp.tasks.corruption import Corruption, moved_on, wrong_label_pairs
 from mechinterp.tasks.registry import register_task
 from mechinterp.torch_state import torch_defaults
 
-_compiled = compiler(cache=True)
+_entry = compiler(cache=True, error_model="numpy", no_cfunc_wrapper=True)
+_compiled = compiler(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @register_task(ItemLabelConfig)
@@ -167,7 +168,7 @@ class ItemLabelTask:
         if fixed:
             novel_means = self._fixed_novel_means
         labels, tokens = np.empty((n, size), np.int64), np.empty((n, 4, size, T), np.int64)
-        correct = np.empty((n, 2, size, T), np.bool_)
+        correct = np.zeros((n, 2, size, T), np.bool_)
         _draw_batches(
             (np.uint64(self.seed), np.uint64(stream), np.array(steps, np.uint64)),
             self._numbers,
@@ -204,7 +205,7 @@ class _Numbers(NamedTuple):
     labels_by_sequence: bool
 
 
-@_compiled
+@_entry
 def _draw_batches(streams, numbers, cumulative, mixture, means, result):
     """Fills the arrays of `result` with batches, every one from the random numbers of its step."""
     (seed, stream, steps), (p_novel, p_repeated, shift, fresh) = streams, mixture
@@ -214,10 +215,10 @@ def _draw_batches(streams, numbers, cumulative, mixture, means, result):
     class_labels = np.empty((size, N + 1), np.int64)
     for n in range(steps.shape[0]):
         key = stream_key(seed, stream, steps[n])
-        draw_uniform(key, 0, uniform)
+        draw_uniform(key, 0, uniform.reshape(uniform.size))
         _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, class_labels, starts)
         if fresh:
-            draw_normal(key, 1 << 32, means[1].shape[1] ** -0.5, means[1])
+            draw_normal(key, 1 << 32, means[1].shape[1] ** -0.5, means[1].reshape(means[1].size))
         _draw_exemplars(key, means[0], means[1], classes, numbers.epsilon, items[n])
         _lay_out(numbers.n_labels, shift, classes, class_labels, starts, labels[n], tokens[n], correct[n])
 
@@ -252,15 +253,16 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, cl
                 elif novel:
                     drawn = first + int(of_class[i] * n_novel)
                 else:
-                    drawn = min(np.searchsorted(cumulative, of_class[i], side="right"), K - 1)
-                row[i * B : (i + 1) * B] = drawn
+                    drawn = _class_at(cumulative, of_class[i])
+                for copy in range(i * B, (i + 1) * B):
+                    row[copy] = drawn
             for i in range(N - 1):
                 other = i + int(of_order[i] * (N - i))
                 row[i], row[other] = row[other], row[i]
             row[N] = row[int(of_class[N] * N)]
         else:
             for i in range(N + 1):
-                row[i] = min(np.searchsorted(cumulative, of_class[i], side="right"), K - 1)
+                row[i] = _class_at(cumulative, of_class[i])
         for i in range(N + 1):
             class_labels[b, i] = row[i] // n_classes if novel and by_sequence else row[i] % L
             row[i] %= n_classes
@@ -268,15 +270,28 @@ def _draw_classes(uniform, numbers, cumulative, p_novel, p_repeated, classes, cl
 
 
 @_compiled
+def _class_at(cumulative, u):
+    """The first class whose cumulative frequency is above u in [0, 1); rounding may leave the last one's below 1."""
+    first, last = 0, cumulative.shape[0] - 1
+    while first < last:
+        middle = (first + last) // 2
+        if u < cumulative[middle]:
+            last = middle
+        else:
+            first = middle + 1
+    return first
+
+
+@_compiled
 def _lay_out(n_labels, shift, classes, class_labels, starts, labels, tokens, correct):
     """Lays out the tokens x₁ ℓ₁ … x_N ℓ_N x_q of classes, whose labels are moved on by `shift` mod L.
 
     `tokens` is filled with the index of every token's content in the `TokenTable`, its position, and the label and the
-    class it shows, or −1; `correct` with whether it is an item of the target's class, or such an item's label.
+    class it shows, or −1; `correct`, all false, with whether it is an item of the target's class, or such an item's
+    label.
     """
     content, positions, token_labels, token_classes = tokens
     size, N = classes.shape[0], classes.shape[1] - 1
-    correct[:] = False
     for b in range(size):
         target = classes[b, N]
         labels[b] = (class_labels[b, N] + shift) % n_labels
@@ -294,10 +309,12 @@ def _lay_out(n_labels, shift, classes, class_labels, starts, labels, tokens, cor
 def _draw_exemplars(key, means, novel_means, classes, epsilon, exemplars):
     """Fills `exemplars` with (μ + ε η)/√(1 + ε²) for every item, η ~ N(0, 1/D)."""
     K, std = means.shape[0], means.shape[1] ** -0.5
+    flat = exemplars.reshape(exemplars.size)
     if epsilon > 0:
-        draw_normal(key, 2 << 32, epsilon * std, exemplars)
+        draw_normal(key, 2 << 32, epsilon * std, flat)
     else:
-        exemplars[:] = 0
+        for k in range(flat.size):
+            flat[k] = 0
     scale = np.float32((1 + epsilon**2) ** -0.5)
     for b in range(classes.shape[0]):
         for i in range(classes.shape[1]):

@@ -21,8 +21,6 @@ products are BLAS calls on a chunk's rows, everything of one sequence is a loop.
 
 import math
 
-import numpy as np
-
 from mechinterp.training.engines.fused.memory import (
     Chunk,
     Common,
@@ -34,9 +32,11 @@ from mechinterp.training.engines.fused.memory import (
     layer_inputs,
 )
 from mechinterp.training.engines.fused.primitives import (
+    add,
     add_outer,
     blockwise_dot,
     clamp,
+    clear,
     compiled,
     copy,
     dot,
@@ -46,6 +46,7 @@ from mechinterp.training.engines.fused.primitives import (
     matrix,
     normalise,
     outer,
+    product,
     project,
     softmax,
     softmax_slopes,
@@ -56,27 +57,29 @@ from mechinterp.training.engines.fused.primitives import (
 
 
 @compiled
-def in_range(sizes: Sizes, P, tokens: Tokens, start, stop):
+def in_range(n_labels, P, tokens: Tokens, start, stop):
     """Whether labels, contents and positions of the sequences start … stop point to something."""
+    content, positions, labels = tokens.content, tokens.positions, tokens.labels
     n_contents = tokens.shared.shape[0] + tokens.own.shape[1]
     for b in range(start, stop):
-        if not 0 <= tokens.labels[b] < sizes.n_labels:
+        if not 0 <= labels[b] < n_labels:
             return False
-        for i in range(tokens.content.shape[1]):
-            if not (0 <= tokens.content[b, i] < n_contents and (P == 0 or 0 <= tokens.positions[b, i] < P)):
+        for i in range(content.shape[1]):
+            if not (0 <= content[b, i] < n_contents and (P == 0 or 0 <= positions[b, i] < P)):
                 return False
     return True
 
 
-@inlined
+@compiled
 def begin(P, M, shared, memory: Scratch, dM):
     """What comes before the chunks: shared contents (n_shared, D) times M (d, d); zeros in what is summed, as dM."""
-    memory.padded[:] = 0  # what pads contents must be finite: it is multiplied by 0
-    memory.y[:] = 0
+    shared_M, dshared_M = memory.shared_M, memory.dshared_M
+    clear(memory.padded)  # what pads contents must be finite: it is multiplied by 0
+    clear(memory.y)
     if shared.shape[0]:
-        np.dot(shared, M[P:], memory.shared_M)
-        memory.dshared_M[:] = 0
-    dM[:] = 0
+        product(shared, M[P:], shared_M)
+        clear(dshared_M)
+    clear(dM)
 
 
 @inlined
@@ -85,22 +88,24 @@ def content_row(index, shared, own):
     return shared[index] if index < shared.shape[0] else own[index - shared.shape[0]]
 
 
-@inlined
+@compiled
 def layer1_forward(P, weights: Weights, shared, chunk: Chunk, memory: Scratch):
     """S = U M Uᵀ and A = softmax(S) of every token; x = Σ_m A_Tm u_m and v_T = u_T + x W_V¹.
 
     Takes the shared contents (n_shared, D).
     """
     (size, T), (_, n_own, D) = chunk.content.shape, chunk.own.shape
-    clamps = chunk.clamps
-    M, y, shared_M = weights.M, memory.y, memory.shared_M
+    contents, patterns, unclamped, padded = memory.c, memory.A, memory.free_A, memory.padded
+    M, y, shared_M, own_M = weights.M, memory.y, memory.shared_M, memory.own_M[:size]  # own_M (C, n_own, d)
+    chunk_content, chunk_positions, chunk_own, x, v = chunk.content, chunk.positions, chunk.own, chunk.x, chunk.v
+    clamped, free1, fixed1 = chunk.clamps.on, chunk.clamps.free1, chunk.clamps.fixed1
+    V1 = weights.V1
     wide = min(y.shape[1], D + P)  # contents, and padding or positions that are multiplied by 0
     own_rows = size * n_own
-    own_M = memory.own_M[:size]  # (C, n_own, d)
-    blockwise_dot(chunk.own.reshape(own_rows, D), M[P:], own_M.reshape(own_rows, D + P))
+    blockwise_dot(chunk_own.reshape(own_rows, D), M[P:], own_M.reshape(own_rows, D + P))
     for b in range(size):
-        c, A, content, positions = memory.c[b], memory.A[b], chunk.content[b], chunk.positions[b]
-        own, by_own = chunk.own[b], own_M[b]  # (n_own, D), (n_own, d)
+        c, A, content, positions = contents[b], patterns[b], chunk_content[b], chunk_positions[b]
+        own, by_own = chunk_own[b], own_M[b]  # (n_own, D), (n_own, d)
         for i in range(T):
             copy(content_row(content[i], shared, own), D, c[i])
         for i in range(T):  # y = U M, its content columns
@@ -111,7 +116,7 @@ def layer1_forward(P, weights: Weights, shared, chunk: Chunk, memory: Scratch):
                     by_token[k] = by_content[k] + by_position[k]
             else:
                 copy(by_content, D, y[i])
-        np.dot(y, c.T, A)  # (T, D′) (D′, T′)
+        product(y, c.T, A)  # (T, D′) (D′, T′)
         for i in range(T):
             scores = A[i]
             if P:
@@ -119,158 +124,173 @@ def layer1_forward(P, weights: Weights, shared, chunk: Chunk, memory: Scratch):
                 for j in range(i + 1):
                     scores[j] += by_content[D + positions[j]] + by_position[D + positions[j]]
             subtract_largest(scores, i + 1)
-    exponential(memory.A[:size])
+    exponential(patterns[:size])
     for b in range(size):
-        A = memory.A[b]
+        A = patterns[b]
         for i in range(T):
             normalise(A[i])
-        if clamps.on:
+        if clamped:
             for i in range(T):
-                clamp(A[i], i + 1, clamps.free1[0], clamps.fixed1[i], memory.free_A[b, i])
-        weighted_sum(A[T - 1], memory.c[b], chunk.positions[b], memory.padded, P, chunk.x[b])
-    v = chunk.v
-    np.dot(chunk.x, weights.V1, v)  # (C, d) (d, d)
+                clamp(A[i], i + 1, free1[0], fixed1[i], unclamped[b, i])
+        weighted_sum(A[T - 1], contents[b], chunk_positions[b], padded, P, x[b])
+    product(x, V1, v)  # (C, d) (d, d)
     for b in range(size):
         for k in range(D):
-            v[b, P + k] += memory.c[b, T - 1, k]
+            v[b, P + k] += contents[b, T - 1, k]
         if P:
-            v[b, chunk.positions[b, T - 1]] += 1
+            v[b, chunk_positions[b, T - 1]] += 1
 
 
-@inlined
+@compiled
 def layer2_forward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     """s_j = u_j·κ + Σ_m A_jm (u_m·ρ) and a = softmax(s) of the target; z, and w = v_T + z W_V²."""
     size, T = chunk.content.shape
-    clamps = chunk.clamps
     padded, u_kappa, mixed = memory.padded, memory.pairs, memory.pairs  # (D′), (T′), (T′)
-    np.dot(chunk.v, weights.Q2, chunk.q)  # (C, d) (d, d), as all products below
-    np.dot(chunk.q, weights.K2T, chunk.kappa)
-    np.dot(chunk.kappa, weights.V1T, chunk.rho)
+    contents, patterns, of_target, unclamped = memory.c, memory.A, memory.a, memory.free_a
+    chunk_positions, kappa, rho, u_rhos = chunk.positions, chunk.kappa, chunk.rho, memory.u_rho
+    v, q, z, w, mean, spare = chunk.v, chunk.q, chunk.z, chunk.w, chunk.mean, chunk.spare
+    clamped, free2, fixed2 = chunk.clamps.on, chunk.clamps.free2, chunk.clamps.fixed2
+    V1, V2 = weights.V1, weights.V2
+    product(v, weights.Q2, q)  # (C, d) (d, d), as all products below
+    product(q, weights.K2T, kappa)
+    product(kappa, weights.V1T, rho)
     for b in range(size):
-        c, A, a, positions, u_rho = memory.c[b], memory.A[b], memory.a[b], chunk.positions[b], memory.u_rho[b]
-        project(chunk.kappa[b], c, positions, padded, P, u_kappa)
-        project(chunk.rho[b], c, positions, padded, P, u_rho)
+        c, A, a, positions, u_rho = contents[b], patterns[b], of_target[b], chunk_positions[b], u_rhos[b]
+        project(kappa[b], c, positions, padded, P, u_kappa)
+        project(rho[b], c, positions, padded, P, u_rho)
         for j in range(T):
             a[j] = u_kappa[j] + dot(A[j], u_rho, j + 1)
         softmax(a, T)
-        if clamps.on:
-            clamp(a, T, clamps.free2[b], clamps.fixed2[b], memory.free_a[b])
+        if clamped:
+            clamp(a, T, free2[b], fixed2[b], unclamped[b])
         fill(mixed, T, 0)
         for j in range(T):  # b = aᵀ A
             for m in range(j + 1):
                 mixed[m] += a[j] * A[j, m]
-        weighted_sum(a, c, positions, padded, P, chunk.z[b])
-        weighted_sum(mixed, c, positions, padded, P, chunk.mean[b])
-    z, w, spare = chunk.z, chunk.w, chunk.spare
-    np.dot(chunk.mean, weights.V1, spare)
-    z += spare
-    np.dot(z, weights.V2, w)
-    w += chunk.v
+        weighted_sum(a, c, positions, padded, P, z[b])
+        weighted_sum(mixed, c, positions, padded, P, mean[b])
+    product(mean, V1, spare)
+    add(spare, z)
+    product(z, V2, w)
+    add(v, w)
 
 
-@inlined
-def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Scratch, loss, correct):
-    """The loss and the number of correct answers so far, with the chunk's; leaves the slopes of its logits (C, L)."""
-    size, n, flat = chunk.labels.shape[0], memory.logits.shape[0], common.flat
+@compiled
+def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Scratch):
+    """Adds the chunk's loss and number of correct answers to `sums`; leaves the slopes of its logits (C, L)."""
+    size, n, flat, w, first = chunk.labels.shape[0], memory.logits.shape[0], common.flat, chunk.w, chunk.first
+    inputs, labels, depth, width, n_labels = memory.hidden, chunk.labels, sizes.depth, sizes.width, sizes.n_labels
+    logits, sums = memory.logits[first : first + size], memory.sums
     zero, scale = flat.dtype.type(0), flat.dtype.type(1 / B)
-    hidden = layer_inputs(memory.hidden, sizes, n, 0, chunk.first, size)  # (C, d)
-    hidden[:] = chunk.w
-    for layer in range(sizes.depth):
+    hidden = layer_inputs(inputs, sizes, n, 0, first, size)  # (C, d)
+    copy(w.reshape(w.size), w.size, hidden.reshape(hidden.size))
+    for layer in range(depth):
         at, inner = classifier_layer(sizes, layer)
-        W = matrix(flat, at, inner, sizes.width)
-        bias = flat[at + inner * sizes.width : at + (inner + 1) * sizes.width]
-        following = layer_inputs(memory.hidden, sizes, n, layer + 1, chunk.first, size)  # (C, W)
-        np.dot(hidden, W, following)
+        W = matrix(flat, at, inner, width)
+        bias = flat[at + inner * width : at + (inner + 1) * width]
+        following = layer_inputs(inputs, sizes, n, layer + 1, first, size)  # (C, W)
+        product(hidden, W, following)
         for b in range(size):
-            for k in range(sizes.width):
+            for k in range(width):
                 following[b, k] = max(following[b, k] + bias[k], zero)
         hidden = following
-    at, inner = classifier_layer(sizes, sizes.depth)
-    logits = memory.logits[chunk.first : chunk.first + size]
-    np.dot(hidden, matrix(flat, at, inner, sizes.n_labels), logits)
+    at, inner = classifier_layer(sizes, depth)
+    product(hidden, matrix(flat, at, inner, n_labels), logits)
     for b in range(size):
-        row, label = logits[b], chunk.labels[b]
+        row, label = logits[b], labels[b]
         best = 0
-        for k in range(1, sizes.n_labels):
+        for k in range(1, n_labels):
             if row[k] > row[best]:
                 best = k
         above = row[best] - row[label]
-        softmax(row, sizes.n_labels)
-        correct += best == label
-        loss += above - math.log(row[best])
+        softmax(row, n_labels)
+        sums[0] += above - math.log(row[best])
+        sums[1] += best == label
         row[label] -= 1
-        row *= scale
-    return loss, correct
+        for k in range(n_labels):
+            row[k] *= scale
 
 
-@inlined
+@compiled
 def classifier_backward(sizes: Sizes, common: Common, chunk: Chunk, memory: Scratch):
     """From the slopes of the logits (C, L) to dw (C, d)."""
     size, n, offset = chunk.labels.shape[0], memory.logits.shape[0], 2 * sizes.d_model * sizes.d_model
-    at, inner = classifier_layer(sizes, sizes.depth)
-    dhidden = layer_inputs(memory.dhidden, sizes, n, sizes.depth, chunk.first, size)  # (C, d or W)
-    logits = memory.logits[chunk.first : chunk.first + size]
-    np.dot(logits, matrix(common.transposed, at - offset, sizes.n_labels, inner), dhidden)
-    for layer in range(sizes.depth - 1, -1, -1):
-        hidden = layer_inputs(memory.hidden, sizes, n, layer + 1, chunk.first, size)  # (C, W)
+    inputs, dinputs, transposed, dw, first = memory.hidden, memory.dhidden, common.transposed, chunk.dw, chunk.first
+    depth, width, n_labels, logits = sizes.depth, sizes.width, sizes.n_labels, memory.logits[first : first + size]
+    at, inner = classifier_layer(sizes, depth)
+    dhidden = layer_inputs(dinputs, sizes, n, depth, first, size)  # (C, d or W)
+    product(logits, matrix(transposed, at - offset, n_labels, inner), dhidden)
+    for layer in range(depth - 1, -1, -1):
+        hidden = layer_inputs(inputs, sizes, n, layer + 1, first, size)  # (C, W)
         for b in range(size):
-            for k in range(sizes.width):
+            for k in range(width):
                 if not hidden[b, k] > 0:
                     dhidden[b, k] = 0
         at, inner = classifier_layer(sizes, layer)
-        following = layer_inputs(memory.dhidden, sizes, n, layer, chunk.first, size)  # (C, d or W)
-        np.dot(dhidden, matrix(common.transposed, at - offset, sizes.width, inner), following)
+        following = layer_inputs(dinputs, sizes, n, layer, first, size)  # (C, d or W)
+        product(dhidden, matrix(transposed, at - offset, width, inner), following)
         dhidden = following
-    chunk.dw[:] = dhidden
+    copy(dhidden.reshape(dhidden.size), dhidden.size, dw.reshape(dw.size))
 
 
-@inlined
+@compiled
 def layer2_backward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     """From dw to dv, through the values (z), the pattern a, and then κ and ρ."""
     size, T = chunk.content.shape
-    clamps = chunk.clamps
     padded, u_dz, mixed = memory.padded, memory.pairs, memory.pairs  # (D′), (T′), (T′)
-    dkappa, dv, spare, one = chunk.dkappa, chunk.dv, chunk.spare, memory.c.dtype.type(1)
-    np.dot(chunk.dw, weights.V2T, chunk.dz)  # (C, d) (d, d), as all products below
-    np.dot(chunk.dz, weights.V1T, spare)
+    contents, patterns, of_target, unclamped = memory.c, memory.A, memory.a, memory.free_a
+    all_ds, all_db, chunk_positions, clamped, free2 = (
+        memory.ds,
+        memory.db,
+        chunk.positions,
+        chunk.clamps.on,
+        chunk.clamps.free2,
+    )
+    dw, dz, drho, dkappa, dq, dv, spare = chunk.dw, chunk.dz, chunk.drho, chunk.dkappa, chunk.dq, chunk.dv, chunk.spare
+    V1, K2, Q2T, one = weights.V1, weights.K2, weights.Q2T, contents.dtype.type(1)
+    product(dw, weights.V2T, dz)  # (C, d) (d, d), as all products below
+    product(dz, weights.V1T, spare)
     for b in range(size):
-        c, A, ds, db, positions = memory.c[b], memory.A[b], memory.ds[b], memory.db[b], chunk.positions[b]
-        project(chunk.dz[b], c, positions, padded, P, u_dz)
+        c, A, ds, db, positions = contents[b], patterns[b], all_ds[b], all_db[b], chunk_positions[b]
+        project(dz[b], c, positions, padded, P, u_dz)
         project(spare[b], c, positions, padded, P, db)
         for j in range(T):
             ds[j] = u_dz[j] + dot(A[j], db, j + 1)
-        if clamps.on:
-            softmax_slopes(memory.free_a[b], T, clamps.free2[b], ds)
+        if clamped:
+            softmax_slopes(unclamped[b], T, free2[b], ds)
         else:
-            softmax_slopes(memory.a[b], T, one, ds)
+            softmax_slopes(of_target[b], T, one, ds)
         fill(mixed, T, 0)
         for j in range(T):  # dsᵀ A
             for m in range(j + 1):
                 mixed[m] += ds[j] * A[j, m]
         weighted_sum(ds, c, positions, padded, P, dkappa[b])
-        weighted_sum(mixed, c, positions, padded, P, chunk.drho[b])
-    np.dot(chunk.drho, weights.V1, spare)
-    dkappa += spare
-    np.dot(dkappa, weights.K2, chunk.dq)
-    np.dot(chunk.dq, weights.Q2T, dv)
-    dv += chunk.dw
+        weighted_sum(mixed, c, positions, padded, P, drho[b])
+    product(drho, V1, spare)
+    add(spare, dkappa)
+    product(dkappa, K2, dq)
+    product(dq, Q2T, dv)
+    add(dw, dv)
 
 
-@inlined
+@compiled
 def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
     """Adds the slopes of M (d, d), or those of contents times M. A is read by b, by s, and the target's row by x."""
     (size, T), (_, n_own, D) = chunk.content.shape, chunk.own.shape
-    clamps = chunk.clamps
     dS, y, u_dx, one = memory.dS, memory.y, memory.pairs, memory.c.dtype.type(1)
+    contents, patterns, of_target, unclamped = memory.c, memory.A, memory.a, memory.free_A
+    all_ds, all_db, u_rhos, dby_shared = memory.ds, memory.db, memory.u_rho, memory.dshared_M
+    chunk_content, chunk_positions, chunk_own, dx = chunk.content, chunk.positions, chunk.own, chunk.dx
+    clamped, free1, padded, of_block = chunk.clamps.on, chunk.clamps.free1, memory.padded, memory.dM
     wide, own_rows = min(y.shape[1], D + P), size * n_own
     down_M = memory.down_M[:size]  # (C, n_own, d)
-    down_M[:] = 0
-    np.dot(chunk.dv, weights.V1T, chunk.dx)
+    clear(down_M)
+    product(chunk.dv, weights.V1T, dx)
     for b in range(size):
-        c, A, a, ds = memory.c[b], memory.A[b], memory.a[b], memory.ds[b]
-        content, positions = chunk.content[b], chunk.positions[b]
-        u_rho, db, dby_shared, dby_own = memory.u_rho[b], memory.db[b], memory.dshared_M, down_M[b]
-        project(chunk.dx[b], c, positions, memory.padded, P, u_dx)
+        c, A, a, ds = contents[b], patterns[b], of_target[b], all_ds[b]
+        content, positions = chunk_content[b], chunk_positions[b]
+        u_rho, db, dby_own = u_rhos[b], all_db[b], down_M[b]
+        project(dx[b], c, positions, padded, P, u_dx)
         for i in range(T):
             slopes = dS[i]
             for j in range(i + 1):
@@ -278,11 +298,11 @@ def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
             if i == T - 1:
                 for j in range(T):
                     slopes[j] += u_dx[j]
-            if clamps.on:
-                softmax_slopes(memory.free_A[b, i], i + 1, clamps.free1[0], slopes)
+            if clamped:
+                softmax_slopes(unclamped[b, i], i + 1, free1[0], slopes)
             else:
                 softmax_slopes(A[i], i + 1, one, slopes)
-        np.dot(dS, c, y)  # (T, T′) (T′, D′)
+        product(dS, c, y)  # (T, T′) (T′, D′)
         for i in range(T):
             by_content, by_token = content_row(content[i], dby_shared, dby_own), y[i]
             for k in range(wide):
@@ -294,29 +314,36 @@ def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
                 for j in range(i + 1):
                     by_content[D + positions[j]] += slopes[j]
                     by_position[D + positions[j]] += slopes[j]
-    add_outer(chunk.own.reshape(own_rows, D), down_M.reshape(own_rows, D + P), memory.dM, dM[P:])
+    add_outer(chunk_own.reshape(own_rows, D), down_M.reshape(own_rows, D + P), of_block, dM[P:])
 
 
-@inlined
+@compiled
 def weight_gradients(sizes: Sizes, P, shared, memory: Scratch, share):
     """The gradients of weights and biases, over all n sequences of a part, in its share (parameters)."""
-    n, d, width, room = memory.logits.shape[0], sizes.d_model, sizes.width, memory.room
-    if shared.shape[0]:
-        add_outer(shared, memory.dshared_M, memory.dM, square(share, 0, d)[P:])
+    n, d, depth, width, room = memory.logits.shape[0], sizes.d_model, sizes.depth, sizes.width, memory.room
+    dshared_M, of_block, inputs, dinputs, logits = (
+        memory.dshared_M,
+        memory.dM,
+        memory.hidden,
+        memory.dhidden,
+        memory.logits,
+    )
     outer(memory.left.reshape(3 * n, d), memory.right.reshape(3 * n, d), room, square(share, 2, d))  # W_V¹
     outer(memory.v, memory.dq, room, square(share, 3, d))  # W_Q²
     outer(memory.dkappa, memory.q, room, square(share, 4, d))  # W_K²
     outer(memory.z, memory.dw, room, square(share, 5, d))  # W_V²
-    for layer in range(sizes.depth):
+    if shared.shape[0]:
+        add_outer(shared, dshared_M, of_block, square(share, 0, d)[P:])
+    for layer in range(depth):
         at, inner = classifier_layer(sizes, layer)
-        hidden = layer_inputs(memory.hidden, sizes, n, layer, 0, n)  # (n, d or W)
-        dhidden = layer_inputs(memory.dhidden, sizes, n, layer + 1, 0, n)  # (n, W)
+        hidden = layer_inputs(inputs, sizes, n, layer, 0, n)  # (n, d or W)
+        dhidden = layer_inputs(dinputs, sizes, n, layer + 1, 0, n)  # (n, W)
         outer(hidden, dhidden, room, matrix(share, at, inner, width))
         bias = share[at + inner * width : at + (inner + 1) * width]
-        bias[:] = 0
+        clear(bias)
         for b in range(n):
             for k in range(width):
                 bias[k] += dhidden[b, k]
-    at, inner = classifier_layer(sizes, sizes.depth)
-    hidden = layer_inputs(memory.hidden, sizes, n, sizes.depth, 0, n)
-    outer(hidden, memory.logits, room, matrix(share, at, inner, sizes.n_labels))
+    at, inner = classifier_layer(sizes, depth)
+    hidden = layer_inputs(inputs, sizes, n, depth, 0, n)
+    outer(hidden, logits, room, matrix(share, at, inner, sizes.n_labels))

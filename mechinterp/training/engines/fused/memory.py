@@ -102,6 +102,7 @@ class Scratch(NamedTuple):
     hidden: NDArray  # (n·(d + depth·W)) inputs of the classifier's layers, one layer after another
     dhidden: NDArray  # (n·(d + depth·W))
     logits: NDArray  # (n, L), and their slopes
+    sums: NDArray  # (2) loss and number of correct answers, in double precision
 
 
 class Weights(NamedTuple):
@@ -198,10 +199,11 @@ def allocate_scratch(sizes: Sizes, tokens: Tokens, n: int, n_parameters: int) ->
         hidden=of(n * (d + sizes.depth * sizes.width)),
         dhidden=of(n * (d + sizes.depth * sizes.width)),
         logits=of(n, sizes.n_labels),
+        sums=np.zeros(2),
     )
 
 
-@inlined
+@compiled
 def weights_of(common: Common) -> Weights:
     """The matrices that the kernels multiply by."""
     flat, turned, d = common.flat, common.transposed, common.M.shape[0]
@@ -210,7 +212,7 @@ def weights_of(common: Common) -> Weights:
     return Weights(common.M, V1, Q2, K2, V2, V1T, Q2T, K2T, V2T)
 
 
-@inlined
+@compiled
 def chunk_of(tokens: Tokens, clamps: Clamps, memory: Scratch, start, first, stop) -> Chunk:
     """Views of the sequences first … stop of the batch, for the part that begins at `start`."""
     lo, hi, size = first - start, stop - start, stop - first
@@ -249,7 +251,7 @@ def classifier_layer(sizes: Sizes, layer):
     return 6 * d * d + (d + 1) * width + (layer - 1) * (width + 1) * width, width
 
 
-@compiled
+@inlined
 def layer_inputs(flat, sizes: Sizes, n, layer, first, size):
     """View (size, d or W) of what goes into a layer of the classifier, in memory for the n sequences of a part."""
     if layer == 0:

@@ -3,7 +3,10 @@
 from typing import Any
 
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  what np.dot calls; loaded here so that its threads can be limited
+import scipy.linalg.cython_blas  # noqa: F401  what products call; loaded here so that its threads can be limited
+from numba import types
+from numba.extending import intrinsic
+from numba.np.linalg import dot_3_mm, ensure_blas
 
 from mechinterp.compilation import compiler
 
@@ -12,7 +15,7 @@ _BLOCK = 48
 _TILE = 16
 """Side of the squares in which a matrix is transposed: the lines of a column of 16 fit in the innermost cache."""
 
-_FAST: Any = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
+_FAST: Any = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}, "_nrt": False}
 
 entry = compiler(**_FAST, cache=True, no_cfunc_wrapper=True)
 """Compiles a function that Python calls, without the interpreter's lock, and keeps the result on disk."""
@@ -22,13 +25,31 @@ inlined = compiler(**_FAST, inline="always", no_cpython_wrapper=True, no_cfunc_w
 """The same as part of its callers: to hand over dozens of arrays would cost a tenth of the step."""
 
 
+@intrinsic
+def _product(typing, left, right, out):
+    """As np.dot(left, right, out), which returns an array, and so needs references to be counted."""
+
+    def generate(context, builder, signature, arguments):
+        ensure_blas()
+        dot_3_mm(context, builder, out(left, right, out), arguments)
+        return context.get_dummy_value()
+
+    return types.void(left, right, out), generate
+
+
 @compiled
+def product(left, right, out):
+    """out = left right, by BLAS, for matrices (rows, k), (k, m) and (rows, m)."""
+    _product(left, right, out)  # pyright: ignore[reportCallIssue]
+
+
+@inlined
 def matrix(flat, at, rows, columns):
     """View of flat[at:] as a matrix (rows, columns)."""
     return flat[at : at + rows * columns].reshape(rows, columns)
 
 
-@compiled
+@inlined
 def square(flat, slot, d):
     """View (d, d) of the slot-th of the square matrices with which `flat` begins."""
     return matrix(flat, slot * d * d, d, d)
@@ -52,6 +73,12 @@ def fill(x, n, value):
     value = x.dtype.type(value)
     for k in range(n):
         x[k] = value
+
+
+@compiled
+def clear(x):
+    """x = 0, for a contiguous array."""
+    fill(x.reshape(x.size), x.size, 0)
 
 
 @compiled
@@ -89,25 +116,25 @@ def dot(x, y, n):
 def blockwise_dot(left, right, out):
     """out = left right, for matrices (rows, k), (k, m) and (rows, m)."""
     for block in range(0, left.shape[0], _BLOCK):
-        np.dot(left[block : block + _BLOCK], right, out[block : block + _BLOCK])
+        product(left[block : block + _BLOCK], right, out[block : block + _BLOCK])
 
 
 @compiled
 def outer(left, right, room, out):
     """out = leftᵀ right, for matrices (rows, k), (rows, m) and (k, m); `room` (≥ k·m) takes products of blocks."""
-    np.dot(left[:_BLOCK].T, right[:_BLOCK], out)
-    product = matrix(room, 0, *out.shape)
+    product(left[:_BLOCK].T, right[:_BLOCK], out)
+    of_block = matrix(room, 0, out.shape[0], out.shape[1])
     for block in range(_BLOCK, left.shape[0], _BLOCK):
-        np.dot(left[block : block + _BLOCK].T, right[block : block + _BLOCK], product)
-        add(product, out)
+        product(left[block : block + _BLOCK].T, right[block : block + _BLOCK], of_block)
+        add(of_block, out)
 
 
 @compiled
-def add_outer(left, right, product, to):
-    """to += leftᵀ right, for matrices (rows, k), (rows, m) and (k, m); `product` (k, m) takes products of blocks."""
+def add_outer(left, right, of_block, to):
+    """to += leftᵀ right, for matrices (rows, k), (rows, m) and (k, m); `of_block` (k, m) takes products of blocks."""
     for block in range(0, left.shape[0], _BLOCK):
-        np.dot(left[block : block + _BLOCK].T, right[block : block + _BLOCK], product)
-        add(product, to)
+        product(left[block : block + _BLOCK].T, right[block : block + _BLOCK], of_block)
+        add(of_block, to)
 
 
 @compiled

@@ -1,8 +1,5 @@
 """A part's share of a step. The parts run at the same time, one per thread, and wait twice for all others."""
 
-from hashlib import sha256
-from pathlib import Path
-
 import numpy as np
 
 from mechinterp.training.engines.fused.gradient import (
@@ -28,66 +25,84 @@ from mechinterp.training.engines.fused.memory import (
     classifier_layer,
     weights_of,
 )
-from mechinterp.training.engines.fused.primitives import add, compiled, copy, entry, matrix, square, transpose
+from mechinterp.training.engines.fused.primitives import (
+    add,
+    clear,
+    compiled,
+    copy,
+    entry,
+    matrix,
+    product,
+    square,
+    transpose,
+)
 from mechinterp.training.engines.fused.synchronisation import barrier
 
 _PIECE = 1024
 """Parameters that are updated together, so few that their sums stay in the innermost cache."""
 
 
-def _compile(sources: str):
-    """`step_part`, which closes over a digest of the package's sources.
+@entry
+def step_part(
+    sizes: Sizes,
+    update: Update,
+    tokens: Tokens,
+    clamps: Clamps,
+    bounds: tuple[int, int],
+    part: int,
+    turn: int,
+    common: Common,
+    memory: Scratch,
+):
+    """A part's share of a step: of what all parts need, of the batch's gradient, and of the update.
 
-    Numba's cache on disk is invalidated by changes of this file and of closed-over values, not by those of other files.
+    Takes the first and last (exclusive) of the part's sequences and the number of the step, from 1. Returns their
+    summed loss and number of correct answers, and the sum of squares of the gradient of the parameters that this
+    part updates. The number is −1, and no part updates anything, if a label, content or position of the batch is
+    out of range.
     """
+    n_parts, B, P = common.shares.shape[0], tokens.labels.shape[0], sizes.d_model - tokens.shared.shape[1]
+    arrivals, of_parts, shared, sums, room, old = (
+        common.arrivals,
+        common.correct,
+        tokens.shared,
+        memory.sums,
+        memory.room,
+        memory.old,
+    )
+    (start, stop), share, weights = bounds, common.shares[part], weights_of(common)
+    dM, n_labels = square(share, 0, sizes.d_model), sizes.n_labels
+    clear(sums)
+    prepare(sizes, P, part, n_parts, common, old)
+    if not barrier(arrivals, part, n_parts, 2 * turn - 1):
+        return 0.0, 0, 0.0
+    if in_range(n_labels, P, tokens, start, stop):
+        begin(P, weights.M, shared, memory, dM)
+        for first in range(start, stop, CHUNK):
+            chunk = chunk_of(tokens, clamps, memory, start, first, min(first + CHUNK, stop))
+            layer1_forward(P, weights, shared, chunk, memory)
+            layer2_forward(P, weights, chunk, memory)
+            classifier_forward(sizes, B, common, chunk, memory)
+            classifier_backward(sizes, common, chunk, memory)
+            layer2_backward(P, weights, chunk, memory)
+            layer1_backward(P, weights, chunk, memory, dM)
+        weight_gradients(sizes, P, shared, memory, share)
+    else:
+        sums[1] = -1
+    loss, correct, squares = sums[0], np.int64(sums[1]), 0.0
+    of_parts[part] = correct
+    if barrier(arrivals, part, n_parts, 2 * turn) and not any_negative(of_parts):
+        squares = update_part(sizes, P, update, part, n_parts, common, old, room)
+    return loss, correct, squares
 
-    @entry
-    def step_part(
-        sizes: Sizes,
-        update: Update,
-        tokens: Tokens,
-        clamps: Clamps,
-        bounds: tuple[int, int],
-        part: int,
-        turn: int,
-        common: Common,
-        memory: Scratch,
-    ):
-        """A part's share of a step: of what all parts need, of the batch's gradient, and of the update.
 
-        Takes the first and last (exclusive) of the part's sequences and the number of the step, from 1. Returns their
-        summed loss and number of correct answers, and the sum of squares of the gradient of the parameters that this
-        part updates. The number is −1, and no part updates anything, if a label, content or position of the batch is
-        out of range.
-        """
-        _ = sources
-        n_parts, B, P = common.shares.shape[0], tokens.labels.shape[0], sizes.d_model - tokens.shared.shape[1]
-        (start, stop), share = bounds, common.shares[part]
-        loss, correct, dM = 0.0, 0, square(share, 0, sizes.d_model)
-        prepare(sizes, P, part, n_parts, common, memory.old)
-        if not barrier(common.arrivals, part, n_parts, 2 * turn - 1):
-            return loss, correct, 0.0
-        if in_range(sizes, P, tokens, start, stop):
-            weights = weights_of(common)
-            begin(P, weights.M, tokens.shared, memory, dM)
-            for first in range(start, stop, CHUNK):
-                chunk = chunk_of(tokens, clamps, memory, start, first, min(first + CHUNK, stop))
-                layer1_forward(P, weights, tokens.shared, chunk, memory)
-                layer2_forward(P, weights, chunk, memory)
-                loss, correct = classifier_forward(sizes, B, common, chunk, memory, loss, correct)
-                classifier_backward(sizes, common, chunk, memory)
-                layer2_backward(P, weights, chunk, memory)
-                layer1_backward(P, weights, chunk, memory, dM)
-            weight_gradients(sizes, P, tokens.shared, memory, share)
-        else:
-            correct = -1
-        common.correct[part] = correct
-        if not barrier(common.arrivals, part, n_parts, 2 * turn) or common.correct.min() < 0:
-            return loss, correct, 0.0
-        squares = update_part(sizes, P, update, part, n_parts, common, memory.old, memory.room)
-        return loss, correct, squares
-
-    return step_part
+@compiled
+def any_negative(x):
+    """Whether a vector has an entry below 0."""
+    found = False
+    for k in range(x.shape[0]):
+        found |= x[k] < 0
+    return found
 
 
 @compiled
@@ -99,7 +114,7 @@ def prepare(sizes: Sizes, P, part, n_parts, common: Common, old):
     copy(flat[size + P * d :], D * d, old[size:])
     copy(flat[size:], P * d, old[size + D * d :])
     first, stop = d * part // n_parts, d * (part + 1) // n_parts
-    np.dot(square(flat, 0, d)[first:stop], square(old, 1, d).T, common.M[first:stop])
+    product(square(flat, 0, d)[first:stop], square(old, 1, d).T, common.M[first:stop])
     for slot in range(4):  # W_V¹, W_Q², W_K², W_V²
         transpose(square(flat, slot + 2, d), part, n_parts, square(turned, slot, d))
     for layer in range(sizes.depth + 1):
@@ -121,17 +136,17 @@ def update_part(sizes: Sizes, P, update: Update, part, n_parts, common: Common, 
     rows = stop - first
     of_rows, of_columns = matrix(room, 0, rows, d), matrix(room, rows * d, d, rows)
     total = room[2 * rows * d : 3 * rows * d]
-    of_rows[:] = 0
-    of_columns[:] = 0
+    clear(of_rows)
+    clear(of_columns)
     n_turned = max(0, min(stop, P) - first)  # of these columns, those of positions, which the shares have last
     for share in range(n_parts):
         dM = square(shares[share], 0, d)
         add(dM[first:stop], of_rows)
         add(dM[:, D + first : D + first + n_turned], of_columns[:, :n_turned])
         add(dM[:, first + n_turned - P : stop - P], of_columns[:, n_turned:])
-    np.dot(of_rows, square(old, 1, d), total.reshape(rows, d))
+    product(of_rows, square(old, 1, d), total.reshape(rows, d))
     squares = sgd_update(update, flat, first * d, total, common.gradient)
-    np.dot(of_columns.T, square(old, 0, d), total.reshape(rows, d))
+    product(of_columns.T, square(old, 0, d), total.reshape(rows, d))
     squares += sgd_update(update, flat, size + first * d, total, common.gradient)
     others = flat.shape[0] - 2 * size
     first, stop = 2 * size + others * part // n_parts, 2 * size + others * (part + 1) // n_parts
@@ -160,7 +175,3 @@ def sgd_update(update: Update, flat, at, total, gradient):
     for k in range(total.shape[0]):
         flat[at + k] = keep * flat[at + k] - step * total[k]
     return squares
-
-
-_sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-step_part = _compile(sha256(_sources).hexdigest())

@@ -276,7 +276,8 @@ def _objection(fit: Fit, evidence: float, x: Array, interval: float) -> str | No
         return f"a logistic explains the curve no better than a constant or a line (ΔBIC = {evidence:.1f})"
     if contrast < MIN_CONTRAST:
         return f"the {change} is only {contrast:.1f} standard deviations of the noise"
-    if rise.start < x[0] or rise.end > x[-1] or np.count_nonzero(x < rise.midpoint) < 2:
+    before, after = np.count_nonzero(x < rise.midpoint), np.count_nonzero(x > rise.midpoint)
+    if rise.start < x[0] or rise.end > x[-1] or min(before, after) < 2:
         return f"the {change} is not over within the observed steps, or had begun before them"
     if rise.width > MAX_WIDTH * span:
         return f"the {change} takes {100 * rise.width / span:.0f} % of the observed steps: a drift"

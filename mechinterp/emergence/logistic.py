@@ -10,13 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
 from scipy.special import expit
 
 from mechinterp.emergence.noise import Array
 
 WIDTH_IN_SCALES = 2 * float(np.log(9.0))
 """The 10–90 % width of a logistic of scale s is 2 ln 9 · s."""
+
+_MOST_STEPS = 200
+"""Steps of a descent, at most."""
+_TOLERANCE = 1e-8
+"""Gain of a step, relative to the cost, with which a descent ends."""
+_HOPE = 0.001
+"""The same, relative to the distance from the best of all descents."""
+_DAMPING = 0.1
+"""The first damping of a descent, relative to the curvature."""
+_TINY = 1e-14
+"""The same of a cost that is 0, and the least curvature."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +105,7 @@ def _fit(x: Array, y: Array, noise: float, guesses: Sequence[Sequence[float]]) -
     lower = np.array([low, *[low, x[0] - span, spacing / 10] * n_components])
     upper = np.array([high, *[high, x[-1] + span, 2 * span] * n_components])
     upper += 1e-9 * np.maximum(1, np.abs(upper))  # a constant curve has a range too
-    fits = [
-        least_squares(
-            _misfit,
-            np.clip(guess, lower, upper),
-            _misfit_slopes,  # pyright: ignore[reportArgumentType]  (scipy's stubs know no callable Jacobian)
-            bounds=(lower, upper),
-            loss="soft_l1",
-            max_nfev=60,
-            args=(x, y, noise),
-        )
-        for guess in guesses
-    ]
-    best = min(fits, key=lambda fit: fit.cost).x
+    best = _descend(np.array(guesses), lower, upper, x, y, noise)
     plateaus = [best[0], *best[1::3]]
     components = tuple(
         Component(float(plateaus[c]), float(plateaus[c + 1]), float(best[3 * c + 2]), float(best[3 * c + 3]))
@@ -116,26 +114,67 @@ def _fit(x: Array, y: Array, noise: float, guesses: Sequence[Sequence[float]]) -
     return Fit(components, -_misfit(best, x, y, 1.0), _misfit_slopes(best, x, y, 1.0))
 
 
+def _descend(guesses: Array, lower: Array, upper: Array, x: Array, y: Array, noise: float) -> Array:
+    """The parameters within bounds of least cost Σ √(1 + r²) − 1 at which descents from the guesses [guess, p] end.
+
+    r is the misfit. All descents are made at once, by the method of Levenberg (1944) and Marquardt (1963). The Hessian
+    is JᵀWJ with W = (1 + r²)^(−3/2), the second derivative of the loss. A parameter at a bound stays there while its
+    slope points out of it.
+    """
+    p = np.clip(guesses, lower, upper)
+    residuals, eye = _misfit(p, x, y, noise), np.eye(guesses.shape[1])
+    cost, damping, at = _soft_l1(residuals), np.full(len(p), _DAMPING), np.arange(len(p))
+    for _ in range(_MOST_STEPS):
+        here, root, J = p[at], np.sqrt(1 + residuals[at] ** 2), _misfit_slopes(p[at], x, y, noise)
+        slope = np.einsum("gnp,gn->gp", J, residuals[at] / root)
+        free = ~((here <= lower) & (slope > 0) | (here >= upper) & (slope < 0))
+        J *= free[:, None, :]
+        H = np.swapaxes(J, 1, 2) @ (J / root[..., None] ** 3)
+        H += eye * (damping[at, None] * np.einsum("gpp->gp", H) + _TINY)[:, None, :]
+        step = np.linalg.solve(H, (-slope * free)[..., None])[..., 0]
+        there = np.clip(here + step, lower, upper)
+        misfit = _misfit(there, x, y, noise)
+        gain = cost[at] - _soft_l1(misfit)
+        better, least = gain > 0, _TOLERANCE * cost[at] + _TINY + _HOPE * (cost[at] - cost.min())
+        moved = at[better]
+        p[moved], residuals[moved] = there[better], misfit[better]
+        cost[moved] -= gain[better]
+        damping[at] *= np.where(better, 0.2, 5.0)
+        at = at[np.where(better, gain > least, damping[at] < 1e6)]
+        if not len(at):
+            break
+    return p[int(np.argmin(cost))]
+
+
+def _soft_l1(residuals: Array) -> Array:
+    """Σ √(1 + r²) − 1 over the last axis."""
+    return (np.sqrt(1 + residuals**2) - 1).sum(axis=-1)
+
+
 def _misfit(p: Array, x: Array, y: Array, noise: float) -> Array:
-    """Fit minus curve, in units of the noise; p is b₀, and b, m, s of every component."""
-    heights = np.diff([p[0], *p[1::3]])
-    value = p[0] - y
-    for height, midpoint, scale in zip(heights, p[2::3], p[3::3], strict=True):
-        value = value + height * expit((x - midpoint) / scale)
-    return value / noise
+    """Fit minus curve [..., n], in units of the noise; p [..., 1 + 3 components] has b₀, and b, m, s of a component."""
+    rises, plateaus = _rises(p, x), p[..., [0, *range(1, p.shape[-1], 3)]]
+    heights = np.diff(plateaus, axis=-1)
+    return (p[..., :1] + np.einsum("...c,...cn->...n", heights, rises) - y) / noise
 
 
 def _misfit_slopes(p: Array, x: Array, y: Array, noise: float) -> Array:
-    """The Jacobian of `_misfit`."""
-    heights = np.diff([p[0], *p[1::3]])
-    rises = [expit((x - midpoint) / scale) for midpoint, scale in zip(p[2::3], p[3::3], strict=True)]
-    following = [*rises[1:], np.zeros_like(x)]
-    columns = [1 - rises[0]]
-    for c, rise in enumerate(rises):
-        midpoint, scale = p[3 * c + 2], p[3 * c + 3]
-        slope = heights[c] * rise * (1 - rise) / scale
-        columns += [rise - following[c], -slope, -slope * (x - midpoint) / scale]
-    return np.stack(columns, axis=1) / noise
+    """The Jacobian [..., n, 1 + 3 components] of `_misfit`."""
+    rises, plateaus = _rises(p, x), p[..., [0, *range(1, p.shape[-1], 3)]]
+    heights, midpoint, scale = np.diff(plateaus, axis=-1)[..., None], p[..., 2::3, None], p[..., 3::3, None]
+    slope = heights * rises * (1 - rises) / scale
+    J = np.empty((*p.shape, len(x)))
+    J[..., 0, :] = 1 - rises[..., 0, :]
+    J[..., 1::3, :] = rises
+    J[..., 1:-3:3, :] -= rises[..., 1:, :]
+    J[..., 2::3, :] = -slope
+    J[..., 3::3, :] = -slope * (x - midpoint) / scale
+    return np.swapaxes(J, -1, -2) / noise
+
+
+def _rises(p: Array, x: Array) -> Array:
+    """Every component [..., component, n], from 0 to 1."""
+    return expit((x - p[..., 2::3, None]) / p[..., 3::3, None])
 
 
 def _two_breaks(y: Array, most: int = 200) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 # Both main targets do everything on a fresh machine: make the environment, install, run.
 PYTHON ?= python3
 BIN := .venv/bin
+QUIET := --quiet --disable-pip-version-check
 HOOKED := tests/models tests/circuits tests/exchange tests/training/test_interventions.py tests/test_mistakes.py
 
 .PHONY: run test test-all test-tl4 lint docs notebooks bench clean
@@ -8,41 +9,46 @@ HOOKED := tests/models tests/circuits tests/exchange tests/training/test_interve
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
 	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast-0.h5 --overwrite
 
-test: .venv/installed  ## on two processes, each on one thread; without the slow tests
+test: .venv/installed-dev  ## on two processes, each on one thread; without the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: .venv/installed  ## with the slow tests, and annotations of types checked in every call
+test-all: .venv/installed-dev  ## with the slow tests, and annotations of types checked in every call
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --all-types
 
 test-tl4: .venv-tl4/installed  ## what touches the hooked view, with TransformerLens 4 in an environment of its own
 	OMP_NUM_THREADS=1 .venv-tl4/bin/pytest -n 2 --dist loadfile -m "not slow" $(HOOKED)
 
-lint: .venv/installed  ## style and types
+lint: .venv/installed-dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-docs: .venv/installed  ## the documentation, in docs/_build/html; warnings are errors
+docs: .venv/installed-dev  ## the documentation, in docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build -W -q docs docs/_build/html
 
-notebooks: .venv/installed  ## notebooks/*.ipynb of the scripts
+notebooks: .venv/installed-dev  ## notebooks/*.ipynb of the scripts
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 
 bench: .venv/installed  ## timings, as ratios of interleaved runs
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.store
 
-.venv/installed: pyproject.toml constraints.txt hashes.txt  ## all packages by their hashes, then torch and this one
+.venv/installed: pyproject.toml constraints.txt hashes.txt  ## what is used: packages by their hashes, then torch
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r hashes.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install $(QUIET) --require-hashes --no-deps -r hashes.txt
+	$(BIN)/pip install $(QUIET) -c constraints.txt -e .
 	touch $@
 
-.venv-tl4/installed: pyproject.toml constraints.txt hashes.txt constraints-tl4.txt  ## the same but for TransformerLens
+.venv/installed-dev: .venv/installed hashes-dev.txt  ## what tests, style and documentation need besides
+	$(BIN)/pip install $(QUIET) --require-hashes --no-deps -r hashes-dev.txt
+	$(BIN)/pip install $(QUIET) -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-tl4/installed: pyproject.toml constraints.txt hashes.txt hashes-dev.txt constraints-tl4.txt  ## TransformerLens 4
 	$(PYTHON) -m venv .venv-tl4
-	.venv-tl4/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r hashes.txt
-	.venv-tl4/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	.venv-tl4/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-tl4.txt
+	.venv-tl4/bin/pip install $(QUIET) --require-hashes --no-deps -r hashes.txt -r hashes-dev.txt
+	.venv-tl4/bin/pip install $(QUIET) -c constraints.txt -e '.[dev]'
+	.venv-tl4/bin/pip install $(QUIET) --no-deps -r constraints-tl4.txt
 	touch $@
 
 clean:

@@ -1,9 +1,10 @@
-"""What studies cost: two workers against one, what is neither training nor measuring, and ten thousand runs.
+"""What studies cost: two workers against one, what is neither training nor measuring, and thousands of runs.
 
-python -m benchmarks.study [--rounds 3] [--synthetic 10000] [--json]
+python -m benchmarks.study [--rounds 3] [--tiny 1000] [--synthetic 10000] [--json]
 """
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from analyses._common import run_analysis
 from benchmarks.timing import machine
 from mechinterp.emergence import locate_emergence
 from mechinterp.measures import MEASURES
+from mechinterp.studies import processes
 from mechinterp.studies.cost import spent
 from mechinterp.studies.jobs import jobs_of
 from mechinterp.studies.results import Results, file_of, write_outcome
@@ -34,6 +36,25 @@ measures = ["icl_accuracy", "ila1"]
 training.steps = {steps}
 [variants.free]
 """
+TINY = """
+seeds = [{seeds}]
+measures = ["icl_accuracy"]
+[task]
+n_classes = 8
+n_labels = 4
+n_pairs = 3
+content_dim = 11
+position_dim = 13
+n_novel_classes = 8
+[model]
+classifier_width = 19
+[training]
+batch_size = 16
+steps = 20
+[checkpoints]
+every = 2
+[variants.free]
+"""
 
 
 @dataclass
@@ -41,17 +62,23 @@ class Studies:
     """Time a small study on one worker and on two, and the commands on a large one that is done."""
 
     rounds: int = 3
-    """Rounds, each doing the small study with one worker and with two."""
+    """Rounds, each doing the small study with one worker and with two; 0 leaves it out."""
     steps: int = 6_000
     """Steps of each of its eight runs."""
+    tiny: int = 1_000
+    """Runs of 20 steps and 11 checkpoints, by one worker; 0 leaves them out."""
     synthetic: int = 10_000
-    """Runs of the large one, whose outcomes are made up."""
+    """Runs of the large one, whose outcomes are made up; 0 leaves it out."""
     json: bool = False
     """Print one JSON object."""
 
     def execute(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            result = {**self._workers(Path(folder)), **self._large(Path(folder)), **machine()}
+            parts = ((self.rounds, self._workers), (self.tiny, self._tiny), (self.synthetic, self._large))
+            result = dict[str, float | str]()
+            for wanted, part in parts:
+                result |= part(Path(folder)) if wanted else {}
+            result |= machine()
         print(json.dumps(result) if self.json else "\n".join(f"{name:28}{value}" for name, value in result.items()))
 
     def _workers(self, folder: Path) -> dict[str, float]:
@@ -72,6 +99,28 @@ class Studies:
             "two_workers_over_one": round(statistics.median(ratios), 3),
             "overhead_per_cent": round(100 * statistics.median(overheads), 2),
         }
+
+    def _tiny(self, folder: Path) -> dict[str, float]:
+        """Milliseconds per run of a sweep, and of them those that are neither steps nor measures; of the processor too.
+
+        The worker's start and the index of the runs are in it.
+        """
+        study = _study(folder, "tiny", TINY.format(seeds=", ".join(map(str, range(self.tiny)))))
+        config = study.variants["free"].model_dump(mode="json")
+        try:
+            trial = processes.ask({"what": "clock", "config": config, "cwd": str(folder)})
+        finally:
+            processes.end()
+        before, start = _processor(), time.perf_counter()
+        table = run_study(study, folder / "tiny", workers=1, progress=False)
+        wall, busy = time.perf_counter() - start, _processor() - before
+        assert (table["status"] == "done").all()
+        work = 20 * trial["step"] + 11 * trial["checkpoint"]
+        parts = {"wall": wall, "processor": busy}
+        result = {f"tiny_{name}_ms": round(1e3 * seconds / self.tiny, 1) for name, seconds in parts.items()}
+        result |= {f"tiny_{name}_ms": round(1e3 * trial[key] * n, 1) for name, key, n in _WORK}
+        overheads = {name: 1e3 * (seconds / self.tiny - work) for name, seconds in parts.items()}
+        return result | {f"tiny_overhead_{name}_ms": round(value, 1) for name, value in overheads.items()}
 
     def _large(self, folder: Path) -> dict[str, float]:
         """Seconds and megabytes of the commands on a study whose runs are all done; then with its index."""
@@ -94,6 +143,15 @@ class Studies:
         start = time.perf_counter()
         Results(runs)
         return {**result, "index_seconds": round(time.perf_counter() - start, 2)}
+
+
+_WORK = (("steps", "step", 20), ("measures", "checkpoint", 11))
+
+
+def _processor() -> float:
+    """Seconds of the processor that this process and its children that have ended have taken."""
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _study(folder: Path, name: str, text: str) -> Study:

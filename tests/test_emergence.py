@@ -149,16 +149,19 @@ def test_plateaus_are_within_the_range_of_the_curve():
     rng = np.random.default_rng(0)
     for _ in range(5):
         values = np.clip(0.3 + 0.7 * np.clip((STEPS - 1000) / 3000, 0, 1) ** 2 + noise(rng, 0.5), 0, 1)
-        (component,) = fit_one(STEPS.astype(float), values, 0.03).components
+        (fit,) = fit_one(STEPS.astype(float), values[None], np.array([0.03]))
+        (component,) = fit.components
         assert values.min() - 1e-6 <= component.before <= values.max() + 1e-6
         assert values.min() - 1e-6 <= component.after <= values.max() + 1e-6
 
 
 def test_slopes_of_two_logistics_are_those_of_their_values():
     x, p = np.linspace(0, 10, 40), np.array([0.1, 0.6, 3.0, 0.5, 0.9, 7.0, 0.8])
-    slopes = _misfit_slopes(p, x, np.zeros(40), 1.0)
+    slopes = _misfit_slopes(p, x, np.ones(1))
     for i, unit in enumerate(np.eye(7) * 1e-6):
-        numeric = (_misfit(p + unit, x, np.zeros(40), 1.0) - _misfit(p - unit, x, np.zeros(40), 1.0)) / 2e-6
+        numeric = (
+            _misfit(p + unit, x, np.zeros(40), np.ones(1)) - _misfit(p - unit, x, np.zeros(40), np.ones(1))
+        ) / 2e-6
         np.testing.assert_allclose(slopes[:, i], numeric, atol=1e-7)
 
 

@@ -14,7 +14,8 @@ Where the curve is no logistic, the fitted midpoint is not where the curve is ha
 (`compare_emergence`).
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
@@ -131,11 +132,40 @@ def locate_emergence(curve: pd.Series, *, scale: Scale = "step") -> Emergence:
 
     At least 8 finite points at ascending steps are needed; MechinterpError otherwise.
     """
+    steps, values = _enough(curve)
+    x, noise = _to_scale(steps, scale), np.array([noise_scale(values)])
+    (one,), (two,) = fit_one(x, values[None], noise), fit_two(x, values[None], noise)
+    return _judge(steps, values, one, two, scale)
+
+
+def locate_all(curves: Mapping[str, pd.Series]) -> dict[str, Emergence]:
+    """`locate_emergence` of several curves, fitted at once; one that is too short has no transition for that reason."""
+    located, by_steps = dict[str, Emergence](), defaultdict[bytes, dict[str, tuple[Array, Array]]](dict)
+    for name, curve in curves.items():
+        try:
+            points = _enough(curve)
+            by_steps[points[0].tobytes()][name] = points
+        except MechinterpError as error:
+            located[name] = Emergence(transition=False, reason=str(error))
+    for alike in by_steps.values():
+        steps, values = next(iter(alike.values()))[0], np.stack([values for _, values in alike.values()])
+        noise = np.array([noise_scale(y) for y in values])
+        fits = zip(alike, values, fit_one(steps, values, noise), fit_two(steps, values, noise), strict=True)
+        located |= {name: _judge(steps, y, one, two, "step") for name, y, one, two in fits}
+    return {name: located[name] for name in curves}
+
+
+def _enough(curve: pd.Series) -> tuple[Array, Array]:
+    """Steps and finite values of a curve; MechinterpError if they are too few."""
     steps, values = finite(curve)
     if len(steps) < 8:
         raise MechinterpError(f"locating a transition needs 8 checkpoints, this curve has {len(steps)}; save more")
+    return steps, values
+
+
+def _judge(steps: Array, values: Array, one: Fit, two: Fit, scale: Scale) -> Emergence:
+    """The verdict on a curve, from its fits by one logistic and by two."""
     x, noise = _to_scale(steps, scale), noise_scale(values)
-    one, two = fit_one(x, values, noise), fit_two(x, values, noise)
     rho, variance = correlation(one.jacobian, one.residuals)
     flat = min(bic_polynomial(x, values, degree, noise) for degree in (0, 1))
     of_one, of_two = (bic(fit.residuals, fit.n_parameters, noise) for fit in (one, two))
@@ -204,16 +234,14 @@ def emergence_table(table: pd.DataFrame, measures: Sequence[str] | None = None) 
     if not isinstance(table, pd.DataFrame):
         raise MechinterpError(f"table is a {type(table).__name__}; expected a DataFrame, as mi.measure(run)")
     names = [name for name in table if name not in SPIKES] if measures is None else list(measures)
-    rows = {name: locate_or_say_why(pd.Series(table[name])).to_dict() for name in names}
+    located = locate_all({name: pd.Series(table[name]) for name in names})
+    rows = {name: emergence.to_dict() for name, emergence in located.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
 
 
 def locate_or_say_why(curve: pd.Series) -> Emergence:
     """`locate_emergence` of a curve; one that is too short has no transition, for that reason."""
-    try:
-        return locate_emergence(curve)
-    except MechinterpError as error:
-        return Emergence(transition=False, reason=str(error))
+    return locate_all({"": curve})[""]
 
 
 def steps_around(emergence: Emergence | pd.Series, steps: Sequence[int], *, during: bool = False) -> list[int]:
@@ -276,7 +304,8 @@ def _objection(fit: Fit, evidence: float, x: Array, interval: float) -> str | No
         return f"a logistic explains the curve no better than a constant or a line (ΔBIC = {evidence:.1f})"
     if contrast < MIN_CONTRAST:
         return f"the {change} is only {contrast:.1f} standard deviations of the noise"
-    if rise.start < x[0] or rise.end > x[-1] or np.count_nonzero(x < rise.midpoint) < 2:
+    before, after = np.count_nonzero(x < rise.midpoint), np.count_nonzero(x > rise.midpoint)
+    if rise.start < x[0] or rise.end > x[-1] or min(before, after) < 2:
         return f"the {change} is not over within the observed steps, or had begun before them"
     if rise.width > MAX_WIDTH * span:
         return f"the {change} takes {100 * rise.width / span:.0f} % of the observed steps: a drift"

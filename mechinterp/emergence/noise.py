@@ -27,20 +27,14 @@ def bic(residuals: Array, n_parameters: int, noise: float) -> float:
 
     ρ is a parameter besides the `n_parameters`. The variance has a floor, so that the fit of noiseless data is finite.
     """
-    n = len(residuals)
-    return min(_deviance(whitened(residuals, rho), rho, noise) for rho in _CORRELATIONS) + (n_parameters + 1) * np.log(
-        n
-    )
+    return _least_deviance(whitened(residuals), noise) + (n_parameters + 1) * float(np.log(len(residuals)))
 
 
 def bic_polynomial(x: Array, y: Array, degree: int, noise: float) -> float:
     """`bic` of the polynomial of a degree that has the largest likelihood."""
     design = np.vander((x - x.mean()) / (x[-1] - x[0]), degree + 1)
-    deviances = []
-    for rho in _CORRELATIONS:
-        basis, values = np.linalg.qr(whitened(design, rho))[0], whitened(y, rho)
-        deviances.append(_deviance(values - basis @ (basis.T @ values), rho, noise))
-    return min(deviances) + (degree + 2) * np.log(len(y))
+    innovations = _unexplained(np.linalg.qr(whitened(design))[0], whitened(y))
+    return _least_deviance(innovations, noise) + (degree + 2) * float(np.log(len(y)))
 
 
 def correlation(jacobian: Array, residuals: Array) -> tuple[float, float]:
@@ -50,15 +44,12 @@ def correlation(jacobian: Array, residuals: Array) -> tuple[float, float]:
     ln |V|, allows for the p directions in which the fit has followed the noise.
     """
     n, p = jacobian.shape
-    best = (np.inf, 0.0, 0.0)
-    for rho in _CORRELATIONS:
-        basis, triangle = np.linalg.qr(whitened(jacobian, rho))
-        values = whitened(residuals, rho)
-        rss = max(float(np.sum((values - basis @ (basis.T @ values)) ** 2)), 1e-300)
-        size = np.maximum(np.abs(np.diag(triangle)), 1e-300)
-        criterion = (n - p) * np.log(rss) - np.log(1 - rho**2) + 2 * float(np.log(size).sum())
-        best = min(best, (criterion, float(rho), rss / (n - p)))
-    return best[1], best[2]
+    basis, triangle = np.linalg.qr(whitened(jacobian))
+    rss = np.maximum((_unexplained(basis, whitened(residuals)) ** 2).sum(axis=1), 1e-300)
+    size = np.maximum(np.abs(np.einsum("rpp->rp", triangle)), 1e-300)
+    criterion = (n - p) * np.log(rss) - np.log(1 - _CORRELATIONS**2) + 2 * np.log(size).sum(axis=1)
+    best = int(np.argmin(criterion))
+    return float(_CORRELATIONS[best]), float(rss[best]) / (n - p)
 
 
 def covariance(jacobian: Array, rho: float, variance: float) -> Array:
@@ -84,14 +75,19 @@ def degrees_of_freedom(n: int, n_parameters: int, rho: float) -> float:
     return max(3.0, n * (1 - rho) / (1 + rho) - n_parameters)
 
 
-def whitened(values: Array, rho: float) -> Array:
-    """Values [n, …] as ε: e_t − ρ e_{t−1}, the first times √(1−ρ²)."""
-    result = values.copy()
-    result[1:] -= rho * values[:-1]
-    result[0] *= np.sqrt(1 - rho**2)
-    return result
+def whitened(values: Array) -> Array:
+    """Values [n, …] as ε for every ρ, [ρ, n, …]: e_t − ρ e_{t−1}, the first times √(1−ρ²)."""
+    rho = _CORRELATIONS.reshape(-1, *[1] * values.ndim)
+    first = np.sqrt(1 - rho**2) * values[:1]
+    return np.concatenate([first, values[1:] - rho * values[:-1]], axis=1)
 
 
-def _deviance(innovations: Array, rho: float, noise: float) -> float:
-    variance = max(float(np.mean(innovations**2)), (noise / 10) ** 2)
-    return len(innovations) * float(np.log(variance)) - float(np.log(1 - rho**2))
+def _unexplained(basis: Array, values: Array) -> Array:
+    """What is left of values [ρ, n] outside the span of orthonormal columns [ρ, n, p]."""
+    return values - np.einsum("rnp,rp->rn", basis, np.einsum("rnp,rn->rp", basis, values))
+
+
+def _least_deviance(innovations: Array, noise: float) -> float:
+    """−2 ln L at the best ρ, of innovations [ρ, n]; a variance has a floor."""
+    variance = np.maximum((innovations**2).mean(axis=1), (noise / 10) ** 2)
+    return float((innovations.shape[1] * np.log(variance) - np.log(1 - _CORRELATIONS**2)).min())

@@ -5,11 +5,19 @@ its parts.
 """
 
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-MAJOR = int(version("transformer-lens").split(".")[0])
-"""The installed version's first number."""
+from mechinterp.errors import MechinterpError
+
+try:
+    MAJOR = int(version("transformer-lens").split(".")[0])
+    """The installed version's first number."""
+except PackageNotFoundError:
+    raise MechinterpError(
+        "a hooked model is one of TransformerLens, which is not installed: pip install -c constraints.txt"
+        " transformer-lens; all else works without it, on run.network(step)"
+    ) from None
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -2,8 +2,8 @@
 
 A worker takes one core: its run computes, and draws its batches, on one thread. No run is done twice: a finished run is
 recognised by its id, an interrupted one is resumed to the same bits, and a failed one is recorded and left until a
-retry is asked for. So a study gives the same bits on one worker, on several, and on a cluster (but not in batches on a
-GPU, where sums depend on the other runs of the batch). This module does not import torch: only workers do.
+retry is asked for. So a study gives the same bits on one worker, on several, and on a cluster (but not with several
+runs in one batch, where sums are rounded otherwise). This module does not import torch: only workers do.
 """
 
 import os
@@ -45,7 +45,9 @@ def run_study(
     machine (by default as many as there are cores), or by `executor`, for instance a cluster's, which the caller shuts
     down. A run that failed before is tried again with `retry` only. Everything is validated before anything starts.
 
-    On a GPU (`device="cuda"`), every worker can train `runs_per_device` runs in one batch (`train_batched`).
+    Every worker can train `runs_per_device` runs in one batch (`train_batched`): on a GPU (`device="cuda"`), and on the
+    CPU those that are faster so (`jobs.faster_together`). Weights are then those of the run alone up to rounding, and
+    the run file names the engine ``batched``; so it is not done by default.
     """
     if not isinstance(study, Study):
         raise MechinterpError(f"study is a {type(study).__name__}; expected a Study, as mi.Study.from_toml(path)")

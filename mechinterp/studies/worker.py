@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from mechinterp.config import RunConfig
-from mechinterp.emergence import locate_or_say_why
+from mechinterp.emergence import locate_all
 from mechinterp.errors import BusyError, DivergedError, MechinterpError
 from mechinterp.files import FileLock, discard
 from mechinterp.interventions.forward import forward_interventions
@@ -98,7 +98,7 @@ def _results(run: Run, table: pd.DataFrame, job: Job, earlier: Iterable[str]) ->
         finals = {name: value for name, value in finals.items() if not name.startswith("clamped_")}
     names = [*job["measures"], *(name for name in DEFAULT_MEASURES if name in table), *earlier]
     columns = {name: _column(table, name, run.config) for name in dict.fromkeys(names)}
-    transitions = {name: locate_or_say_why(column).to_dict() for name, column in columns.items()}
+    transitions = {name: emergence.to_dict() for name, emergence in locate_all(columns).items()}
     last, spikes = run.steps[-1], spikes_of(table)
     results = {"steps": last, "digest": run.digest(last), "transitions": transitions, "final": finals}
     return results | ({"first_spike": spikes.first} if spikes else {})

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
@@ -33,12 +34,15 @@ _FIRST_ROOM = 64
 """Checkpoints for which room is made first in a run that its stop rule may end at any of them."""
 
 
+_version = cache(version)  # it reads files, which takes a millisecond
+
+
 def environment(device: str = "cpu") -> dict[str, str]:
     """The properties on which the bits of a run depend: package versions, processor and number of threads."""
     return {
-        "mechinterp": version("mechinterp"),
+        "mechinterp": _version("mechinterp"),
         "torch": torch.__version__,
-        **{package: version(package) for package in ("numpy", "numba", "scipy", "h5py")},
+        **{package: _version(package) for package in ("numpy", "numba", "scipy", "h5py")},
         "python": platform.python_version(),
         "libc": " ".join(platform.libc_ver()),
         "machine": platform.machine(),

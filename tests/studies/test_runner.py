@@ -162,7 +162,8 @@ def test_a_variant_that_diverges_at_once_stops_neither_the_estimate_nor_the_othe
     assert pd.read_csv(tmp_path / "wild.csv")["status"].tolist() == ["failed", "done"]
 
 
-def test_a_batch_in_which_one_has_failed_before_goes_on_without_it(tiny_config, tmp_path):
+def test_a_batch_in_which_one_has_failed_before_goes_on_without_it(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("mechinterp.studies.jobs.faster_together", lambda config: True)
     study = Study.of("fails", tiny_config, {"wild": {"training.learning_rate": 1e9}, "free": {}}, [0], ["ila1"])
     for retry in (False, True):
         table = run_study(study, tmp_path, workers=1, runs_per_device=2, retry=retry, progress=False)
@@ -277,8 +278,9 @@ def test_a_faulty_cluster_is_refused(tmp_path, text, message):
         pass
 
 
-def test_runs_in_one_batch_are_measured_like_those_alone(study, done, tmp_path):
+def test_runs_in_one_batch_are_measured_like_those_alone(study, done, tmp_path, monkeypatch):
     """The clamped ones, which cannot, are trained alone, to the same bits."""
+    monkeypatch.setattr("mechinterp.studies.jobs.faster_together", lambda config: True)
     table = run_study(study, tmp_path, workers=1, runs_per_device=2, progress=False)
     assert set(table["status"]) == {"done"}
     engines = [mi.open_run(tmp_path / f"{run.id}.h5").environment["engine"] for run in study.runs]

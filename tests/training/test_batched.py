@@ -7,7 +7,7 @@ import mechinterp as mi
 from mechinterp.config import ItemLabelConfig
 from mechinterp.errors import ConfigError, DivergedError
 from mechinterp.models.registry import initial_parameters
-from mechinterp.studies.jobs import distinct_jobs, grouped
+from mechinterp.studies.jobs import distinct_jobs, grouped, work_of_a_step
 from mechinterp.training.engines import AutogradEngine
 from mechinterp.training.runs import train_batched
 
@@ -150,6 +150,35 @@ def test_a_study_groups_runs_whose_forward_pass_is_that_of_the_weights(tiny_conf
     assert sorted(map(len, groups)) == [1, 1, 2, 2, 2]
     alone = [group[0]["config"]["interventions"] for group in groups if len(group) == 1]
     assert all(interventions[0]["kind"] == "clamp" for interventions in alone)
+
+
+SMALL = {
+    "task": {"kind": "modular_addition", "modulus": 7},
+    "model": {"kind": "transformer", "input": "tokens", "output": "unembedding", "n_layers": 1, "d_model": 8},
+    "training": {"batch_size": 8, "optimizer": "adamw", "steps": 4},
+    "checkpoints": {"every": 2},
+}
+
+
+def test_on_the_cpu_runs_are_in_one_batch_where_that_is_faster(tiny_config, tmp_path):
+    """Small networks without an engine of their own; the others are alone, as all are by default."""
+    small = mi.RunConfig.from_dict(SMALL)
+    for config, sizes in (
+        (small, [2]),
+        (small.updated({"model.d_model": 1_024}), [1, 1]),
+        (tiny_config, [1, 1]),  # fused
+        (tiny_config.updated({"model.n_layers": 1}), [1, 1]),  # analytic
+    ):
+        study = mi.Study.of("batches", config, {"free": {}}, [0, 1])
+        jobs = [job for _, job in distinct_jobs(study, tmp_path)]
+        assert [len(group) for group in grouped(jobs, 6)] == sizes
+        assert [len(group) for group in grouped(jobs, 1)] == [1, 1]
+
+
+def test_the_work_of_a_step_counts_weights_at_every_token_and_attention():
+    """p = 7: tokens a, b, =; per token 4 matrices of 8 × 8 in the layer, 8 × 7 to the answers, and attention."""
+    config = mi.RunConfig.from_dict(SMALL).updated({"model.output_matrix": "trained"})
+    assert work_of_a_step(config) == 8 * 3 * (4 * 64 + 8 * 7 + 2 * 3 * 8)
 
 
 @pytest.mark.parametrize(

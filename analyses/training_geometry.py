@@ -30,13 +30,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-import tyro
 from plotly.subplots import make_subplots
 
 from analyses._common import RunAnalysis, run_analysis

@@ -29,9 +29,8 @@ docs: .venv/installed-dev  ## the documentation, in docs/_build/html; warnings a
 notebooks: .venv/installed-dev  ## notebooks/*.ipynb of the scripts
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 
-bench: .venv/installed  ## timings, as ratios of interleaved runs
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.store
+bench: .venv/installed  ## what is fast, as ratios of interleaved runs, beside the kept ones
+	$(BIN)/python -m benchmarks
 
 .venv/installed: pyproject.toml constraints.txt hashes.txt  ## what is used: packages by their hashes, then torch
 	$(PYTHON) -m venv .venv

@@ -9,8 +9,8 @@ Of the rounds, which run in turn, the fastest counts. The model of the time is
     t = a₀ + a₁·C + a₂·F + a₃·S + a₄·B T² + a₅·n
 
 with the FLOP C of products of a row for every sequence, which are computed by chunks of 16 rows, S of products within
-single sequences and F of all others, batch B, T = 2N + 1 tokens and n parameters. Its coefficients are not negative and have the least squares of relative errors; a row's prediction
-comes from coefficients of all other rows.
+single sequences and F of all others, batch B, T = 2N + 1 tokens and n parameters. Its coefficients are not negative and
+have the least squares of relative errors; a row's prediction comes from coefficients of all other rows.
 """
 
 import json

@@ -6,11 +6,11 @@ A row's products are those of one step, by torch, with the same shapes and count
 the step's, without drawing of batches, are the processor's on one thread: other work on the machine disturbs it least.
 Of the rounds, which run in turn, the fastest counts. The model of the time is
 
-    t = a₀ + a₁·F + a₂·S + a₃·B T d + a₄·B T² + a₅·n
+    t = a₀ + a₁·C + a₂·F + a₃·S + a₄·B T² + a₅·n
 
-with the FLOP F of products over many rows and S of products of single sequences, batch B, T = 2N + 1 tokens, d_model d
-and n parameters. Its coefficients are not negative and have the least squares of relative errors; a row's prediction
-comes from coefficients of all other rows.
+with the FLOP C of products of a row for every sequence, which are computed by chunks of 16 rows, S of products within
+single sequences and F of all others, batch B, T = 2N + 1 tokens and n parameters. Its coefficients are not negative and
+have the least squares of relative errors; a row's prediction comes from coefficients of all other rows.
 """
 
 import json
@@ -79,7 +79,8 @@ def _measured(size: tuple[int, int, int, int], rounds: int) -> dict:
     sizes = {f"task.{name}": value for name, value in {**task, "content_dim": d - P, "position_dim": P}.items()}
     config = mi.RunConfig.preset("reddy2023-fast").updated({**sizes, "training.batch_size": B})
     parameters = initial_parameters(config)
-    engine, batches = build_engine(config, parameters), mi.build_task(config).train_batches(range(4), B)
+    engine, drawn = build_engine(config, parameters), mi.build_task(config)
+    batches = [drawn.train_batch(step, B) for step in range(4)]
     products, sequences = many_rows(config), single_sequences(config)
 
     def step() -> None:
@@ -95,7 +96,8 @@ def _measured(size: tuple[int, int, int, int], rounds: int) -> dict:
                 call()
 
     step_ms, products_ms = (1e3 * seconds / len(batches) for seconds in _fastest(step, multiply, rounds=rounds))
-    flop = sum(2.0 * count * np.prod(shape) for shape, count in products)
+    chunks = sum(2.0 * count * np.prod(shape) for shape, count in products if shape[0] == B)
+    others = sum(2.0 * count * np.prod(shape) for shape, count in products if shape[0] != B)
     of_sequences = sum(2.0 * B * count * np.prod(shape) for shape, count in sequences)
     n = sum(value.numel() for value in parameters.values())
     return {
@@ -103,7 +105,7 @@ def _measured(size: tuple[int, int, int, int], rounds: int) -> dict:
         "step_ms": step_ms,
         "products_ms": products_ms,
         "ratio": step_ms / products_ms,
-        "terms": [1.0, flop / 1e9, of_sequences / 1e9, B * T * d / 1e6, B * T * T / 1e6, n / 1e6],
+        "terms": [1.0, chunks / 1e9, others / 1e9, of_sequences / 1e9, B * T * T / 1e6, n / 1e6],
     }
 
 
@@ -166,7 +168,7 @@ def _table(result: dict) -> str:
         lines.append(
             " ".join(f"{row[name]:16.2f}" if isinstance(row[name], float) else f"{row[name]:16}" for name in names)
         )
-    units = ("step", "GFLOP", "GFLOP of sequences", "10⁶ B T d", "10⁶ B T²", "10⁶ parameters")
+    units = ("step", "GFLOP by chunks", "other GFLOP", "GFLOP in sequences", "10⁶ B T²", "10⁶ parameters")
     lines += ["", "milliseconds per:"]
     lines += [f"  {unit:20}{value:8.3f}" for unit, value in zip(units, result["coefficients"], strict=True)]
     lines += [f"{name:20}{result[name]}" for name in ("processor", "cores", "threads", "cpu_capability", "torch")]

@@ -54,17 +54,17 @@ class _OptionalCache(NullCache):
         except Exception:  # there is no source, or no home
             return None
 
-    def load_overload(self, signature: Any, context: Any) -> Any:
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function; None if it is not there or cannot be read."""
         found = None
         with suppress(Exception):  # whatever a file that another program wrote raises
-            found = self._cache and self._cache.load_overload(signature, context)
+            found = self._cache and self._cache.load_overload(sig, target_context)
         if found is None:
             _say_once()
         return found
 
-    def save_overload(self, signature: Any, data: Any) -> None:
+    def save_overload(self, sig: Any, cres: Any) -> None:
         """Keep a compiled function, if that is possible."""
         with suppress(Exception):
             if self._cache:
-                self._cache.save_overload(signature, data)
+                self._cache.save_overload(sig, cres)

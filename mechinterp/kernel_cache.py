@@ -138,13 +138,13 @@ def _locator(folder: Path, digest: str) -> type[_CacheLocator]:
         def ensure_cache_path(self) -> None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-        def get_cache_path(self) -> str:
+        def get_cache_path(self) -> Any:
             return str(folder)
 
-        def get_source_stamp(self) -> str:
+        def get_source_stamp(self) -> Any:
             return digest
 
-        def get_disambiguator(self) -> str:
+        def get_disambiguator(self) -> Any:
             return ""
 
         @classmethod
@@ -211,10 +211,10 @@ class _Files:
             shutil.rmtree(version, ignore_errors=True)
 
 
-def _fields(signature: Iterable[types.Type]) -> Iterator[tuple[str, ...]]:
+def _fields(signature: Iterable[Any]) -> Iterator[tuple[str, ...]]:
     """The names of the fields of the named tuples among types, which are not in the types' names."""
     for one in signature:
         if isinstance(one, types.BaseNamedTuple):
-            yield one.fields
+            yield getattr(one, "fields")  # noqa: B009  numba's types declare no attributes
         if isinstance(one, types.BaseTuple):
-            yield from _fields(one.types)
+            yield from _fields(getattr(one, "types"))  # noqa: B009

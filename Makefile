@@ -9,11 +9,11 @@ HOOKED := tests/models tests/circuits tests/exchange tests/training/test_interve
 run: .venv/installed  ## the main job: train, measure, locate the induction head, write the report
 	$(BIN)/mechinterp run --preset reddy2023-fast --out checkpoints/reddy2023-fast-0.h5 --overwrite
 
-test: .venv/installed-dev  ## on two processes, each on one thread; without the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+test: .venv/installed-dev  ## two files at a time, each on one thread; without the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: .venv/installed-dev  ## with the slow tests, and annotations of types checked in every call
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --all-types
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --all-types
 
 test-tl4: .venv-tl4/installed  ## what touches the hooked view, with TransformerLens 4 in an environment of its own
 	OMP_NUM_THREADS=1 .venv-tl4/bin/pytest -n 2 --dist loadfile -m "not slow" $(HOOKED)

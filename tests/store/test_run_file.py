@@ -189,9 +189,22 @@ def test_a_flipped_bit_is_noticed(copy, tiny_run, what):
 def test_lost_records_are_noticed(copy, tiny_run):
     """A block of zeros in place of the last records, or of some."""
     at, content = tiny_run.file.header.checkpoints, copy.read_bytes()
-    for start, stop, match in ((8, 11, "has 8 of 11 checkpoints"), (2, 9, "the record of checkpoint 2 is damaged")):
+    last = ((8, 11, "has 8 of 11 checkpoints"), (10, 11, "has 10 of 11 checkpoints"))
+    for start, stop, match in (*last, (2, 9, "the record of checkpoint 2 is damaged")):
         copy.write_bytes(content[: at + start * 512] + bytes((stop - start) * 512) + content[at + stop * 512 :])
         refused(copy, match)
+
+
+def test_a_step_that_is_there_twice_is_noticed(copy, tiny_run):
+    """Whole records, of which two say the same step."""
+    at, kind, content = tiny_run.file.header.checkpoints, tiny_run.file._type, bytearray(copy.read_bytes())
+    records = np.frombuffer(content[at : at + 11 * kind.itemsize], kind).copy()
+    records[4]["step"] = records[5]["previous"] = records[3]["step"]
+    for row in (4, 5):
+        start = at + row * kind.itemsize
+        content[start : start + kind.itemsize] = sealed(tiny_run.file.header.id, row, records[row : row + 1])
+    copy.write_bytes(content)
+    refused(copy, "its steps do not ascend")
 
 
 def test_a_record_after_the_end_does_not_count(copy, tiny_run):

@@ -12,6 +12,7 @@ import pytest
 
 import mechinterp as mi
 from mechinterp.files import read_sealed_json, write_sealed_json
+from mechinterp.studies import cost
 from mechinterp.studies import results as module
 from mechinterp.studies.cost import estimate, span, spent
 from mechinterp.studies.jobs import Job, jobs_of
@@ -196,6 +197,14 @@ def test_the_cost_is_steps_and_checkpoints_at_their_measured_speeds(study, tmp_p
         "2.0 h",
         "4.6 d",
     ]
+
+
+def test_a_checkpoint_costs_its_measures_and_its_writing(study, tmp_path, monkeypatch):
+    speed = cost.Speed(step=0.1, checkpoint=0.2, checkpoint_bytes=100.0, start=1.0, written=0.3)
+    monkeypatch.setattr(cost, "_clocked_speeds", lambda variants: dict.fromkeys(variants, speed))
+    left = estimate(study, Results(tmp_path), tmp_path, clocked=True)
+    assert left.core_seconds == pytest.approx(6 * (20 * 0.1 + 11 * (0.2 + 0.3)))
+    assert left.start_seconds == 1.0
 
 
 def test_nothing_heavy_is_imported_to_look_at_a_study(study, tmp_path):

@@ -35,6 +35,8 @@ def test_a_loss_at_rest_ends_a_run_after_the_window(config):
     assert ends(config, [float("nan"), *slow]) == 40
     less_slow = [2.0 - 0.006 * i for i in range(20)]  # 0.012
     assert ends(config, [float("nan"), *less_slow]) is None
+    to_and_fro = [1.0, 1.03] * 5  # the halves have the same mean
+    assert ends(config, [float("nan"), *to_and_fro]) == 40
 
 
 def test_an_accuracy_that_moves_keeps_a_run_going(config):

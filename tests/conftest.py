@@ -7,7 +7,6 @@ import pytest
 from tests.type_checks import Calls  # before mechinterp, whose functions it checks
 
 import mechinterp as mi  # isort: skip
-from mechinterp.emergence import logistic
 from mechinterp.studies import processes
 
 TINY = {
@@ -51,22 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup() -> None:
     Calls.test += 1
-
-
-@pytest.fixture(scope="session", autouse=True)
-def curves_are_fitted_once() -> Iterator[None]:
-    """Fits of transitions, by their curve: many tests locate those of the same runs."""
-    fit, known = logistic._fit, {}
-
-    def fit_once(x, y, noise, guesses):
-        key = x.tobytes(), y.tobytes(), float(noise), repr(guesses)
-        if key not in known:
-            known[key] = fit(x, y, noise, guesses)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(logistic, "_fit", fit_once)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,7 @@ def substituted(fast_run, tiny_config, tmp_path_factory, monkeypatch) -> Iterato
     def carry_out(job: Job):
         with one_by_one:
             do({**job, "folder": str(tiny), "id": "tiny", "config": tiny_config.model_dump(mode="json")})
-            for made in tiny.glob("tiny.*"):
+            for made in filter(Path.is_file, tiny.glob("tiny.*")):
                 shutil.copy(made, Path(job["folder"]) / f"{job['id']}{made.suffix}")
             write_sealed_json(file_of(job, ".json"), {**read_sealed_json(tiny / "tiny.json"), "id": job["id"]})
 

@@ -149,8 +149,8 @@ def test_completion_is_a_script(capsys, shell):
 def test_quiet_shows_no_progress_and_the_next_command_does_again(capsys, folder, monkeypatch):
     monkeypatch.setattr("mechinterp.progress.SECONDS", 0.0)
     assert "checkpoint" in call(capsys, "measure", "tiny.h5", "--n-sequences", 5)[2]
-    assert call(capsys, "measure", "tiny.h5", "--quiet", "--n-sequences", 5)[2] == ""
-    assert "checkpoint" in call(capsys, "measure", "tiny.h5", "--n-sequences", 5)[2]
+    assert call(capsys, "measure", "tiny.h5", "--quiet", "--n-sequences", 7)[2] == ""
+    assert "checkpoint" in call(capsys, "measure", "tiny.h5", "--n-sequences", 6)[2]
 
 
 def test_threads_are_an_option(capsys, folder, monkeypatch):

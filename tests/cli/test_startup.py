@@ -43,7 +43,7 @@ SMALL = {
     "report": "new.h5",
     "export": "tiny.h5 --steps last --out step_20.safetensors",
     "import": "step_20.safetensors --out imported.h5",
-    "study": "study.toml --runs . --dry-run",
+    "study": "study.toml --runs .",
     "study status": "study.toml --runs .",
     "study retry": "study.toml --runs .",
     "study collect": "study.toml --runs .",

@@ -196,7 +196,8 @@ def test_paper_scale_reaches_one_grid(tmp_path):
         Study.from_toml(path, paper_scale=True)
 
 
-def test_runs_of_other_shapes_are_no_group(tmp_path):
+def test_runs_of_other_shapes_are_no_group(tmp_path, monkeypatch):
+    monkeypatch.setattr("mechinterp.studies.jobs.faster_together", lambda config: True)
     base = mi.RunConfig.preset("nguyen2024-fast")
     changes = {"narrow": {"task.item_dim": 16}, "rare": {"task.zipf_exponent": 1.0}, "long": {"task.n_pairs": 40}}
     study = Study.of("shapes", base, {"same": {}, **changes}, seeds=[0, 1])

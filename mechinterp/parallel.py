@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ LEAST_SECONDS = 1.0
 
 def computed(
     function: Callable[[Item], Result], items: Sequence[Item], *, cores: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """function(item) of all items, in their order, each as soon as it is ready.
 
     It takes as many processes as torch has threads, or `cores`. Results must be such as can be pickled, and function

@@ -220,9 +220,8 @@ def _joined(parts: Sequence[_Part]) -> _Part:
         | {name: sum(edge[name] for edge in (first, *others)) for name in _SUMS if name in first}
         for first, *others in zip(*(edges for edges, _, _ in parts), strict=True)
     ]
-    nodes, ends = (
-        {name: torch.cat([part[which][name] for part in parts]) for name in parts[0][which]} for which in (1, 2)
-    )
+    nodes = {name: torch.cat([nodes[name] for _, nodes, _ in parts]) for name in parts[0][1]}
+    ends = {name: torch.cat([ends[name] for _, _, ends in parts]) for name in parts[0][2]}
     return edges, nodes, ends
 
 

@@ -97,6 +97,8 @@ def sites_of(where: Site | Sequence[Site]) -> list[Site]:
 
 def replaced(base: Tensor, source: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> Tensor:
     """The activation `base` with `source` put in at a site."""
+    if site.role is None and site.head is None:
+        return source
     return torch.where(site_mask(base, site, roles), source, base)
 
 

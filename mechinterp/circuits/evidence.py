@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.activations import network_of, parts_of
 from mechinterp.circuits.edges import Receiver, Scale
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Site, clean_corrupt_gap, patched
@@ -75,24 +75,25 @@ def induction_head_evidence(
     tested = network.n_layers - 1 if layer is None else layer
     if tested not in range(network.n_layers):
         raise unknown_name("layer", tested, range(network.n_layers))
-    read = {composition: "k", Corruption.replace_target: "q", Corruption.swap_label: "v"}
+
+    def pairs_of(corruption: Corruption) -> Pairs:
+        return corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed)
+
     with torch.no_grad():
-        runs = {
-            corruption: _Runs(network, corrupted_pairs(task, corruption, n_pairs=n_pairs, seed=seed), tested, through)
-            for corruption, through in read.items()
-        }
-        swapped = runs[Corruption.swap_label].pairs
-        logits = runs[Corruption.swap_label].clean.logits
-        accuracy = float(Metric.accuracy.of(logits, swapped.answers, swapped.wrong_labels))
+        of_keys = _Runs(network, pairs_of(composition), tested, "k", None, noise=swaps)
+        of_query = _Runs(network, pairs_of(Corruption.replace_target), tested, "q", "target")
+        swapped = pairs_of(Corruption.swap_label)
+        of_value = _Runs(network, swapped, tested, "v", "correct_label")
+        accuracy = float(Metric.accuracy.of(of_value.clean, swapped.answers, swapped.wrong_labels))
         assert swapped.clean.token_labels is not None
         in_context = torch.nn.functional.one_hot(swapped.clean.token_labels + 1).amax(dim=1)[:, 1:].sum(dim=1)
         chance = float((1 / in_context).mean())
         values = {
             Fact.answers_from_context: (accuracy - chance) / (1 - chance),
-            Fact.k_composition: runs[composition].from_earlier_layers(noise=swaps),
-            Fact.q_composition: runs[Corruption.replace_target].from_earlier_layers(),
-            Fact.target_query_selects: runs[Corruption.replace_target].restored_at("target"),
-            Fact.correct_label_copied: runs[Corruption.swap_label].restored_at("correct_label"),
+            Fact.k_composition: of_keys.composed,
+            Fact.q_composition: of_query.composed,
+            Fact.target_query_selects: of_query.restored,
+            Fact.correct_label_copied: of_value.restored,
         }
     strength = {fact: 1 - abs(1 - value) for fact, value in values.items()}
     composed = np.fmax(strength[Fact.k_composition], strength[Fact.q_composition])
@@ -137,43 +138,50 @@ def lacks_of_evidence(task: Task) -> str:
 
 
 class _Runs:
-    """A network's runs on clean and corrupt sequences, seen where one layer reads queries, keys or values (`through`).
+    """A network's runs on clean and corrupt sequences, patched where one layer reads queries, keys or values.
 
-    Effects are not numbers where the span is not resolved.
+    Sequences are taken in parts, which bounds the memory. Effects are not numbers where the span is not resolved.
     """
 
-    def __init__(self, network: Network, pairs: Pairs, layer: int, through: str):
-        self.network, self.pairs, self.layer, self.through = network, pairs, layer, through
-        self._hook = f"blocks.{layer}.attn.hook_{through}"
-        hooks = dict.fromkeys([*hooks_to_go_on(network, self._hook), "hook_embed"])
-        self.clean, self.corrupt = (
-            run_with_cache(network, batch.inputs, hooks) for batch in (pairs.clean, pairs.corrupt)
-        )
+    def __init__(
+        self, network: Network, pairs: Pairs, layer: int, through: str, role: str | None, *, noise: bool = False
+    ):
+        """The layer reads by `through` (``q``, ``k`` or ``v``), and is patched at the positions of a role, or by all
+        that earlier layers write (without a role, by this alone); with `noise` in the clean run."""
+        hook = f"blocks.{layer}.attn.hook_{through}"
+        hooks = dict.fromkeys([*hooks_to_go_on(network, hook), "hook_embed"])
+        receivers = [Receiver(layer, head, through) for head in range(network.n_heads)]
+        logits: dict[str, list[Tensor]] = {"clean": [], "corrupt": [], "restored": [], "composed": []}
+        for part in parts_of(len(pairs.clean), network, pairs.clean.n_pos):
+            clean, corrupt = (
+                run_with_cache(network, batch.inputs[part], hooks) for batch in (pairs.clean, pairs.corrupt)
+            )
+            logits["clean"].append(clean.logits)
+            logits["corrupt"].append(corrupt.logits)
+            if role is not None:
+                roles = {role: pairs.roles[role][part]}
+                logits["restored"].append(patched(corrupt, clean, Site(hook, role), roles))
+            if layer and through != "v":
+                base, source = (clean, corrupt) if noise else (corrupt, clean)
+                written = [run[f"blocks.{layer}.hook_resid_pre"] - run["hook_embed"] for run in (source, base)]
+                change = sum(receiver.reads(base, written[0] - written[1], Scale.recomputed) for receiver in receivers)
+                logits["composed"].append(base.forward_from(hook, base[hook] + change))
+        joined = {name: torch.cat(parts) for name, parts in logits.items() if parts}
+        self.clean: Float[Tensor, "batch n_labels"] = joined["clean"]
+        """Logits of the clean run."""
         for batch in (pairs.clean, pairs.corrupt):
-            require_labels(batch, self.clean.logits.shape[-1])
-        self._low, span, error = clean_corrupt_gap(
-            Metric.logit_difference, self.clean.logits, self.corrupt.logits, pairs
-        )
-        self._span = span if abs(span) > 2 * error else float("nan")
+            require_labels(batch, self.clean.shape[-1])
+        low, span, error = clean_corrupt_gap(Metric.logit_difference, self.clean, joined["corrupt"], pairs)
 
-    def restored_at(self, role: str) -> float:
-        """The effect of the layer's queries, keys or values at a role (`patching.patch`)."""
-        return self._effect(patched(self.corrupt, self.clean, Site(self._hook, role), self.pairs.roles))
+        def effect(name: str) -> float:
+            if name not in joined or not abs(span) > 2 * error:
+                return float("nan")
+            value = float(Metric.logit_difference.of(joined[name], pairs.answers, pairs.wrong_labels))
+            return (value - low) / span
 
-    def from_earlier_layers(self, *, noise: bool = False) -> float:
-        """The joint effect of all edges from earlier layers (`paths.patch_paths`); with `noise`, the share of the
-        answer that is lost with them. Not a number in the first layer."""
-        if self.layer == 0:
-            return float("nan")
-        base, source = (self.clean, self.corrupt) if noise else (self.corrupt, self.clean)
-        written = [run[f"blocks.{self.layer}.hook_resid_pre"] - run["hook_embed"] for run in (source, base)]
-        difference = written[0] - written[1]
-        receivers = [Receiver(self.layer, head, self.through) for head in range(self.network.n_heads)]
-        change = sum(receiver.reads(base, difference, Scale.recomputed) for receiver in receivers)
-        effect = self._effect(base.forward_from(self._hook, base[self._hook] + change))
-        return 1 - effect if noise else effect
-
-    def _effect(self, logits: Float[Tensor, "batch n_labels"]) -> float:
-        """(m(patched) − m(corrupt)) / (m(clean) − m(corrupt)), of the logits of a patched run."""
-        value = float(Metric.logit_difference.of(logits, self.pairs.answers, self.pairs.wrong_labels))
-        return (value - self._low) / self._span
+        self.restored = effect("restored")
+        """The effect at the role (`patching.patch`)."""
+        composed = effect("composed")
+        self.composed = 1 - composed if noise else composed
+        """The joint effect of all edges from earlier layers (`paths.patch_paths`); with noise, the share of the answer
+        that is lost with them. Not a number in the first layer."""

@@ -209,7 +209,12 @@ def operations(table: pd.DataFrame, evidence: pd.DataFrame) -> dict[tuple[str, s
 def _measured(cuts: Cuts) -> _Part:
     """All edges and nodes on a part of the sequences."""
     ends = {"clean": cuts.lead(cuts.base.logits), "other": cuts.lead(cuts.other.logits)}
-    return _attention(cuts) + _paths(cuts), _nodes(cuts), ends
+    edges, nodes = _attention(cuts) + _paths(cuts), _nodes(cuts)
+    # In one piece of memory: many small ones between large activations would keep those from being used again.
+    leads = torch.stack([*(edge["lead"] for edge in edges), *nodes.values()]).unbind()
+    for edge, lead in zip(edges, leads, strict=False):
+        edge["lead"] = lead
+    return edges, dict(zip(nodes, leads[len(edges) :], strict=True)), ends
 
 
 def _joined(parts: Sequence[_Part]) -> _Part:

@@ -16,6 +16,7 @@ from mechinterp.emergence import (
     half_rise,
     level_crossing,
     locate,
+    locate_all,
     locate_emergence,
     median_interval,
     steps_around,
@@ -349,3 +350,23 @@ def test_a_plateau_of_one_checkpoint_is_not_observed():
     steps = np.arange(0, 6001, 100)
     for curve, transition in (((steps > 50) * 1.0, False), ((steps > 150) * 1.0, True), ((steps > 5950) * 1.0, False)):
         assert mi.locate_emergence(pd.Series(curve, index=steps)).transition is transition
+
+
+def test_curves_that_are_fitted_at_once_have_the_verdicts_that_they_have_alone():
+    """Also of other steps, and with one that is too short among them."""
+    steps, later = np.arange(0, 600, 10), np.arange(0, 900, 20)
+    noise = np.random.default_rng(0).normal(0, 0.01, 60)
+    curves = {
+        "rise": pd.Series(1 / (1 + np.exp(-(steps - 250) / 15)) + noise, index=steps),
+        "later rise": pd.Series(1 / (1 + np.exp(-(later - 500) / 30)) + noise[: len(later)], index=later),
+        "noise": pd.Series(noise, index=steps),
+        "short": pd.Series([0.0, 1.0], index=[0, 1]),
+    }
+    located = locate_all(curves)
+    assert [*located] == [*curves]
+    assert not located["short"].transition
+    for name in ("rise", "later rise", "noise"):
+        alone = locate_emergence(curves[name])
+        assert located[name].transition == alone.transition == (name != "noise")
+        assert located[name].delta_bic == pytest.approx(alone.delta_bic, abs=1e-6)
+        assert alone.step is None or located[name].step == pytest.approx(alone.step, rel=1e-9)

@@ -8,7 +8,7 @@ Replacement by the mean follows Wang et al. 2023; ablation at fixed attention pa
 ``hook_z``, follows Olsson et al. 2022.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -16,9 +16,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechinterp.attention_patterns import AttentionPattern, pattern_of, previous_token_mask
-from mechinterp.circuits.activations import AnyActivations, activations_of
+from mechinterp.circuits.activations import AnyActivations, activations_of, parts_of
 from mechinterp.circuits.metrics import Metric, MetricFunction, metric_of
-from mechinterp.circuits.patching import Site, replaced, sites_of
+from mechinterp.circuits.patching import Site, hooks_to_patch, replaced, sites_of
 from mechinterp.circuits.subspaces import Subspace
 from mechinterp.errors import MechinterpError, NamedEnum, member
 from mechinterp.models.classifier import require_labels
@@ -57,8 +57,17 @@ class Ablation(NamedEnum):
         return AttentionPattern.__members__.get(self.name)
 
 
-def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batch: Batch, seed: int = 0) -> Tensor:
-    """The ablated activation at a hook, at all positions and heads."""
+def substitute(
+    base: AnyActivations,
+    hook: str,
+    how: "Ablation | Subspace",
+    batch: Batch,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """The ablated activation at a hook, at all positions and heads.
+
+    The ablation `mean` takes the mean over sequences as `reference`, and `resample` the activation of other sequences.
+    """
     old = base[hook]
     if isinstance(how, Subspace):
         if not hook.endswith(_RESIDUAL) or old.shape[-1] != how.basis.shape[1]:
@@ -71,10 +80,8 @@ def substitute(base: AnyActivations, hook: str, how: "Ablation | Subspace", batc
         raise MechinterpError(f"ablation {how.name} is for attention patterns; {hook} is none")
     if how is Ablation.zero:
         return torch.zeros_like(old).masked_fill(old == -torch.inf, -torch.inf)  # the causal mask stays
-    if how is Ablation.mean:
-        return old.mean(dim=0, keepdim=True).expand_as(old)
-    if how is Ablation.resample:
-        return old[another_sequence(len(old), seed)]
+    if reference is not None:
+        return reference.expand_as(old)
     if how is Ablation.not_previous_token:
         # the small uniform term remains where a row had attended to nothing but the previous token
         n_pos = old.shape[-1]
@@ -117,19 +124,52 @@ def ablate(
     scored = metric_of(metric)
     listed = [how] if isinstance(how, Ablation | Subspace | str) else how
     ablations = [ablation if isinstance(ablation, Subspace) else member(Ablation, ablation) for ablation in listed]
+    logits, intact = dict[tuple[Site, str], list[Tensor]](), list[Tensor]()
     with torch.no_grad():
-        base = activations_of(model)(batch.inputs)
-        require_labels(batch, base.logits.shape[-1])
-        wrong = (batch.labels + 1) % base.logits.shape[-1]
-        intact = float(scored.of(base.logits, batch.labels, wrong))
-        rows = []
-        for site in component_sites(base) if where is None else sites_of(where):
-            for ablation in [ablation for ablation in ablations if _fits(ablation, site.hook, batch)] or ablations:
-                ablated = substitute(base, site.hook, ablation, batch, seed)
-                logits = base.forward_from(site.hook, replaced(base[site.hook], ablated, site, batch.roles))
-                value = float(scored.of(logits, batch.labels, wrong))
-                rows.append({**vars(site), "ablation": ablation.name, "intact": intact, "value": value})
-    return pd.DataFrame(rows)
+        sites = component_sites(activations_of(model)(batch.inputs[:1])) if where is None else sites_of(where)
+        activations = activations_of(model, hooks_to_patch(model, sites) if isinstance(model, Network) else None)
+        parts = parts_of(len(batch), model, batch.n_pos)
+        hooks = list(dict.fromkeys(site.hook for site in sites))
+        means = _means(activations, batch, parts, hooks) if Ablation.mean in ablations else {}
+        others = another_sequence(len(batch), seed) if Ablation.resample in ablations else None
+        for rows in parts:
+            part = batch.take(rows)
+            base, other = activations(part.inputs), None if others is None else activations(batch.inputs[others[rows]])
+            require_labels(part, base.logits.shape[-1])
+            intact.append(base.logits)
+            for site in sites:
+                old = base[site.hook]
+                for how in [how for how in ablations if _fits(how, site.hook, batch)] or ablations:
+                    reference = means.get(site.hook) if how is Ablation.mean else None
+                    if how is Ablation.resample and other is not None:
+                        reference = other[site.hook]
+                    ablated = replaced(old, substitute(base, site.hook, how, part, reference), site, part.roles)
+                    logits.setdefault((site, how.name), []).append(base.forward_from(site.hook, ablated))
+
+    def value_of(answers: list[Tensor]) -> float:
+        joined = torch.cat(answers)
+        return float(scored.of(joined, batch.labels, (batch.labels + 1) % joined.shape[-1]))
+
+    before = value_of(intact)
+    return pd.DataFrame(
+        [
+            {**vars(site), "ablation": name, "intact": before, "value": value_of(answers)}
+            for (site, name), answers in logits.items()
+        ]
+    )
+
+
+def _means(
+    activations: Callable[[Tensor], AnyActivations], batch: Batch, parts: list[slice], hooks: list[str]
+) -> dict[str, Tensor]:
+    """Activations at hooks, mean over sequences."""
+    sums = dict[str, Tensor]()
+    for rows in parts:
+        of_part = activations(batch.inputs[rows])
+        for hook in hooks:
+            of_hook = of_part[hook].sum(dim=0, keepdim=True)
+            sums[hook] = sums[hook] + of_hook if hook in sums else of_hook
+    return {hook: total / len(batch) for hook, total in sums.items()}
 
 
 def component_sites(base: AnyActivations) -> list[Site]:

@@ -5,6 +5,7 @@ Sequences are taken in parts, whose activations stay in the processor's cache.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -15,7 +16,7 @@ from mechinterp.circuits.activations import parts_of
 from mechinterp.circuits.certainty import resolved
 from mechinterp.circuits.edges import Receiver, senders
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Site, patched
+from mechinterp.circuits.patching import Patches, Site
 from mechinterp.circuits.standard_errors import SharedClasses
 from mechinterp.models.forward import Activations, run_with_cache
 from mechinterp.models.network import Network
@@ -117,7 +118,11 @@ class Cuts:
 
     def elsewhere(self, hook: str, role: str, head: int | None = None) -> Float[Tensor, "batch"]:
         """The lead with the other sequence's activation at the tokens of a role."""
-        return self.lead(patched(self.base, self.other, Site(hook, role, head), self.masks))
+        return self.lead(self._patches.logits(Site(hook, role, head)))
+
+    @cached_property
+    def _patches(self) -> Patches:
+        return Patches(self.base, self.other, self.masks)
 
     def lead(self, logits: Float[Tensor, "batch n_labels"]) -> Float[Tensor, "batch"]:
         """The lead of every sequence in these logits."""

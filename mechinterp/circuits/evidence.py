@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mechinterp.circuits.activations import network_of, parts_of
 from mechinterp.circuits.edges import Receiver, Scale
 from mechinterp.circuits.metrics import Metric
-from mechinterp.circuits.patching import Site, clean_corrupt_gap, patched
+from mechinterp.circuits.patching import Patches, Site, clean_corrupt_gap
 from mechinterp.errors import MechinterpError, NamedEnum, unknown_name
 from mechinterp.models.classifier import require_labels
 from mechinterp.models.forward import hooks_to_go_on, run_with_cache
@@ -160,7 +160,7 @@ class _Runs:
             logits["corrupt"].append(corrupt.logits)
             if role is not None:
                 roles = {role: pairs.roles[role][part]}
-                logits["restored"].append(patched(corrupt, clean, Site(hook, role), roles))
+                logits["restored"].append(Patches(corrupt, clean, roles).logits(Site(hook, role)))
             if layer and through != "v":
                 base, source = (clean, corrupt) if noise else (corrupt, clean)
                 written = [run[f"blocks.{layer}.hook_resid_pre"] - run["hook_embed"] for run in (source, base)]

@@ -169,8 +169,9 @@ def patch(
                 require_labels(batch, clean.logits.shape[-1])
             clean_logits.append(clean.logits)
             corrupt_logits.append(corrupt.logits)
+            patches = Patches(base, source, roles)
             for site in chosen:
-                logits.setdefault(site, []).append(patched(base, source, site, roles))
+                logits.setdefault(site, []).append(patches.logits(site))
             answers = pairs.answers[part], pairs.wrong_labels[part]
             for hook in dict.fromkeys(site.hook for site in chosen) if kinds else ():
                 change = change_between(base[hook], source[hook])
@@ -206,26 +207,43 @@ def mask_unresolved(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: table[name].where(beyond) for name in _EFFECTS if name in table})
 
 
-def patched(
-    base: AnyActivations, source: AnyActivations, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]
-) -> Float[Tensor, "batch n_labels"]:
-    """Logits of the run `base` with the activation of `source` put in at a site."""
-    mask = site_mask(base[site.hook], site, roles)
-    if isinstance(base, Activations) and _is_unread(base, site, roles):
-        return base.logits
-    value = torch.where(mask, source[site.hook], base[site.hook])
-    if isinstance(base, Activations) and torch.equal(value, base[site.hook]):
-        return base.logits
-    if not isinstance(base, Activations) or not site.hook.endswith(_RESIDUAL_IN):
-        return base.forward_from(site.hook, value)
-    # Where the residual stream is the source's, so are the query, key and value.
-    mask = mask[..., None]
-    also = {name: torch.where(mask, source[hook], base[hook]) for name, hook in _reading(site.hook).items()}
-    return base.forward_from(site.hook, value, also)
+class Patches:
+    """The logits of a run with the activation of another run at one site."""
+
+    def __init__(
+        self, base: AnyActivations, source: AnyActivations, roles: Mapping[str, Bool[Tensor, "batch pos"]]
+    ) -> None:
+        self._base, self._source, self._roles = base, source, roles
+        self._changed = dict[str, Bool[Tensor, "..."]]()
+
+    def logits(self, site: Site) -> Float[Tensor, "batch n_labels"]:
+        """Logits of the run `base` with the activation of `source` put in at a site."""
+        base, source = self._base, self._source
+        mask = site_mask(base[site.hook], site, self._roles)
+        if isinstance(base, Activations) and (self._is_unread(site) or self._is_same(site.hook, mask)):
+            return base.logits
+        value = torch.where(mask, source[site.hook], base[site.hook])
+        if not isinstance(base, Activations) or not site.hook.endswith(_RESIDUAL_IN):
+            return base.forward_from(site.hook, value)
+        # Where the residual stream is the source's, so are the query, key and value.
+        mask = mask[..., None]
+        also = {name: torch.where(mask, source[hook], base[hook]) for name, hook in _reading(site.hook).items()}
+        return base.forward_from(site.hook, value, also)
+
+    def _is_unread(self, site: Site) -> bool:
+        """Whether a site lies in rows of the last layer other than the target's, which alone is read."""
+        in_last = site.hook.startswith(f"blocks.{self._base.n_layers - 1}.") and site.hook.endswith(_BY_QUERY)
+        return in_last and site.role is not None and not self._roles[site.role][:, -1].any()
+
+    def _is_same(self, hook: str, mask: Bool[Tensor, "..."]) -> bool:
+        """Whether the activations of both runs are equal in a site, whose mask is 1 long in the last dimension."""
+        if hook not in self._changed:
+            self._changed[hook] = (self._base[hook] != self._source[hook]).any(dim=-1, keepdim=True)
+        return not bool((self._changed[hook] & mask).any())
 
 
 def hooks_to_patch(network: Network, where: Iterable[Site]) -> list[str]:
-    """The hooks whose activations `patched` needs at these sites."""
+    """The hooks whose activations `Patches` needs at these sites."""
     needed = dict[str, None]()
     for hook in {site.hook: None for site in where}:
         needed |= dict.fromkeys(hooks_to_go_on(network, hook) if hook in network.hook_names else [hook])
@@ -237,9 +255,3 @@ def _reading(hook: str) -> dict[str, str]:
     """The hooks of query, key and value that read the residual stream at a hook, by short name."""
     attn = "blocks.0.attn" if hook == "hook_embed" else hook.replace("hook_resid_pre", "attn")
     return {name: f"{attn}.hook_{name}" for name in "qkv"}
-
-
-def _is_unread(base: Activations, site: Site, roles: Mapping[str, Bool[Tensor, "batch pos"]]) -> bool:
-    """Whether a site lies in rows of the last layer other than the target's, which alone is read."""
-    in_last = site.hook.startswith(f"blocks.{base.n_layers - 1}.") and site.hook.endswith(_BY_QUERY)
-    return in_last and site.role is not None and not roles[site.role][:, -1].any()

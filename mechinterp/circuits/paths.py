@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mechinterp.circuits.activations import network_of
+from mechinterp.circuits.activations import network_of, parts_of
 from mechinterp.circuits.attribution import read_slope, with_change
-from mechinterp.circuits.edges import Scale, receivers, senders
+from mechinterp.circuits.edges import Edge, Scale, receivers, senders
 from mechinterp.circuits.metrics import Metric, MetricFunction, metric_of
 from mechinterp.circuits.patching import Direction, clean_corrupt_gap
 from mechinterp.errors import member
@@ -53,43 +53,42 @@ def patch_paths(
     require_pairs(pairs)
     scored, direction, scale = metric_of(metric), member(Direction, direction), member(Scale, scale)
     network = network_of(model)
-    with torch.no_grad():
-        clean, corrupt = (run_with_cache(network, batch.inputs) for batch in (pairs.clean, pairs.corrupt))
-    for batch in (pairs.clean, pairs.corrupt):
-        require_labels(batch, clean.logits.shape[-1])
-    base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
-    low, span, error = clean_corrupt_gap(scored, clean.logits, corrupt.logits, pairs)
-    unpatched, unit, rows = low if base is corrupt else low + span, span or float("nan"), []
-    answers, kinds = (pairs.answers, pairs.wrong_labels), {"attribution": None}
-    kinds |= {} if integration_steps is None else {"integrated": integration_steps}
-    for receiver in receivers(base):
+    kinds = {"attribution": None} | ({} if integration_steps is None else {"integrated": integration_steps})
+    logits, ends = dict[Edge, list[Tensor]](), {"clean": list[Tensor](), "corrupt": list[Tensor]()}
+    linear: dict[str, dict[Edge, float]] = {kind: {} for kind in kinds}
+    for part in parts_of(len(pairs.clean), network, pairs.clean.n_pos):
         with torch.no_grad():
-            written, base_written = senders(source, receiver), senders(base, receiver)
-            changes = {name: written[name] - of_base for name, of_base in base_written.items()}
-            toward = torch.stack(list(changes.values())).sum(dim=0)
-        slopes = {
-            kind: read_slope(base, receiver, toward, scored, answers, scale=scale, n_steps=n)
-            for kind, n in kinds.items()
-        }
-        for sender, change in changes.items():
+            runs = [run_with_cache(network, batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt)]
+        for batch, run, answered in zip((pairs.clean, pairs.corrupt), runs, ends.values(), strict=True):
+            require_labels(batch, run.logits.shape[-1])
+            answered.append(run.logits)
+        source, base = runs if direction is Direction.denoise else reversed(runs)
+        answers = pairs.answers[part], pairs.wrong_labels[part]
+        for receiver in receivers(base):
             with torch.no_grad():
-                logits = with_change(base, receiver, change, scale)
-                value = float(scored.of(logits, *answers))
-            linear = {kind: unpatched + _along(slope, change) for kind, slope in slopes.items()}
-            rows.append(
-                {
-                    "sender": sender,
-                    "receiver": str(receiver),
-                    "value": value,
-                    "effect": (value - low) / unit,
-                    **{kind: (of_kind - low) / unit for kind, of_kind in linear.items()},
-                    "span": span,
-                    "span_error": error,
-                }
-            )
+                written, base_written = senders(source, receiver), senders(base, receiver)
+                changes = {name: written[name] - of_base for name, of_base in base_written.items()}
+                toward = torch.stack(list(changes.values())).sum(dim=0)
+                for sender, change in changes.items():
+                    patched = with_change(base, receiver, change, scale)
+                    logits.setdefault(Edge(sender, str(receiver)), []).append(patched)
+            for kind, n in kinds.items():
+                slope = read_slope(base, receiver, toward, scored, answers, scale=scale, n_steps=n)
+                for sender, change in changes.items():
+                    edge = Edge(sender, str(receiver))
+                    along = _along(slope, change) / len(pairs.clean)
+                    linear[kind][edge] = linear[kind].get(edge, 0.0) + along
+    low, span, error = clean_corrupt_gap(scored, *(torch.cat(answered) for answered in ends.values()), pairs)
+    unpatched, unit = low if direction is Direction.denoise else low + span, span or float("nan")
+    rows = []
+    for edge, answered in logits.items():
+        value = float(scored.of(torch.cat(answered), pairs.answers, pairs.wrong_labels))
+        numbers = {**edge._asdict(), "value": value, "effect": (value - low) / unit}
+        numbers |= {kind: (unpatched + of_kind[edge] - low) / unit for kind, of_kind in linear.items()}
+        rows.append({**numbers, "span": span, "span_error": error})
     return pd.DataFrame(rows)
 
 
 def _along(slope: Tensor | None, change: Tensor) -> float:
-    """The first-order change of the mean metric; not a number without a slope."""
-    return float("nan") if slope is None else float((slope * change).sum()) / len(change)
+    """The first-order change of the metric's sum over sequences; not a number without a slope."""
+    return float("nan") if slope is None else float((slope * change).sum())

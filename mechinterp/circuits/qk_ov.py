@@ -268,9 +268,8 @@ def copying_score(model: AnyNetwork, task: Task, batch: Batch, layer: int = 1, h
     with torch.enable_grad():
         target = base[hook][:, -1:].clone().requires_grad_()
         logits = base.forward_from(hook, torch.cat([base[hook][:, :-1], target], dim=1)).sum(dim=0)
-        every = torch.eye(len(logits), dtype=logits.dtype)
-        (slopes,) = torch.autograd.grad(logits, target, every, is_grads_batched=True)  # [label, batch, 1, d_model]
-    raw = (added @ slopes[:, :, 0].mean(dim=1).T).double()
+        slopes = [torch.autograd.grad(logit, target, retain_graph=True)[0][:, 0].mean(dim=0) for logit in logits]
+    raw = (added @ torch.stack(slopes, dim=1)).double()
     effect = raw - raw.mean(dim=1, keepdim=True)
     if bool(raw.any()) and float(effect.abs().max()) <= 1e-6 * float(raw.abs().max()):
         return 0.0

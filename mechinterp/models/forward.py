@@ -62,6 +62,9 @@ from mechinterp.models.network import Network, require_inputs, require_positions
 Hooks = Mapping[str, Callable[[Tensor], Tensor | None]]
 """Functions that replace an activation, by hook name; they return the new one, or change the given one in place."""
 
+_UNCHANGED = {"q": "kv", "k": "qv", "v": ("pattern",), "attn_scores": "v", "pattern": "v"}
+"""Activations of a layer's attention that do not depend on another one, by short names."""
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -111,12 +114,8 @@ class Activations:
             hook = "blocks.0.hook_resid_pre"
         layer, name = int(hook.split(".")[1]), hook.split("hook_")[1]
         known = {"resid_pre": self[f"blocks.{layer}.hook_resid_pre"]}
-        if name in ("q", "k", "v"):  # the other two stay
-            stay = {other: f"blocks.{layer}.attn.hook_{other}" for other in "qkv"}
-            known |= {other: self[name] for other, name in stay.items() if name in self.values}
-        elif name in ("attn_scores", "pattern"):
-            v = f"blocks.{layer}.attn.hook_v"
-            known |= {"v": self[v]} if v in self.values else {}
+        stay = {other: f"blocks.{layer}.attn.hook_{other}" for other in _UNCHANGED.get(name, ())}
+        known |= {other: self[kept] for other, kept in stay.items() if kept in self.values}
         tap = self._tap
         residual = _after_layer(self.network, layer, known | {name: value, **(also or {})}, tap)
         for later in range(layer + 1, self.n_layers):
@@ -163,6 +162,8 @@ def hooks_to_go_on(network: Network, hook: str) -> list[str]:
         return [hook, f"blocks.{network.n_layers - 1}.hook_resid_post"]
     layer = hook.split(".")[1] if hook.startswith("blocks.") else "0"
     needed = {hook, "hook_embed", "hook_pos_embed", f"blocks.{layer}.hook_resid_pre"}
+    if hook.endswith("attn.hook_v"):  # whose pattern stays
+        needed.add(f"blocks.{layer}.attn.hook_pattern")
     return [name for name in network.hook_names if name in needed]
 
 

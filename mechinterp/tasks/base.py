@@ -11,7 +11,6 @@ from typing import Never, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from mechinterp.errors import MechinterpError, require_integer, unknown_name
 from mechinterp.randomness import Stream
@@ -49,7 +48,9 @@ class TokenTable:
         contents = self.contents()
         if not self.position_dim:
             return contents
-        return torch.cat([functional.one_hot(self.positions, self.position_dim).to(contents), contents], dim=-1)
+        tokens = contents.new_zeros(*contents.shape[:2], self.position_dim + contents.shape[2])
+        tokens[..., self.position_dim :] = contents
+        return tokens.scatter_(2, self.positions[..., None], 1)
 
 
 class Roles(dict[str, Bool[Tensor, "batch pos"]]):

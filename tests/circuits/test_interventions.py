@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mechinterp as mi
-from mechinterp.circuits.ablation import Ablation, ablate, substitute
+from mechinterp.circuits.ablation import Ablation, ablate, another_sequence, substitute
 from mechinterp.circuits.edges import Scale, receivers, senders
 from mechinterp.circuits.metrics import Metric
 from mechinterp.circuits.patching import Direction, Site, mask_unresolved, patch, sites
@@ -279,16 +279,18 @@ def test_substitutes(network, tiny_config):
     batch = mi.build_task(tiny_config).sample("icl", 6)
     base = run_with_cache(network, batch.inputs)
     hook = "blocks.0.attn.hook_pattern"
+    mean = base[hook].mean(dim=0, keepdim=True)
     for how in (*(each for each in Ablation if each.of_patterns), Ablation.mean):
-        pattern = substitute(base, hook, how, batch)
+        pattern = substitute(base, hook, how, batch, mean if how is Ablation.mean else None)
         assert torch.allclose(pattern.sum(dim=-1), torch.ones(6, 2, 7).double()), how
         assert not pattern.triu(1).any(), how
     without = substitute(base, hook, Ablation.not_previous_token, batch)
     assert not without.diagonal(-1, 2, 3).any()
     assert torch.allclose(without[0, 0, 2, [0, 2]], base[hook][0, 0, 2, [0, 2]] / (1 - base[hook][0, 0, 2, 1]))
-    other = substitute(base, hook, Ablation.resample, batch)
-    assert not any(torch.equal(other[b], base[hook][b]) for b in range(6))
-    assert all(any(torch.equal(other[b], base[hook][c]) for c in range(6)) for b in range(6))
+    other = another_sequence(6, seed=0)
+    resampled = substitute(base, hook, Ablation.resample, batch, base[hook][other])
+    assert not any(torch.equal(resampled[b], base[hook][b]) for b in range(6))
+    assert all(any(torch.equal(resampled[b], base[hook][c]) for c in range(6)) for b in range(6))
     with pytest.raises(MechinterpError, match="is for attention patterns"):
         ablate(network, batch, [Site("blocks.0.attn.hook_z")], [Ablation.uniform])
     assert set(ablate(network, batch)["ablation"]) == {each.name for each in Ablation}

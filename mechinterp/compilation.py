@@ -9,6 +9,9 @@ from typing import Any
 from numba import njit
 from numba.core import config
 from numba.core.caching import NullCache
+from numba.core.compiler import run_frontend
+from numba.core.registry import cpu_target
+from numba.core.typed_passes import type_inference_stage
 
 from mechinterp.errors import MechinterpError
 from mechinterp.kernel_cache import KernelCache, remember_source
@@ -34,8 +37,25 @@ def compiler(*, cache: bool = False, **options: Any) -> Callable[..., Any]:
     return compiled
 
 
+def is_missing(dispatcher: Any, signature: tuple[Any, ...]) -> bool:
+    """Whether a function with a cache is yet to be compiled for these types of arguments, and can then be kept."""
+    kept = dispatcher._cache._cache
+    if kept is None or signature in dispatcher.overloads:
+        return False
+    return not kept.holds(signature) and kept.can_save()
+
+
+def compile_called(function: Callable[..., Any], types: tuple[Any, ...]) -> None:
+    """Compile the functions that a function, which is not compiled itself, calls with arguments of these types."""
+    typing: Any = cpu_target.typing_context
+    target: Any = cpu_target.target_context
+    typing.refresh()
+    target.refresh()
+    type_inference_stage(typing, target, run_frontend(unwrap(function)), types, None)
+
+
 @lru_cache
-def _say_once() -> None:
+def say_once() -> None:
     """Say, the first time in a process, that functions are compiled, which takes a while."""
     announce("compiling kernels, up to half a minute; they are kept for the next time")
 
@@ -60,7 +80,7 @@ class _OptionalCache(NullCache):
         with suppress(Exception):  # whatever a file that another program wrote raises
             found = self._cache and self._cache.load_overload(sig, target_context)
         if found is None:
-            _say_once()
+            say_once()
         return found
 
     def save_overload(self, sig: Any, cres: Any) -> None:

@@ -125,7 +125,20 @@ class KernelCache(FunctionCache):
 
         self._impl_class = Implementation
         super().__init__(dispatcher.py_func)
+        target: Any = dispatcher.targetctx
+        self._codegen = target.codegen
         self._cache_file = _Files(folder / digest)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def can_save(self) -> bool:
+        """Whether anything can be put into the function's folder, which is made."""
+        with suppress(OSError):
+            self._impl.locator.ensure_cache_path()
+            return os.access(self._impl.locator.get_cache_path(), os.W_OK)
+        return False
+
+    def holds(self, signature: Any) -> bool:
+        """Whether the function is kept for these types of arguments."""
+        return self._cache_file.holds(self._index_key(signature, self._codegen()))
 
 
 def _locator(folder: Path, digest: str) -> type[_CacheLocator]:
@@ -178,6 +191,10 @@ class _Files:
             os.utime(self._folder)
         stored, data = pickle.loads(content[32:])
         return data if stored == key else None
+
+    def holds(self, key: Any) -> bool:
+        """Whether anything was saved under a key."""
+        return self._path(key).exists()
 
     def save(self, key: Any, data: Any) -> None:
         """Put data under a key, atomically; and remove the versions of the function that were not used for longest."""

@@ -38,9 +38,14 @@ def computed(
         start = time.monotonic()
         yield function(left.pop(0))
         lasts = (time.monotonic() - start) * len(left)
-        if cores > 1 and len(left) > 1 and lasts > LEAST_SECONDS and sys.platform == "linux":
+        if cores > 1 and len(left) > 1 and lasts > LEAST_SECONDS and can_fork():
             yield from _on_cores(function, left, min(cores, len(left)))
             return
+
+
+def can_fork() -> bool:
+    """Whether processes are forked here: elsewhere than on Linux, libraries that this program uses forbid it."""
+    return sys.platform == "linux"
 
 
 def _on_cores(function: Callable[[Item], Result], items: Sequence[Item], n: int) -> Iterator[Result]:
@@ -55,17 +60,38 @@ def _on_cores(function: Callable[[Item], Result], items: Sequence[Item], n: int)
             worker.end()
 
 
-class _Worker:
-    """A process that computes results and sends them in their order."""
+class Forked:
+    """A process that calls a function, with all that this one has in memory; it ends with this one at the latest."""
 
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]):
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
         context = multiprocessing.get_context("fork")
-        self._results, sending = context.Pipe(duplex=False)
-        self._process = context.Process(target=_send_all, args=(function, items, sending), daemon=True)
+        self._process = context.Process(target=_call, args=(function, *arguments), daemon=True)
         with warnings.catch_warnings():
             # Of locks of other threads: those that the work takes are released in the child (the allocator's, HDF5's).
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
+
+    def end(self) -> None:
+        """Stop the process."""
+        self._process.terminate()
+        self._process.join()
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function on one thread; its error is no output of the program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    with suppress(Exception):
+        function(*arguments)
+
+
+class _Worker:
+    """A process that computes results and sends them in their order."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]):
+        self._results, sending = multiprocessing.get_context("fork").Pipe(duplex=False)
+        self._process = Forked(_send_all, function, items, sending)
         sending.close()
 
     def next_result(self) -> tuple[bool, Any]:
@@ -78,15 +104,10 @@ class _Worker:
     def end(self) -> None:
         """Stop the process."""
         self._results.close()
-        self._process.terminate()
-        self._process.join()
+        self._process.end()
 
 
 def _send_all(function: Callable[[Any], Any], items: Sequence[Any], results: Connection) -> None:
     """Send the results, up to the first that fails: the error is raised where that item is computed again."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    with suppress(Exception):
-        for item in items:
-            results.send(function(item))
+    for item in items:
+        results.send(function(item))

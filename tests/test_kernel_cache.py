@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numba
 import pytest
 
 import mechinterp
+from mechinterp.compilation import compile_called, is_missing
 from mechinterp.kernel_cache import VERSIONS_KEPT, kernel_folder
 
 CALLED = """
@@ -121,6 +123,23 @@ def test_other_types_of_arguments_are_kept_beside(checkout, folder):
     assert len(files(folder)) == 3
 
 
+def test_what_a_function_calls_is_compiled_without_it(checkout, folder):
+    """So another process compiles the parts of a function before the function needs them."""
+    module, types = checkout(), (numba.typeof(21),)
+
+    def twice(x):
+        return module.scaled(x) + module.scaled(x)
+
+    assert is_missing(module.scaled, types)
+    compile_called(twice, types)
+    assert len(files(folder)) == 1
+    assert not is_missing(module.scaled, types)
+    other = checkout()
+    assert not is_missing(other.scaled, types)
+    assert is_missing(other.scaled, (numba.typeof(2.5),))
+    assert (other.scaled(21), loaded(other.scaled)) == (42, 1)
+
+
 @pytest.mark.parametrize("damage", ["half", "nothing", "one bit"])
 def test_a_damaged_file_is_compiled_again(checkout, folder, damage):
     assert checkout().scaled(21) == 42
@@ -200,3 +219,8 @@ def test_the_folder(monkeypatch):
     assert kernel_folder() == Path("/scratch/cache/mechinterp/kernels")
     monkeypatch.setenv("MECHINTERP_CACHE_DIR", "~/kept")
     assert kernel_folder() == Path("/home/ada/kept/kernels")
+
+
+def test_where_nothing_can_be_kept_nothing_is_compiled_ahead(checkout, monkeypatch):
+    monkeypatch.setenv("MECHINTERP_CACHE_DIR", "/proc/nowhere")
+    assert not is_missing(checkout().scaled, (numba.typeof(21),))

@@ -54,15 +54,17 @@ def patch_paths(
     scored, direction, scale = metric_of(metric), member(Direction, direction), member(Scale, scale)
     network = network_of(model)
     kinds = {"attribution": None} | ({} if integration_steps is None else {"integrated": integration_steps})
-    logits, ends = dict[Edge, list[Tensor]](), {"clean": list[Tensor](), "corrupt": list[Tensor]()}
+    logits = dict[Edge, list[Tensor]]()
+    clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     linear: dict[str, dict[Edge, float]] = {kind: {} for kind in kinds}
     for part in parts_of(len(pairs.clean), network, pairs.clean.n_pos):
         with torch.no_grad():
-            runs = [run_with_cache(network, batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt)]
-        for batch, run, answered in zip((pairs.clean, pairs.corrupt), runs, ends.values(), strict=True):
-            require_labels(batch, run.logits.shape[-1])
-            answered.append(run.logits)
-        source, base = runs if direction is Direction.denoise else reversed(runs)
+            clean, corrupt = (run_with_cache(network, batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt))
+        for batch in (pairs.clean, pairs.corrupt):
+            require_labels(batch, clean.logits.shape[-1])
+        clean_logits.append(clean.logits)
+        corrupt_logits.append(corrupt.logits)
+        base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)
         answers = pairs.answers[part], pairs.wrong_labels[part]
         for receiver in receivers(base):
             with torch.no_grad():
@@ -78,7 +80,7 @@ def patch_paths(
                     edge = Edge(sender, str(receiver))
                     along = _along(slope, change) / len(pairs.clean)
                     linear[kind][edge] = linear[kind].get(edge, 0.0) + along
-    low, span, error = clean_corrupt_gap(scored, *(torch.cat(answered) for answered in ends.values()), pairs)
+    low, span, error = clean_corrupt_gap(scored, torch.cat(clean_logits), torch.cat(corrupt_logits), pairs)
     unpatched, unit = low if direction is Direction.denoise else low + span, span or float("nan")
     rows = []
     for edge, answered in logits.items():

@@ -1,7 +1,9 @@
 """The fused engine takes the same step as autograd through the hooked model."""
 
 import dataclasses
+from typing import ClassVar
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
+from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.tasks import Batch
-from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine
-from mechinterp.training.engines.fused import driver
+from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine, prepare_engine
+from mechinterp.training.engines.fused import ahead, driver
+from mechinterp.training.engines.fused.step import compiled_beside
 from tests.helpers import random_parameters as draw
 from tests.reference_engine import ReferenceEngine
 
@@ -258,3 +262,45 @@ def test_steps_on_cuda_stay_with_the_cpu():
         assert ours == pytest.approx(theirs, rel=1e-3)
     for name, value in fused.parameters.items():
         assert torch.allclose(cuda.parameters[name].cpu(), value, atol=1e-3), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clamps", [(), [{"kind": "clamp", "layer": 0, "pattern": "uniform"}]])
+def test_what_is_compiled_ahead_has_the_types_of_a_step(dtype, clamps, monkeypatch):
+    config = mi.RunConfig().updated({"task.n_pairs": 2, "training.batch_size": 3, "interventions": list(clamps)})
+    task, taken = mi.build_task(config), []
+    monkeypatch.setattr(driver, "step_part", lambda *arguments: taken.append(arguments) or (0.0, 0, 0.0))
+    interventions = forward_interventions(config)
+    batch = as_dtype(task.train_batch(0, 3), dtype, table=True)
+    acting = ForwardInterventions.at(config, 0, batch) if interventions else None
+    FusedEngine([config], [random_parameters(config, dtype)]).gradients(batch, acting)
+    assert ahead.argument_types(dtype) == tuple(numba.typeof(argument) for argument in taken[0])
+
+
+class NotStarted:
+    """In place of a process, whose function and arguments it keeps."""
+
+    begun: ClassVar[list[tuple]] = []
+
+    def __init__(self, *call):
+        self.begun.append(call)
+
+    def end(self):
+        self.begun.clear()
+
+
+@pytest.mark.parametrize(("n_threads", "missing", "begins"), [(2, True, True), (1, True, False), (2, False, False)])
+def test_a_second_process_compiles_where_there_is_something_to_compile(monkeypatch, n_threads, missing, begins):
+    monkeypatch.setattr(ahead, "Forked", NotStarted)
+    monkeypatch.setattr(ahead, "is_missing", lambda *_: missing)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        for _ in range(2):
+            prepare_engine(mi.RunConfig(), random_parameters(mi.RunConfig(), torch.float32))
+        expected = (ahead.compile_called, compiled_beside, ahead.argument_types(torch.float32))
+        assert NotStarted.begun == [expected] * begins
+    finally:
+        torch.set_num_threads(before)
+        ahead.end()
+    assert not NotStarted.begun

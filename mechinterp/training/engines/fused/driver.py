@@ -21,6 +21,7 @@ from mechinterp.interventions.forward import ForwardInterventions
 from mechinterp.models.registry import parameter_shapes
 from mechinterp.tasks.base import Batch
 from mechinterp.training.engines.base import StepResult
+from mechinterp.training.engines.fused import ahead
 from mechinterp.training.engines.fused.memory import (
     CHUNK,
     Clamps,
@@ -96,6 +97,7 @@ class FusedStep:
                 worker.stop()
             self._workers, self._memory = [], None
             raise
+        ahead.end()
         losses, corrects, squares = zip(*done, strict=True)
         if min(corrects) < 0:
             raise MechinterpError("a label of the batch, or a content or position of its table, is out of range")

@@ -43,6 +43,7 @@ from mechinterp.training.engines.fused.primitives import (
     exponential,
     fill,
     inlined,
+    kept,
     matrix,
     normalise,
     outer,
@@ -88,7 +89,7 @@ def content_row(index, shared, own):
     return shared[index] if index < shared.shape[0] else own[index - shared.shape[0]]
 
 
-@compiled
+@kept
 def layer1_forward(P, weights: Weights, shared, chunk: Chunk, memory: Scratch):
     """S = U M Uᵀ and A = softmax(S) of every token; x = Σ_m A_Tm u_m and v_T = u_T + x W_V¹.
 
@@ -141,7 +142,7 @@ def layer1_forward(P, weights: Weights, shared, chunk: Chunk, memory: Scratch):
             v[b, chunk_positions[b, T - 1]] += 1
 
 
-@compiled
+@kept
 def layer2_forward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     """s_j = u_j·κ + Σ_m A_jm (u_m·ρ) and a = softmax(s) of the target; z, and w = v_T + z W_V²."""
     size, T = chunk.content.shape
@@ -175,7 +176,7 @@ def layer2_forward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     add(v, w)
 
 
-@compiled
+@kept
 def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Scratch):
     """Adds the chunk's loss and number of correct answers to `sums`; leaves the slopes of its logits (C, L)."""
     size, n, flat, w, first = chunk.labels.shape[0], memory.logits.shape[0], common.flat, chunk.w, chunk.first
@@ -211,7 +212,7 @@ def classifier_forward(sizes: Sizes, B, common: Common, chunk: Chunk, memory: Sc
             row[k] *= scale
 
 
-@compiled
+@kept
 def classifier_backward(sizes: Sizes, common: Common, chunk: Chunk, memory: Scratch):
     """From the slopes of the logits (C, L) to dw (C, d)."""
     size, n, offset = chunk.labels.shape[0], memory.logits.shape[0], 2 * sizes.d_model * sizes.d_model
@@ -233,7 +234,7 @@ def classifier_backward(sizes: Sizes, common: Common, chunk: Chunk, memory: Scra
     copy(dhidden.reshape(dhidden.size), dhidden.size, dw.reshape(dw.size))
 
 
-@compiled
+@kept
 def layer2_backward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     """From dw to dv, through the values (z), the pattern a, and then κ and ρ."""
     size, T = chunk.content.shape
@@ -273,7 +274,7 @@ def layer2_backward(P, weights: Weights, chunk: Chunk, memory: Scratch):
     add(dw, dv)
 
 
-@compiled
+@kept
 def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
     """Adds the slopes of M (d, d), or those of contents times M. A is read by b, by s, and the target's row by x."""
     (size, T), (_, n_own, D) = chunk.content.shape, chunk.own.shape
@@ -317,7 +318,7 @@ def layer1_backward(P, weights: Weights, chunk: Chunk, memory: Scratch, dM):
     add_outer(chunk_own.reshape(own_rows, D), down_M.reshape(own_rows, D + P), of_block, dM[P:])
 
 
-@compiled
+@kept
 def weight_gradients(sizes: Sizes, P, shared, memory: Scratch, share):
     """The gradients of weights and biases, over all n sequences of a part, in its share (parameters)."""
     n, d, depth, width, room = memory.logits.shape[0], sizes.d_model, sizes.depth, sizes.width, memory.room

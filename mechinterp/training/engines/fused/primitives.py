@@ -21,6 +21,8 @@ entry = compiler(**_FAST, cache=True, no_cfunc_wrapper=True)
 """Compiles a function that Python calls, without the interpreter's lock, and keeps the result on disk."""
 compiled = compiler(**_FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compiles a function that compiled functions call. Python cannot call it."""
+kept = compiler(**_FAST, cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""The same, with the result on disk, where another process may have put it (`step.compiled_beside`)."""
 inlined = compiler(**_FAST, inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """The same as part of its callers: to hand over dozens of arrays would cost a tenth of the step."""
 

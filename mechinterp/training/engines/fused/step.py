@@ -31,6 +31,7 @@ from mechinterp.training.engines.fused.primitives import (
     compiled,
     copy,
     entry,
+    kept,
     matrix,
     product,
     square,
@@ -96,6 +97,34 @@ def step_part(
     return loss, correct, squares
 
 
+def compiled_beside(
+    sizes: Sizes,
+    update: Update,
+    tokens: Tokens,
+    clamps: Clamps,
+    bounds: tuple[int, int],
+    part: int,
+    turn: int,
+    common: Common,
+    memory: Scratch,
+):
+    """What another process compiles while this one compiles `step_part` (`ahead`); never run.
+
+    It has the arguments of `step_part`, so that what it calls is compiled for the same types: the largest function, and
+    then the others from the last one on, until both processes meet.
+    """
+    P, shared, share, weights, dM = sizes.d_model, tokens.shared, common.shares[part], weights_of(common), common.M
+    chunk = chunk_of(tokens, clamps, memory, bounds[0], bounds[0], bounds[1])
+    layer1_forward(P, weights, shared, chunk, memory)
+    update_part(sizes, P, update, part, turn, common, memory.old, memory.room)
+    weight_gradients(sizes, P, shared, memory, share)
+    layer1_backward(P, weights, chunk, memory, dM)
+    layer2_backward(P, weights, chunk, memory)
+    classifier_backward(sizes, common, chunk, memory)
+    classifier_forward(sizes, bounds[0], common, chunk, memory)
+    layer2_forward(P, weights, chunk, memory)
+
+
 @compiled
 def any_negative(x):
     """Whether a vector has an entry below 0."""
@@ -123,7 +152,7 @@ def prepare(sizes: Sizes, P, part, n_parts, common: Common, old):
         transpose(matrix(flat, at, inner, outer), part, n_parts, matrix(turned, at - 2 * size, outer, inner))
 
 
-@compiled
+@kept
 def update_part(sizes: Sizes, P, update: Update, part, n_parts, common: Common, old, room):
     """The gradient, as the sum of the parts' shares, and what `sgd_update` does with it, for a part of the parameters.
 

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := --quiet --disable-pip-version-check
+# Tests start many processes, which would compile the package every time if this were set.
+export PYTHONDONTWRITEBYTECODE :=
 HOOKED := tests/models tests/circuits tests/exchange tests/training/test_interventions.py tests/test_mistakes.py
 
 .PHONY: run test test-all test-tl4 lint docs notebooks bench clean

@@ -104,7 +104,12 @@ MUTANTS = (
         "((T - torch.arange(T)) % 2)",
         "circuits/test_weights.py",
     ),
-    Mutant("circuits/standard_errors.py", "/ (1 - share)", "/ (1 + share)", "circuits/test_standard_errors.py"),
+    Mutant(
+        "circuits/standard_errors.py",
+        "(n**2 * (1 - self.share))",
+        "(n**2 * (1 + self.share))",
+        "circuits/test_standard_errors.py",
+    ),
     Mutant(
         "circuits/faithfulness.py", "{edge: -change / span", "{edge: change / span", "circuits/test_faithfulness.py"
     ),

@@ -126,7 +126,7 @@ def ablate(
     ablations = [ablation if isinstance(ablation, Subspace) else member(Ablation, ablation) for ablation in listed]
     logits, intact = dict[tuple[Site, str], list[Tensor]](), list[Tensor]()
     with torch.no_grad():
-        sites = component_sites(activations_of(model)(batch.inputs[:1])) if where is None else sites_of(where)
+        sites = component_sites(activations_of(model)(batch.inputs[:2])) if where is None else sites_of(where)
         activations = activations_of(model, hooks_to_patch(model, sites) if isinstance(model, Network) else None)
         parts = parts_of(len(batch), model, batch.n_pos)
         hooks = list(dict.fromkeys(site.hook for site in sites))

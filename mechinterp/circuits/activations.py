@@ -72,16 +72,17 @@ AnyActivations = Activations | ModelActivations
 
 
 def activations_of(
-    model: Network | nn.Module, hooks: Collection[str] | None = None
+    model: Network | nn.Module, hooks: Collection[str] | None = None, *, target_only: bool = False
 ) -> Callable[[Tensor], AnyActivations]:
     """A function from inputs [batch, pos, d_token] to all activations of a model, or at least those at `hooks`.
 
+    With `target_only`, the last layer's queries, and what follows from them, may be the target's alone.
     Raises MechinterpError for what is neither a network nor a hooked model, and for a model that does not answer
     vectors [batch, pos, d_token] with logits [batch, n_labels].
     """
     network, reason = _represented(model)
     if network is not None:
-        return lambda inputs: run_with_cache(network, inputs, hooks)
+        return lambda inputs: run_with_cache(network, inputs, hooks, target_only=target_only)
     if not isinstance(model, nn.Module) or not hasattr(model, "run_with_hooks"):
         raise MechinterpError(f"{_name(model)} {reason}")
     _require_torch_hooks_at_points(model)

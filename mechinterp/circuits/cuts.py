@@ -30,7 +30,8 @@ Links = Mapping[int, Sequence[tuple[str, str]]]
 class Cuts:
     """A network's activations on a part of the clean sequences, and its forward pass without an edge.
 
-    The other sequence of a sequence is the one before it in the batch.
+    The other sequence of a sequence is the one before it in the batch. The last layer's queries, and what follows from
+    them, are the target's alone.
     """
 
     base: Activations
@@ -60,7 +61,7 @@ class Cuts:
         }
         for part in parts_of(n, network, pairs.clean.n_pos):
             with_other = torch.arange(part.start - 1, part.stop) % n
-            values = run_with_cache(network, pairs.clean.inputs[with_other]).values
+            values = run_with_cache(network, pairs.clean.inputs[with_other], target_only=True).values
             base, other = (
                 Activations(network, {hook: x[rows] for hook, x in values.items()})
                 for rows in (slice(1, None), slice(-1))
@@ -83,9 +84,9 @@ class Cuts:
         """Whether layers have MLPs."""
         return not self.base.network.model.attn_only
 
-    def at(self, role: str) -> Bool[Tensor, "batch pos"]:
-        """The positions of a role."""
-        return self.masks[role]
+    def at(self, role: str, hook: str) -> Bool[Tensor, "batch pos"]:
+        """The positions of a role, of those that the activation [batch, pos, …] at a hook has."""
+        return self.masks[role][:, -self.base[hook].shape[1] :]
 
     def queries(self, layer: int) -> Sequence[str]:
         """Roles of the queries that are read: all, and in the last layer the target alone."""
@@ -96,9 +97,10 @@ class Cuts:
         heads = torch.arange(self.base.n_heads)
         return heads >= 0 if head is None else heads == head
 
-    def link(self, key: str, query: str) -> Bool[Tensor, "batch 1 query key"]:
-        """The pairs of tokens of a key role and a query role, as a mask."""
-        return _link(self.at(key), self.at(query))[:, None]
+    def link(self, key: str, query: str, layer: int) -> Bool[Tensor, "batch 1 query key"]:
+        """The pairs of tokens of a key role and a query role, as a mask of a layer's scores."""
+        n_queries = self.base[f"blocks.{layer}.attn.hook_attn_scores"].shape[2]
+        return _link(self.masks[key], self.masks[query])[:, None, -n_queries:]
 
     def changes(self, receiver: Receiver) -> dict[str, Float[Tensor, "batch pos d_model"]]:
         """What tokens, heads and MLPs before a receiver write in the other sequence, minus what they write here, by the

@@ -256,13 +256,12 @@ def _attention(cuts: Cuts) -> list[dict[str, Any]]:
         W_O = base.network.parameters.get(f"{attn}.W_O")
         write = v if W_O is None else torch.einsum("bphk,hkd->bphd", v, W_O)
         size = base[f"blocks.{layer}.hook_resid_pre"].norm(dim=-1)
-        rows_read = slice(-1 if layer == cuts.layers[-1] else None, None)  # of the last layer, the target's row only
         from_key = {}
         for key in cuts.roles:
-            keys = cuts.at(key)[:, None, None]
-            left = attention_pattern(scores[:, :, rows_read].masked_fill(keys, -torch.inf))
+            keys = cuts.masks[key][:, None, None]
+            left = attention_pattern(scores.masked_fill(keys, -torch.inf))
             left = left.nan_to_num(0.0)  # a query without another key attends to nothing
-            from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), pattern[:, :, rows_read] * keys
+            from_key[key] = torch.einsum("bhqp,bphk->bqhk", left, v), pattern * keys
         elsewhere = attention_scores(base.network, layer, q, cuts.other[f"{attn}.hook_k"]) if layer else scores
         for head in cuts.heads:
             of_head, name = cuts.of_head(head), _head(layer, head)
@@ -271,8 +270,8 @@ def _attention(cuts: Cuts) -> list[dict[str, Any]]:
                 for key, (_, on_keys) in from_key.items()
             }
             for key, query in cuts.linked[layer]:
-                (left, on_keys), at = from_key[key], cuts.at(query)
-                read, attention = at[:, rows_read], on_keys[:, of_head].sum(dim=-1).mean(dim=1)
+                (left, on_keys), at = from_key[key], cuts.at(query, f"{attn}.hook_z")
+                attention = on_keys[:, of_head].sum(dim=-1).mean(dim=1)
                 rows.append(
                     {"source": f"{name}.v.{key}" if layer else f"token.{key}", "target": f"{name}.{query}"}
                     | {"layer": layer, "kind": "attention"}
@@ -281,13 +280,13 @@ def _attention(cuts: Cuts) -> list[dict[str, Any]]:
                             f"{attn}.hook_z", torch.where(at[:, :, None, None] & of_head[:, None], left, z)
                         )
                     }
-                    | {"attention": _sum_and_number(attention[read]), "moved": _sum_and_number(moved_by[key][read])}
-                    | {"size": _sum_and_number(size[at])}
+                    | {"attention": _sum_and_number(attention[at]), "moved": _sum_and_number(moved_by[key][at])}
+                    | {"size": _sum_and_number(size[cuts.masks[query]])}
                 )
             if not layer:
                 continue
             for key, query in cuts.linked[layer]:
-                mask = cuts.link(key, query) & of_head[:, None, None]
+                mask = cuts.link(key, query, layer) & of_head[:, None, None]
                 lead = cuts.replaced(f"{attn}.hook_attn_scores", torch.where(mask, elsewhere, scores))
                 ends = {"source": f"{name}.k.{key}", "target": f"{name}.q.{query}"}
                 rows.append(ends | {"layer": layer, "kind": "match", "lead": lead})
@@ -323,7 +322,7 @@ def _paths(cuts: Cuts) -> list[dict[str, Any]]:
         for sender, change in changes.items():
             changed = base[hook] + sum(receiver.reads(base, change, Scale.recomputed) for receiver in group)
             for role in roles:
-                at = torch.tensor(True) if output else cuts.at(role).view(*change.shape[:2], *(changed.ndim - 2) * (1,))
+                at = torch.tensor(True) if output else cuts.at(role, hook)[(...,) + (changed.ndim - 2) * (None,)]
                 ends = {"source": f"{sender}.{role}", "target": "answer" if output else f"{name}.{role}"}
                 lead = cuts.replaced(hook, torch.where(at, changed, base[hook]))
                 rows.append(ends | {"layer": layer, "kind": "path", "lead": lead})

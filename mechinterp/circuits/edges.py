@@ -74,24 +74,30 @@ class Receiver:
         alone = self.reads_alone(run, change, scale)
         if self.through not in "qkv":
             return alone
-        result = change.new_zeros(*change.shape[:2], run.n_heads, alone.shape[-1])
+        result = change.new_zeros(*alone.shape[:2], run.n_heads, alone.shape[-1])
         result[:, :, self.head] = alone
         return result
 
     def reads_alone(self, run: Activations, change: Float[Tensor, "batch pos d_model"], scale: Scale) -> Tensor:
-        """The same, of a head without the others: [batch, pos, d_head]."""
-        parameters = run.network.parameters
+        """The same, of a head without the others: [batch, pos, d_head].
+
+        Where the run has the activation at the target alone, so is the change.
+        """
+        parameters, rows = run.network.parameters, slice(-run[self.hook].shape[1], None)
         if self.is_output:
             last = run[f"blocks.{run.n_layers - 1}.hook_resid_post"]
             if self.through == "classifier":
                 return _normalized_change(run, "ln_final", last[:, -1], change[:, -1], scale)
-            return _normalized_change(run, "ln_final", last, change, scale) @ parameters["unembed.W_U"]
+            return (
+                _normalized_change(run, "ln_final", last[:, rows], change[:, rows], scale) @ parameters["unembed.W_U"]
+            )
         block = f"blocks.{self.layer}"
         if self.through == "mlp":
             x = run[f"{block}.{mlp_input(run.network.model)}"]
-            read = _normalized_change(run, f"{block}.ln2", x, change, scale)
+            read = _normalized_change(run, f"{block}.ln2", x[:, rows], change[:, rows], scale)
             return read @ parameters[f"{block}.mlp.W_in"]
-        read = _normalized_change(run, f"{block}.ln1", run[f"{block}.hook_resid_pre"], change, scale)
+        x = run[f"{block}.hook_resid_pre"]
+        read = _normalized_change(run, f"{block}.ln1", x[:, rows], change[:, rows], scale)
         return read @ run.network.matrix_of_head(self.layer, self.through.upper(), self.head)
 
 
@@ -101,7 +107,8 @@ def _normalized_change(run: Activations, norm: str, x: Tensor, change: Tensor, s
     if model.normalization_type is None or (norm == "ln_final" and not model.final_norm):
         return change
     if scale is Scale.frozen:
-        read = normalized(model, change, run[f"{norm}.hook_scale"])
+        scales = run[f"{norm}.hook_scale"]
+        read = normalized(model, change, scales[:, -change.shape[1] :] if change.ndim == 3 else scales)
     else:
         patched = x + change
         read = normalized(model, patched, scale_of(model, patched)) - normalized(model, x, scale_of(model, x))

@@ -116,7 +116,7 @@ def site_mask(activation: Tensor, site: Site, roles: Mapping[str, Bool[Tensor, "
     by_head = by_query or site.hook.endswith(tuple(f"hook_{name}" for name in ("q", "k", "rot_q", "rot_k", "v", "z")))
     mask = torch.ones(activation.ndim * (1,), dtype=torch.bool)
     if site.role is not None and not at_target:
-        tokens = roles[site.role]
+        tokens = roles[site.role][:, -activation.shape[2 if by_query else 1] :]  # of a layer, or of the target alone
         mask = tokens[:, None, :, None] if by_query else tokens.view(*tokens.shape, *(activation.ndim - 2) * (1,))
     if site.head is not None:
         axis = 1 if by_query else 2
@@ -159,7 +159,7 @@ def patch(
     logits: dict[Site, list[Tensor]] = {}
     clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     with torch.no_grad():
-        activations = activations_of(model, hooks)
+        activations = activations_of(model, hooks, target_only=True)
         for part in parts_of(len(pairs.clean), model, pairs.clean.n_pos):
             clean, corrupt = (activations(batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt))
             base, source = (corrupt, clean) if direction is Direction.denoise else (clean, corrupt)

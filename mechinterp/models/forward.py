@@ -262,10 +262,10 @@ def _general_layer(
 
 
 def attention_scores(
-    network: Network, layer: int, q: Float[Tensor, "batch pos head d_head"], k: Float[Tensor, "batch pos head d_head"]
+    network: Network, layer: int, q: Float[Tensor, "batch query head d_head"], k: Float[Tensor, "batch key head d_head"]
 ) -> Float[Tensor, "batch head query key"]:
-    """The scores of a layer's queries and keys, masked, with the network's positions and scale."""
-    known = {"hook_resid_pre": q.new_empty(len(q), q.shape[1], 0), "attn.hook_q": q, "attn.hook_k": k}
+    """The scores of a layer's queries, which may be the last ones alone, and keys: masked, with positions and scale."""
+    known = {"hook_resid_pre": q.new_empty(len(q), k.shape[1], 0), "attn.hook_q": q, "attn.hook_k": k}
     return Layer(network.model, network.of_layer(layer), known, lambda _, value: value, wants=lambda *_: False)[
         "attn.hook_attn_scores"
     ]
@@ -332,7 +332,7 @@ def _after_layer(
     if "resid_post" in known:
         return known["resid_post"]
     if "attn_out" in known:
-        return (residual + known["attn_out"])[:, rows]
+        return residual[:, rows] + known["attn_out"][:, rows]
     if "z" in known:
         return residual[:, rows] + _sum_of_heads(known["z"][:, rows])
     asked = tap.wants(f"{attn}.hook_q", f"{attn}.hook_attn_scores", f"{attn}.hook_pattern")

@@ -109,8 +109,8 @@ def test_grokking_is_told_from_learning_at_once():
 @pytest.mark.parametrize(
     ("module", "command"),
     [
-        ("induction_tokens", "InductionTokens"),
-        ("edelman2024", "Edelman2024"),
+        pytest.param("induction_tokens", "InductionTokens", marks=pytest.mark.slow),
+        pytest.param("edelman2024", "Edelman2024", marks=pytest.mark.slow),
         ("singh2024", "Singh2024"),
         ("grokking", "Grokking"),
     ],

@@ -186,6 +186,7 @@ def test_times_that_go_on_until_the_end_are_taken_for_early_ones_as_often_as_the
     assert 0.03 <= found / 400 <= 0.07
 
 
+@pytest.mark.slow
 def test_a_long_tail_is_one_of_the_logarithms():
     rng = np.random.default_rng(1)
 
@@ -415,6 +416,7 @@ def test_gradient_flow_on_the_landscape_leads_to_icl_unless_contexts_are_balance
     assert [trace.name for trace in figure.data][1:] == list(race_landscape.BESIDE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_run_is_drawn_on_the_landscape_of_its_contexts(tmp_path, balanced):
     changes = {"task.n_pairs": 4, "task.n_items": 20, "task.balanced": balanced, "model.classifier_width": 8}

@@ -114,6 +114,7 @@ class Trained(PlantedRun):
         return CONFIG
 
 
+@pytest.mark.slow
 def test_the_study_tells_a_circuit_that_takes_over_from_one_that_is_all_of_the_network(tmp_path, monkeypatch):
     made = {
         "takes over": run_of(tmp_path / "two.h5", 60, 230, 200),

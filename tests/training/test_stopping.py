@@ -1,5 +1,7 @@
 """A run ends where loss and accuracies have come to rest, and not before; resumed, it ends at the same step."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -12,9 +14,15 @@ from mechinterp.training.stopping import StopRule
 from tests.helpers import as_if_killed, hooked
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(tiny_config) -> mi.RunConfig:
     return tiny_config.updated({"training.steps": 4_000, "training.stop_plateau": 40, "checkpoints.every": 10})
+
+
+@pytest.fixture(scope="module")
+def stopped(config, tmp_path_factory) -> mi.Run:
+    """A run that its rule has ended. Tests only read it."""
+    return mi.train(config, tmp_path_factory.mktemp("stopped") / "run.h5", progress=False)
 
 
 def ends(config: mi.RunConfig, losses: list[float], weights=None) -> int | None:
@@ -53,8 +61,8 @@ def test_an_accuracy_that_moves_keeps_a_run_going(config):
     assert ends(config, [1.0] * 10, lambda step: initial if step < 30 else other) == 60
 
 
-def test_a_run_that_is_cut_off_and_resumed_ends_where_it_would_have(config, tmp_path):
-    whole = mi.train(config, tmp_path / "whole.h5", progress=False)
+def test_a_run_that_is_cut_off_and_resumed_ends_where_it_would_have(config, stopped, tmp_path):
+    whole = mi.open_run(shutil.copy(stopped.path, tmp_path / "whole.h5"))
     last = whole.steps[-1]
     assert (whole.status, last < 4_000, last >= 40) == ("complete", True, True)
     cut = tmp_path / "cut.h5"
@@ -73,8 +81,7 @@ def test_checkpoints_too_far_apart_for_the_window_are_refused(config):
         config.updated({"checkpoints.every": 21})
 
 
-def test_a_rule_recalls_a_file_that_grows_meanwhile(config, tmp_path, monkeypatch):
-    run = mi.train(config, tmp_path / "run.h5", progress=False)
-    before = run.file.metrics().iloc[:-3]
-    monkeypatch.setattr(type(run.file), "metrics", lambda self: before)
-    assert not StopRule(config, run.task).recall(run.file)
+def test_a_rule_recalls_a_file_that_grows_meanwhile(config, stopped, monkeypatch):
+    before = stopped.file.metrics().iloc[:-3]
+    monkeypatch.setattr(type(stopped.file), "metrics", lambda self: before)
+    assert not StopRule(config, stopped.task).recall(stopped.file)

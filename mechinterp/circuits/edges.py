@@ -69,6 +69,10 @@ class Receiver:
         """The number of layers whose heads it reads: of an MLP its own layer too, unless it is in parallel with it."""
         return self.layer + (self.through == "mlp" and not model.parallel_attn_mlp)
 
+    def rows(self, run: Activations) -> slice:
+        """The positions of the residual stream that it reads in a run: all, or the target's."""
+        return slice(-1 if self.through == "classifier" else -run[self.hook].shape[1], None)
+
     def reads(self, run: Activations, change: Float[Tensor, "batch pos d_model"], scale: Scale) -> Tensor:
         """The change of the activation at its hook in a run, with that of the residual stream that it reads."""
         alone = self.reads_alone(run, change, scale)
@@ -81,9 +85,9 @@ class Receiver:
     def reads_alone(self, run: Activations, change: Float[Tensor, "batch pos d_model"], scale: Scale) -> Tensor:
         """The same, of a head without the others: [batch, pos, d_head].
 
-        Where the run has the activation at the target alone, so is the change.
+        Of the change, only the positions are read that `rows` tells.
         """
-        parameters, rows = run.network.parameters, slice(-run[self.hook].shape[1], None)
+        parameters, rows = run.network.parameters, self.rows(run)
         if self.is_output:
             last = run[f"blocks.{run.n_layers - 1}.hook_resid_post"]
             if self.through == "classifier":

@@ -59,7 +59,9 @@ def patch_paths(
     linear: dict[str, dict[Edge, float]] = {kind: {} for kind in kinds}
     for part in parts_of(len(pairs.clean), network, pairs.clean.n_pos):
         with torch.no_grad():
-            clean, corrupt = (run_with_cache(network, batch.inputs[part]) for batch in (pairs.clean, pairs.corrupt))
+            clean, corrupt = (
+                run_with_cache(network, batch.inputs[part], target_only=True) for batch in (pairs.clean, pairs.corrupt)
+            )
         for batch in (pairs.clean, pairs.corrupt):
             require_labels(batch, clean.logits.shape[-1])
         clean_logits.append(clean.logits)
@@ -68,8 +70,10 @@ def patch_paths(
         answers = pairs.answers[part], pairs.wrong_labels[part]
         for receiver in receivers(base):
             with torch.no_grad():
-                written, base_written = senders(source, receiver), senders(base, receiver)
-                changes = {name: written[name] - of_base for name, of_base in base_written.items()}
+                written, rows = senders(source, receiver), receiver.rows(base)
+                changes = {
+                    name: written[name][:, rows] - of_base[:, rows] for name, of_base in senders(base, receiver).items()
+                }
                 toward = torch.stack(list(changes.values())).sum(dim=0)
                 for sender, change in changes.items():
                     patched = with_change(base, receiver, change, scale)
@@ -82,13 +86,13 @@ def patch_paths(
                     linear[kind][edge] = linear[kind].get(edge, 0.0) + along
     low, span, error = clean_corrupt_gap(scored, torch.cat(clean_logits), torch.cat(corrupt_logits), pairs)
     unpatched, unit = low if direction is Direction.denoise else low + span, span or float("nan")
-    rows = []
+    table = []
     for edge, answered in logits.items():
         value = float(scored.of(torch.cat(answered), pairs.answers, pairs.wrong_labels))
         numbers = {**edge._asdict(), "value": value, "effect": (value - low) / unit}
         numbers |= {kind: (unpatched + of_kind[edge] - low) / unit for kind, of_kind in linear.items()}
-        rows.append({**numbers, "span": span, "span_error": error})
-    return pd.DataFrame(rows)
+        table.append({**numbers, "span": span, "span_error": error})
+    return pd.DataFrame(table)
 
 
 def _along(slope: Tensor | None, change: Tensor) -> float:

@@ -48,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
     Calls.all_checked = bool(config.getoption("--all-types"))
 
 
+LONG = ("tests/test_docs.py", "tests/report/test_browser.py", "tests/store/test_faults.py", "tests/cli/test_startup.py")
+"""Files that take longest: begun last, they would keep one worker busy while the other has nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 def pytest_runtest_setup() -> None:
     Calls.test += 1
 

@@ -3,7 +3,7 @@
 table = mi.analyse(run, "patch", corruption="replace_target")
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -43,23 +43,30 @@ def analyse(
     wanted = run.chosen_steps(steps)
     digests, function = {step: run.digest(step) for step in wanted}, entry.function(analysis)
     kept, task = TableCache(run.path, run.network_config, analysis, entry.home, chosen, keep=keep), run.task
-    missing = list({digest: step for step, digest in digests.items() if digest not in kept.tables}.items())
 
-    def table_at(checkpoint: tuple[str, int]) -> pd.DataFrame:
+    def table_at(step: int) -> pd.DataFrame:
         with torch_threads(1):
-            return function(run.network(checkpoint[1]), task, **chosen)
+            return function(run.network(step), task, **chosen)
 
-    try:
-        with Progress("checkpoint", len(wanted), done=len(wanted) - len(missing), shown=progress) as shown:
-            for (digest, _), table in zip(missing, computed(table_at, missing), strict=True):
-                kept.add(digest, table)
-                shown.advance()
-    finally:
-        kept.save()
+    fill(kept, digests, table_at, progress=progress)
     tables = [kept.tables[digests[step]].copy() for step in wanted]
     for step, table in zip(wanted, tables, strict=True):
         table.insert(0, "step", step)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def fill(
+    kept: TableCache, digests: Mapping[int, str], table_at: Callable[[int], pd.DataFrame], *, progress: bool = False
+) -> None:
+    """Add the tables of the steps whose digests are not in a cache, on all cores, and save it, also after an error."""
+    missing = {digest: step for step, digest in digests.items() if digest not in kept.tables}
+    try:
+        with Progress("checkpoint", len(digests), done=len(digests) - len(missing), shown=progress) as shown:
+            for digest, table in zip(missing, computed(table_at, list(missing.values())), strict=True):
+                kept.add(digest, table)
+                shown.advance()
+    finally:
+        kept.save()
 
 
 def circuit_graphs(

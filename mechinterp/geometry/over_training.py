@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from mechinterp.analysis.cache import TableCache
+from mechinterp.analysis.checkpoints import fill
 from mechinterp.emergence import Emergence, describe, locate_or_say_why
 from mechinterp.errors import MechinterpError
 from mechinterp.geometry.gradients import gradient_moments
@@ -27,7 +28,6 @@ from mechinterp.geometry.llc import llc_table, localisation_of
 from mechinterp.geometry.loss import NetworkLoss
 from mechinterp.geometry.updates import ALL, update_norms
 from mechinterp.measures.table import main_column, measure
-from mechinterp.progress import tracked
 from mechinterp.run import Run
 from mechinterp.torch_state import torch_defaults, torch_threads
 
@@ -89,16 +89,16 @@ def training_geometry(
         raise MechinterpError(f"{run.path}: its loss is not known as a function: {run.why_not_analysed}")
     with torch_threads(1):
         updates = update_norms(run, wanted).rename(columns={"norm": "update_norm", "relative": "update_relative"})
-        arguments = {"eigenvalues": eigenvalues, "probes": probes}
-        rows = _by_step(run, wanted, "geometry", checkpoint_geometry, arguments, n_sequences, seed, keep, progress)
-        rows = rows.merge(updates, how="left", on=["step", "component"])
-        if llc:
-            localisation = localisation_of(NetworkLoss.of_run(run, "first", n=1, dtype=torch.float32).point)
-            arguments = {"localisation": localisation}
-            found = _by_step(run, wanted, "llc", _all_llc, arguments, n_sequences, seed, keep, progress)
-            rows = rows.merge(found, how="left", on=["step", "component"])
-        accuracy = main_column(run)
-        measured = measure(run, [accuracy], steps=wanted)[accuracy]
+    arguments = {"eigenvalues": eigenvalues, "probes": probes}
+    rows = _by_step(run, wanted, "geometry", checkpoint_geometry, arguments, n_sequences, seed, keep, progress)
+    rows = rows.merge(updates, how="left", on=["step", "component"])
+    if llc:
+        localisation = localisation_of(NetworkLoss.of_run(run, "first", n=1, dtype=torch.float32).point)
+        arguments = {"localisation": localisation}
+        found = _by_step(run, wanted, "llc", _all_llc, arguments, n_sequences, seed, keep, progress)
+        rows = rows.merge(found, how="left", on=["step", "component"])
+    accuracy = main_column(run)
+    measured = measure(run, [accuracy], steps=wanted)[accuracy]
     whole = rows[rows["component"] == ALL].drop(columns="component").set_index("step").assign(**{accuracy: measured})
     parts = rows[rows["component"] != ALL].dropna(axis="columns", how="all").reset_index(drop=True)
     parts = parts[["step", "component", *parts.columns.difference(["step", "component"], sort=False)]]
@@ -124,17 +124,15 @@ def _by_step(
 ) -> pd.DataFrame:
     """The tables that a function makes of the losses at some steps, below each other; kept under a name."""
     about = {"n_sequences": n_sequences, "seed": seed, **arguments}
-    kept, tables = TableCache(run.path, run.network_config, name, __name__, about, keep=keep), []
-    try:
-        for step in tracked(steps, "checkpoint", shown=progress):
-            digest = run.digest(step)
-            if digest not in kept.tables:
-                loss = NetworkLoss.of_run(run, step, n_sequences, seed, torch.float32)
-                kept.add(digest, function(loss, seed=seed, **arguments))
-            tables.append(kept.tables[digest].assign(step=step))
-    finally:
-        kept.save()
-    return pd.concat(tables, ignore_index=True)
+    kept = TableCache(run.path, run.network_config, name, __name__, about, keep=keep)
+    digests = {step: run.digest(step) for step in steps}
+
+    def table_at(step: int) -> pd.DataFrame:
+        with torch_threads(1):
+            return function(NetworkLoss.of_run(run, step, n_sequences, seed, torch.float32), seed=seed, **arguments)
+
+    fill(kept, digests, table_at, progress=progress)
+    return pd.concat([kept.tables[digests[step]].assign(step=step) for step in steps], ignore_index=True)
 
 
 def _all_llc(loss: NetworkLoss, *, localisation: float, seed: int) -> pd.DataFrame:

@@ -95,20 +95,21 @@ def test_a_map_in_motion_has_the_colours_that_plotly_gives_it_at_rest(browser, r
         assert len(set(map(tuple, resting["colours"]))) > 5
 
 
-@pytest.mark.parametrize("figure", ["order-parameters", "progress-measures", "accuracy", "loss", "runs-aligned"])
-def test_the_mark_on_a_curve_is_at_the_step_shown(browser, report, figure):
+def test_the_mark_on_a_curve_is_at_the_step_shown(browser, report):
     """Where the mark lies, plotly's own axis finds the step again; in the aligned figure less the crossing, step 10."""
     with opened(browser, report) as page:
-        drawing = page.locator(f"figure[data-name={figure}] .drawing:has(.cursor)")
-        drawing.scroll_into_view_if_needed()
-        for step, key in ((20, "End"), (0, "Home"), (2, "ArrowRight")):
-            page.keyboard.press(key)
-            _settled(page, step)
-            at = drawing.evaluate(
-                """(div) => div._fullLayout.xaxis.p2d(
-                    parseFloat(div.querySelector(".cursor").style.left) - div._fullLayout._size.l)"""
-            )
-            assert at == pytest.approx(step - (10 if figure == "runs-aligned" else 0), abs=0.05)
+        for figure in ("order-parameters", "progress-measures", "accuracy", "loss", "runs-aligned"):
+            drawing = page.locator(f"figure[data-name={figure}] .drawing:has(.cursor)")
+            drawing.scroll_into_view_if_needed()
+            for step, key in ((20, "End"), (0, "Home"), (2, "ArrowRight")):
+                page.keyboard.press(key)
+                _settled(page, step)
+                at = drawing.evaluate(
+                    """(div) => div._fullLayout.xaxis.p2d(
+                        parseFloat(div.querySelector(".cursor").style.left) - div._fullLayout._size.l)"""
+                )
+                expected = step - (10 if figure == "runs-aligned" else 0)
+                assert at == pytest.approx(expected, abs=0.05), figure
 
 
 def test_the_dot_follows_the_order_parameters(browser, report):

@@ -6,6 +6,7 @@ all that this one has in memory, and begins within milliseconds. There is one fo
 """
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -44,8 +45,9 @@ def computed(
 
 
 def can_fork() -> bool:
-    """Whether processes are forked here: elsewhere than on Linux, libraries that this program uses forbid it."""
-    return sys.platform == "linux"
+    """Whether processes are forked here: elsewhere than on Linux, libraries that this program uses forbid it, and the
+    processes of a pool may have none of their own."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
 def _on_cores(function: Callable[[Item], Result], items: Sequence[Item], n: int) -> Iterator[Result]:
@@ -61,10 +63,10 @@ def _on_cores(function: Callable[[Item], Result], items: Sequence[Item], n: int)
 
 
 class Forked:
-    """A process that calls a function, with all that this one has in memory; it ends with this one at the latest."""
+    """A process that calls a function, with all that this one has in memory; it is stopped when this one exits."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
-        context = multiprocessing.get_context("fork")
+        self._parent, context = os.getpid(), multiprocessing.get_context("fork")
         self._process = context.Process(target=_call, args=(function, *arguments), daemon=True)
         with warnings.catch_warnings():
             # Of locks of other threads: those that the work takes are released in the child (the allocator's, HDF5's).
@@ -72,9 +74,10 @@ class Forked:
             self._process.start()
 
     def end(self) -> None:
-        """Stop the process."""
-        self._process.terminate()
-        self._process.join()
+        """Stop the process; nothing in a copy of this object in another process, whose it is not."""
+        if os.getpid() == self._parent:
+            self._process.terminate()
+            self._process.join()
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> None:

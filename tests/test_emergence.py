@@ -22,7 +22,7 @@ from mechinterp.emergence import (
     steps_around,
 )
 from mechinterp.emergence.logistic import WIDTH_IN_SCALES, _misfit, _misfit_slopes, fit_one
-from mechinterp.emergence.noise import correlation, covariance
+from mechinterp.emergence.noise import correlation, covariance, noise_scale
 from mechinterp.errors import MechinterpError
 
 STEPS = np.arange(0, 6001, 100)
@@ -164,6 +164,13 @@ def test_slopes_of_two_logistics_are_those_of_their_values():
             _misfit(p + unit, x, np.zeros(40), np.ones(1)) - _misfit(p - unit, x, np.zeros(40), np.ones(1))
         ) / 2e-6
         np.testing.assert_allclose(slopes[:, i], numeric, atol=1e-7)
+
+
+def test_the_scale_of_noise_is_its_standard_deviation():
+    """The median absolute difference of two normal numbers is 0.6745 √2 σ."""
+    values = np.random.default_rng(0).normal(scale=0.3, size=100_000)
+    assert noise_scale(values) == pytest.approx(0.3, rel=0.01)
+    assert noise_scale(np.concatenate([np.zeros(50), np.ones(50)])) == pytest.approx(0.01)
 
 
 def test_the_correlation_and_variance_of_a_linear_model_are_found():

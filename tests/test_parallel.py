@@ -1,5 +1,6 @@
 """Work on several cores gives the results of work on one, and loses none."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -101,3 +102,25 @@ def test_a_measure_of_ones_own_is_computed_here(tiny_run, monkeypatch):
     finally:
         mi.unregister("where_it_is_computed")
     assert seen == table["where_it_is_computed"].tolist() == [os.getpid()] * len(tiny_run.steps)
+
+
+def test_a_process_of_a_pool_computes_alone():
+    """It may have no processes of its own."""
+
+    def of_pool(answers):
+        answers.send([where for _, where in computed(squared, range(4), cores=2)])
+
+    answers, sending = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = parallel.Forked(of_pool, sending)
+    where = answers.recv()
+    process.end()
+    assert {*where} == {where[0]}
+    assert where[0] != os.getpid()
+
+
+def test_a_copy_in_another_process_does_not_stop_a_process():
+    waiting = parallel.Forked(time.sleep, 60)
+    parallel.Forked(waiting.end)._process.join()
+    assert waiting._process.is_alive()
+    waiting.end()
+    assert not waiting._process.is_alive()

@@ -66,7 +66,7 @@ def substitute(
 ) -> Tensor:
     """The ablated activation at a hook, at all positions and heads.
 
-    The ablation `mean` takes the mean over sequences as `reference`, and `resample` the activation of other sequences.
+    The ablations `mean` and `resample` put in the `reference`: the mean over sequences, or the activation of others.
     """
     old = base[hook]
     if isinstance(how, Subspace):
@@ -80,7 +80,9 @@ def substitute(
         raise MechinterpError(f"ablation {how.name} is for attention patterns; {hook} is none")
     if how is Ablation.zero:
         return torch.zeros_like(old).masked_fill(old == -torch.inf, -torch.inf)  # the causal mask stays
-    if reference is not None:
+    if how in (Ablation.mean, Ablation.resample):
+        if reference is None:
+            raise MechinterpError(f"ablation {how.name} at {hook}: give the activation that it puts in as reference")
         return reference.expand_as(old)
     if how is Ablation.not_previous_token:
         # the small uniform term remains where a row had attended to nothing but the previous token
@@ -124,37 +126,41 @@ def ablate(
     scored = metric_of(metric)
     listed = [how] if isinstance(how, Ablation | Subspace | str) else how
     ablations = [ablation if isinstance(ablation, Subspace) else member(Ablation, ablation) for ablation in listed]
-    logits, intact = dict[tuple[Site, str], list[Tensor]](), list[Tensor]()
+    values, intact = list[list[Tensor]](), list[Tensor]()
     with torch.no_grad():
         sites = component_sites(activations_of(model)(batch.inputs[:2])) if where is None else sites_of(where)
+        rows = [
+            (site, ablation)
+            for site in sites
+            for ablation in [ablation for ablation in ablations if _fits(ablation, site.hook, batch)] or ablations
+        ]
         activations = activations_of(model, hooks_to_patch(model, sites) if isinstance(model, Network) else None)
         parts = parts_of(len(batch), model, batch.n_pos)
         hooks = list(dict.fromkeys(site.hook for site in sites))
         means = _means(activations, batch, parts, hooks) if Ablation.mean in ablations else {}
         others = another_sequence(len(batch), seed) if Ablation.resample in ablations else None
-        for rows in parts:
-            part = batch.take(rows)
-            base, other = activations(part.inputs), None if others is None else activations(batch.inputs[others[rows]])
-            require_labels(part, base.logits.shape[-1])
-            intact.append(base.logits)
-            for site in sites:
-                old = base[site.hook]
-                for how in [how for how in ablations if _fits(how, site.hook, batch)] or ablations:
-                    reference = means.get(site.hook) if how is Ablation.mean else None
-                    if how is Ablation.resample and other is not None:
-                        reference = other[site.hook]
-                    ablated = replaced(old, substitute(base, site.hook, how, part, reference), site, part.roles)
-                    logits.setdefault((site, how.name), []).append(base.forward_from(site.hook, ablated))
+        for part in parts:
+            some = batch.take(part)
+            base, other = activations(some.inputs), None if others is None else activations(batch.inputs[others[part]])
+            require_labels(some, base.logits.shape[-1])
 
-    def value_of(answers: list[Tensor]) -> float:
-        joined = torch.cat(answers)
-        return float(scored.of(joined, batch.labels, (batch.labels + 1) % joined.shape[-1]))
+            def values_of(logits: Tensor, labels: Tensor = some.labels) -> Tensor:
+                return scored.per_sequence(logits, labels, (labels + 1) % logits.shape[-1])
 
-    before = value_of(intact)
+            intact.append(values_of(base.logits))
+            values.append([])
+            for site, ablation in rows:
+                reference = other if ablation is Ablation.resample else means if ablation is Ablation.mean else None
+                ablated = substitute(
+                    base, site.hook, ablation, some, None if reference is None else reference[site.hook]
+                )
+                ablated = replaced(base[site.hook], ablated, site, some.roles)
+                values[-1].append(values_of(base.forward_from(site.hook, ablated)))
+    before = float(torch.cat(intact).mean())
     return pd.DataFrame(
         [
-            {**vars(site), "ablation": name, "intact": before, "value": value_of(answers)}
-            for (site, name), answers in logits.items()
+            {**vars(site), "ablation": ablation.name, "intact": before, "value": float(torch.cat(of_parts).mean())}
+            for (site, ablation), *of_parts in zip(rows, *values, strict=True)
         ]
     )
 

@@ -154,7 +154,8 @@ class _Runs:
         logits: dict[str, list[Tensor]] = {"clean": [], "corrupt": [], "restored": [], "composed": []}
         for part in parts_of(len(pairs.clean), network, pairs.clean.n_pos):
             clean, corrupt = (
-                run_with_cache(network, batch.inputs[part], hooks) for batch in (pairs.clean, pairs.corrupt)
+                run_with_cache(network, batch.inputs[part], hooks, target_only=True)
+                for batch in (pairs.clean, pairs.corrupt)
             )
             logits["clean"].append(clean.logits)
             logits["corrupt"].append(corrupt.logits)

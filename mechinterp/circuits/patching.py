@@ -56,10 +56,6 @@ _EFFECTS = ("effect", "attribution", "integrated")
 """Columns in units of the span."""
 _RESIDUAL_IN = ("hook_embed", "hook_resid_pre")
 """Hooks of the residual stream that attention reads."""
-_BY_QUERY = (
-    *("hook_q", "hook_rot_q", "hook_attn_scores", "hook_pattern", "hook_z", "hook_attn_out", "hook_resid_mid"),
-    *("ln2.hook_scale", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post"),
-)
 HOOKS_PER_LAYER = (
     *("hook_resid_pre", "ln1.hook_normalized"),
     *(f"attn.hook_{name}" for name in ("q", "k", "v", "pattern", "z")),
@@ -156,7 +152,7 @@ def patch(
     linear: dict[str, dict[Site, float]] = {kind: {} for kind in kinds}
     chosen: Sequence[Site] = () if where is None else sites_of(where)
     hooks = None if where is None or isinstance(model, nn.Module) else hooks_to_patch(model, chosen)
-    logits: dict[Site, list[Tensor]] = {}
+    values: dict[Site, list[Tensor]] = {}
     clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     with torch.no_grad():
         activations = activations_of(model, hooks, target_only=True)
@@ -169,10 +165,9 @@ def patch(
                 require_labels(batch, clean.logits.shape[-1])
             clean_logits.append(clean.logits)
             corrupt_logits.append(corrupt.logits)
-            patches = Patches(base, source, roles)
+            patches, answers = Patches(base, source, roles), (pairs.answers[part], pairs.wrong_labels[part])
             for site in chosen:
-                logits.setdefault(site, []).append(patches.logits(site))
-            answers = pairs.answers[part], pairs.wrong_labels[part]
+                values.setdefault(site, []).append(scored.per_sequence(patches.logits(site), *answers))
             for hook in dict.fromkeys(site.hook for site in chosen) if kinds else ():
                 change = change_between(base[hook], source[hook])
                 for kind, n in kinds.items():
@@ -184,7 +179,7 @@ def patch(
         low, span, error = clean_corrupt_gap(scored, torch.cat(clean_logits), torch.cat(corrupt_logits), pairs)
         rows = []
         for site in chosen:
-            value = float(scored.of(torch.cat(logits[site]), pairs.answers, pairs.wrong_labels))
+            value = float(torch.cat(values[site]).mean())
             unit, unpatched = span or float("nan"), low if direction is Direction.denoise else low + span
             numbers = {"value": value, "effect": (value - low) / unit}
             numbers |= {kind: (unpatched + of_kind[site] - low) / unit for kind, of_kind in linear.items()}
@@ -220,20 +215,17 @@ class Patches:
         """Logits of the run `base` with the activation of `source` put in at a site."""
         base, source = self._base, self._source
         mask = site_mask(base[site.hook], site, self._roles)
-        if isinstance(base, Activations) and (self._is_unread(site) or self._is_same(site.hook, mask)):
+        if isinstance(base, Activations) and self._is_same(site.hook, mask):
             return base.logits
         value = torch.where(mask, source[site.hook], base[site.hook])
         if not isinstance(base, Activations) or not site.hook.endswith(_RESIDUAL_IN):
             return base.forward_from(site.hook, value)
         # Where the residual stream is the source's, so are the query, key and value.
-        mask = mask[..., None]
-        also = {name: torch.where(mask, source[hook], base[hook]) for name, hook in _reading(site.hook).items()}
+        also = {
+            name: torch.where(mask[:, -base[hook].shape[1] :, :, None], source[hook], base[hook])
+            for name, hook in _reading(site.hook).items()
+        }
         return base.forward_from(site.hook, value, also)
-
-    def _is_unread(self, site: Site) -> bool:
-        """Whether a site lies in rows of the last layer other than the target's, which alone is read."""
-        in_last = site.hook.startswith(f"blocks.{self._base.n_layers - 1}.") and site.hook.endswith(_BY_QUERY)
-        return in_last and site.role is not None and not self._roles[site.role][:, -1].any()
 
     def _is_same(self, hook: str, mask: Bool[Tensor, "..."]) -> bool:
         """Whether the activations of both runs are equal in a site, whose mask is 1 long in the last dimension."""

@@ -54,7 +54,7 @@ def patch_paths(
     scored, direction, scale = metric_of(metric), member(Direction, direction), member(Scale, scale)
     network = network_of(model)
     kinds = {"attribution": None} | ({} if integration_steps is None else {"integrated": integration_steps})
-    logits = dict[Edge, list[Tensor]]()
+    values = dict[Edge, list[Tensor]]()
     clean_logits, corrupt_logits = list[Tensor](), list[Tensor]()
     linear: dict[str, dict[Edge, float]] = {kind: {} for kind in kinds}
     for part in parts_of(len(pairs.clean), network, pairs.clean.n_pos):
@@ -77,7 +77,8 @@ def patch_paths(
                 toward = torch.stack(list(changes.values())).sum(dim=0)
                 for sender, change in changes.items():
                     patched = with_change(base, receiver, change, scale)
-                    logits.setdefault(Edge(sender, str(receiver)), []).append(patched)
+                    edge = Edge(sender, str(receiver))
+                    values.setdefault(edge, []).append(scored.per_sequence(patched, *answers))
             for kind, n in kinds.items():
                 slope = read_slope(base, receiver, toward, scored, answers, scale=scale, n_steps=n)
                 for sender, change in changes.items():
@@ -87,8 +88,8 @@ def patch_paths(
     low, span, error = clean_corrupt_gap(scored, torch.cat(clean_logits), torch.cat(corrupt_logits), pairs)
     unpatched, unit = low if direction is Direction.denoise else low + span, span or float("nan")
     table = []
-    for edge, answered in logits.items():
-        value = float(scored.of(torch.cat(answered), pairs.answers, pairs.wrong_labels))
+    for edge, of_parts in values.items():
+        value = float(torch.cat(of_parts).mean())
         numbers = {**edge._asdict(), "value": value, "effect": (value - low) / unit}
         numbers |= {kind: (unpatched + of_kind[edge] - low) / unit for kind, of_kind in linear.items()}
         table.append({**numbers, "span": span, "span_error": error})

@@ -62,7 +62,7 @@ from mechinterp.models.network import Network, require_inputs, require_positions
 Hooks = Mapping[str, Callable[[Tensor], Tensor | None]]
 """Functions that replace an activation, by hook name; they return the new one, or change the given one in place."""
 
-_UNCHANGED = {"q": "kv", "k": "qv", "v": ("pattern",), "attn_scores": "v", "pattern": "v"}
+_UNCHANGED = {"q": ("k", "v"), "k": ("q", "v"), "v": ("pattern",), "attn_scores": ("v",), "pattern": ("v",)}
 """Activations of a layer's attention that do not depend on another one, by short names."""
 
 

@@ -50,7 +50,8 @@ class TokenTable:
             return contents
         tokens = contents.new_zeros(*contents.shape[:2], self.position_dim + contents.shape[2])
         tokens[..., self.position_dim :] = contents
-        return tokens.scatter_(2, self.positions[..., None], 1)
+        tokens[..., : self.position_dim].scatter_(2, self.positions[..., None], 1)
+        return tokens
 
 
 class Roles(dict[str, Bool[Tensor, "batch pos"]]):

@@ -23,7 +23,7 @@ from mechinterp.tasks.base import require_task
 from mechinterp.tasks.registry import config_of_task
 from mechinterp.torch_state import recorded_threads, torch_defaults, torch_threads
 from mechinterp.tracking import TrackerName, require_tracker, tracking
-from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, prepare_engine, require_device
+from mechinterp.training.engines import BATCHED, AutogradEngine, Device, build_engine, require_device
 from mechinterp.training.loop import RunningMean
 from mechinterp.training.recording import continued_run_file, new_run_file
 from mechinterp.training.replay import environment_changes, moments_at, usable_device
@@ -69,7 +69,8 @@ def train(
     for pattern in config.training.decayed:
         if not any(fnmatchcase(name, pattern) for name in parameters):
             raise ConfigError(f"training.decayed: {unknown_name('parameter', pattern, parameters)}")
-    prepare_engine(config, parameters, device)
+    ParameterInterventions(config).apply_scheduled(0, parameters)
+    engine = build_engine(config, parameters, device=device)  # which begins to compile, beside the sampler of the task
     size, where = config.training.batch_size, config.training.loss_at
     first = trained_on.train_batch(0, min(size, 2))
     if where not in ("target", "all", *first.roles):
@@ -80,8 +81,6 @@ def train(
             " a larger training.batch_size or longer sequences"
         )
     ForwardInterventions(forward_interventions(config), first, config.model.n_layers - 1).hooks()  # raises if it cannot
-    ParameterInterventions(config).apply_scheduled(0, parameters)
-    engine = build_engine(config, parameters, device=device)
     with tracking(track, path, config.model_dump(mode="json")) as tracker:
         writer = new_run_file(path, config, overwrite=overwrite, engine=engine.name, device=engine.device)
         _write_first(writer, engine.parameters, engine.states[0])

@@ -78,6 +78,9 @@ def test_two_heads_of_which_one_is_enough_are_redundant():
     assert enough["redundant"].to_dict() == {"previous_token": False, "induction": True}
     assert enough.loc["induction", "together"] > 0.9
     assert enough.loc["induction", "apart"] < 0.3
+    partly = role_redundancy(saturating(two, most=30.0), TASK, n_pairs=40).set_index("role").loc["induction"]
+    assert partly["together"] / 2 < partly["apart"] < 0.8 * partly["together"]
+    assert not partly["redundant"]
     one = role_redundancy(saturating(of_heads([1, 0], [1, 0])), TASK, n_pairs=40).set_index("role")
     assert one["n_heads"].to_dict() == {"previous_token": 1, "induction": 1}
     assert not one["redundant"].any()

@@ -6,7 +6,7 @@ import pytest
 
 import mechinterp as mi
 from mechinterp.analysis import headline as home
-from mechinterp.analysis.headline import guessing_level, headline
+from mechinterp.analysis.headline import at_most_guessing, guessing_level, headline
 from mechinterp.circuits.evidence import induction_head_evidence
 from mechinterp.models.network import Network
 from mechinterp.models.planted import excluding_decoy, induction_head, q_composition_head
@@ -35,6 +35,13 @@ def test_the_level_of_an_accuracy_is_named():
     assert guessing_level(paired, 0.51) == "guessing any label (1/2)"
     doubled = mi.build_task(mi.RunConfig().updated({"task.burstiness": 2}))
     assert guessing_level(doubled, 0.26) == "guessing among the 4 labels of the context (0.250)"
+
+
+def test_an_accuracy_just_above_the_best_guess_is_not_beyond_it():
+    task = mi.build_task(mi.RunConfig())
+    assert at_most_guessing(task, 0.15) == "guessing among the 8 labels of the context (0.125)"
+    assert at_most_guessing(task, 0.02) == "guessing among the 8 labels of the context (0.125)"
+    assert at_most_guessing(task, 0.16) is None
 
 
 def test_a_rise_to_guessing_among_the_context_is_no_induction_head(tiny_run):

@@ -291,6 +291,8 @@ def test_substitutes(network, tiny_config):
     resampled = substitute(base, hook, Ablation.resample, batch, base[hook][other])
     assert not any(torch.equal(resampled[b], base[hook][b]) for b in range(6))
     assert all(any(torch.equal(resampled[b], base[hook][c]) for c in range(6)) for b in range(6))
+    with pytest.raises(MechinterpError, match=r"ablation mean at blocks\.0\.attn\.hook_pattern: give the activation"):
+        substitute(base, hook, Ablation.mean, batch)
     with pytest.raises(MechinterpError, match="is for attention patterns"):
         ablate(network, batch, [Site("blocks.0.attn.hook_z")], [Ablation.uniform])
     assert set(ablate(network, batch)["ablation"]) == {each.name for each in Ablation}

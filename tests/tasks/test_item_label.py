@@ -13,6 +13,7 @@ from mechinterp.errors import ConfigError, MechinterpError, UnknownNameError
 from mechinterp.models.network import Network
 from mechinterp.models.planted import induction_head
 from mechinterp.tasks import ItemLabelTask
+from mechinterp.tasks.base import TokenTable
 from mechinterp.tasks.corruption import Corruption, corrupted_pairs
 from mechinterp.training.engines import AutogradEngine, FusedEngine
 from tests.helpers import random_parameters, token_labels
@@ -375,3 +376,10 @@ def test_what_reads_positions_refuses_tokens_without():
 def test_impossible_sequences_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         mi.RunConfig().updated(SINGH | changes)
+
+
+def test_a_position_beyond_the_tables_is_refused():
+    content, one = torch.zeros(1, 1, 3), torch.zeros(1, 1, dtype=torch.int64)
+    assert TokenTable(2, content[0], content[:, :0], one, one + 1).dense().tolist() == [[[0, 1, 0, 0, 0]]]
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        TokenTable(2, content[0], content[:, :0], one, one + 3).dense()

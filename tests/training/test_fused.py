@@ -1,6 +1,7 @@
 """The fused engine takes the same step as autograd through the hooked model."""
 
 import dataclasses
+import gc
 from typing import ClassVar
 
 import numba
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 import mechinterp as mi
 from mechinterp.errors import MechinterpError
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
+from mechinterp.parallel import Forked
 from mechinterp.tasks import Batch
-from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine, prepare_engine
+from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine
 from mechinterp.training.engines.fused import ahead, driver
 from mechinterp.training.engines.fused.step import compiled_beside
 from tests.helpers import random_parameters as draw
@@ -277,7 +279,7 @@ def test_what_is_compiled_ahead_has_the_types_of_a_step(dtype, clamps, monkeypat
     assert ahead.argument_types(dtype) == tuple(numba.typeof(argument) for argument in taken[0])
 
 
-class NotStarted:
+class NotStarted(Forked):
     """In place of a process, whose function and arguments it keeps."""
 
     begun: ClassVar[list[tuple]] = []
@@ -289,18 +291,45 @@ class NotStarted:
         self.begun.clear()
 
 
-@pytest.mark.parametrize(("n_threads", "missing", "begins"), [(2, True, True), (1, True, False), (2, False, False)])
-def test_a_second_process_compiles_where_there_is_something_to_compile(monkeypatch, n_threads, missing, begins):
-    monkeypatch.setattr(ahead, "Forked", NotStarted)
-    monkeypatch.setattr(ahead, "is_missing", lambda *_: missing)
+@pytest.fixture
+def on_two_threads():
     before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        for _ in range(2):
-            prepare_engine(mi.RunConfig(), random_parameters(mi.RunConfig(), torch.float32))
-        expected = (ahead.compile_called, compiled_beside, ahead.argument_types(torch.float32))
-        assert NotStarted.begun == [expected] * begins
-    finally:
-        torch.set_num_threads(before)
-        ahead.end()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("on_two_threads")
+def test_a_second_process_compiles_until_the_first_step_is_done(monkeypatch):
+    monkeypatch.setattr(ahead, "Forked", NotStarted)
+    monkeypatch.setattr(ahead, "is_missing", lambda *_: True)
+    config = mi.RunConfig().updated({"task.n_pairs": 2, "training.batch_size": 3})
+    engine = build_engine(config, random_parameters(config, torch.float32))
+    assert NotStarted.begun == [(ahead.compile_called, compiled_beside, ahead.argument_types(torch.float32))]
+    engine.step(mi.build_task(config).train_batch(0, 3))
+    assert not NotStarted.begun
+    engine = build_engine(config, random_parameters(config, torch.float32))
+    assert NotStarted.begun
+    del engine  # as after an error before the first step
+    gc.collect()
+    assert not NotStarted.begun
+
+
+@pytest.mark.usefixtures("on_two_threads")
+def test_what_cannot_be_looked_up_is_not_compiled_ahead(monkeypatch):
+    monkeypatch.setattr(ahead, "Forked", NotStarted)
+    monkeypatch.setattr(ahead, "is_missing", lambda *_: False)
+    assert ahead.begin(torch.float32) is None
+
+    def refused(*_):
+        raise PermissionError("another user's folder")
+
+    monkeypatch.setattr(ahead, "is_missing", refused)
+    assert ahead.begin(torch.float32) is None
+    monkeypatch.setattr(ahead, "is_missing", lambda *_: True)
+    monkeypatch.setattr(ahead, "Forked", refused)
+    assert ahead.begin(torch.float32) is None
+    torch.set_num_threads(1)
+    monkeypatch.setattr(ahead, "Forked", NotStarted)
+    assert ahead.begin(torch.float32) is None
     assert not NotStarted.begun

@@ -18,7 +18,6 @@ from mechinterp.errors import MechinterpError
 from mechinterp.training.engines.analytic import AnalyticEngine
 from mechinterp.training.engines.autograd import BATCHED, AutogradEngine
 from mechinterp.training.engines.base import Engine, StepResult
-from mechinterp.training.engines.fused import ahead
 from mechinterp.training.engines.fused.engine import FusedEngine
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "FusedEngine",
     "StepResult",
     "build_engine",
-    "prepare_engine",
 ]
 
 Device = Literal["cpu", "cuda"]
@@ -58,18 +56,9 @@ def build_engine(
 
     `state` has the moments of the optimizer, by default 0. A device that is not available raises MechinterpError.
     """
-    engine = _class_of_engine(config, name, device)([config], [parameters], device)
-    engine.restore([state or {}])
-    return engine
-
-
-def prepare_engine(config: RunConfig, parameters: Mapping[str, Tensor], device: str = "cpu") -> None:
-    """Begin in the background what the first step of the engine of `build_engine` would have to wait for."""
-    if _class_of_engine(config, None, device) is FusedEngine:
-        ahead.begin(next(iter(parameters.values())).dtype)
-
-
-def _class_of_engine(config: RunConfig, name: str | None, device: str) -> type[Engine]:
     require_device(device)
     able = [engine for engine in ENGINES if engine.supports(config, device)]
-    return next((engine for engine in able if engine.name == name), able[0])
+    chosen = next((engine for engine in able if engine.name == name), able[0])
+    engine = chosen([config], [parameters], device)
+    engine.restore([state or {}])
+    return engine

@@ -1,5 +1,7 @@
 """Compilation of the step in two processes, where it is not kept: numba compiles on one core of a process only."""
 
+from contextlib import suppress
+
 import numba
 import numpy as np
 import torch
@@ -16,22 +18,16 @@ from mechinterp.training.engines.fused.memory import (
 )
 from mechinterp.training.engines.fused.step import compiled_beside, step_part
 
-_running: list[Forked] = []
-"""The process that compiles, if there is one."""
 
-
-def begin(dtype: torch.dtype) -> None:
-    """Begin to compile the step for parameters of a type, if it is not kept and a second core may be used."""
+def begin(dtype: torch.dtype) -> Forked | None:
+    """A process that compiles the last functions of the step for parameters of a type, if they are not kept and a
+    second core may be used."""
     types = argument_types(dtype)
-    if not _running and can_fork() and torch.get_num_threads() > 1 and is_missing(step_part, types):
-        say_once()  # which the other process would say again
-        _running.append(Forked(compile_called, compiled_beside, types))
-
-
-def end() -> None:
-    """Stop the process: all that it compiles has been loaded, or compiled here."""
-    while _running:
-        _running.pop().end()
+    with suppress(OSError):  # the folder may be another user's, and the system may refuse a process
+        if can_fork() and torch.get_num_threads() > 1 and is_missing(step_part, types):
+            say_once()  # which the other process would say again
+            return Forked(compile_called, compiled_beside, types)
+    return None
 
 
 def argument_types(dtype: torch.dtype) -> tuple[numba.types.Type, ...]:

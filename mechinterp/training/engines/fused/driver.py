@@ -8,6 +8,7 @@ import math
 import os
 from itertools import pairwise
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ class FusedStep:
         self._memory: tuple[tuple[int, ...], _Memory] | None = None
         self._workers: list[Worker] = []
         self._turn = 0
+        beside = ahead.begin(next(iter(parameters.values())).dtype)
+        self._compiled = finalize(self, beside.end) if beside else None
         self._blas = ThreadpoolController().select(user_api="blas")
 
     def step(self, batch: Batch, interventions: ForwardInterventions | None = None) -> StepResult:
@@ -97,7 +100,8 @@ class FusedStep:
                 worker.stop()
             self._workers, self._memory = [], None
             raise
-        ahead.end()
+        if self._compiled:
+            self._compiled()
         losses, corrects, squares = zip(*done, strict=True)
         if min(corrects) < 0:
             raise MechinterpError("a label of the batch, or a content or position of its table, is out of range")

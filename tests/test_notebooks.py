@@ -30,7 +30,7 @@ def executed(name: str, monkeypatch, folder: Path) -> tuple[dict[str, Any], list
 def test_the_first_look_finds_an_induction_head(tmp_path, monkeypatch):
     names, shown = executed("first_look", monkeypatch, tmp_path)
     assert names["table"]["icl_accuracy"].iloc[-1] > 0.9
-    evidence = mi.analyse(names["run"], "evidence", steps=names["last"]).set_index("fact")
+    evidence = mi.analyse(names["run"], "evidence", steps="last").set_index("fact")
     assert evidence.loc["induction_head", "holds"]
     assert sum(hasattr(value, "_repr_html_") for value in shown) >= 7
 

@@ -112,6 +112,7 @@ def test_a_process_of_a_pool_computes_alone():
 
     answers, sending = multiprocessing.get_context("fork").Pipe(duplex=False)
     process = parallel.Forked(of_pool, sending)
+    sending.close()  # so that a process that fails ends the waiting
     where = answers.recv()
     process.end()
     assert {*where} == {where[0]}
@@ -121,6 +122,7 @@ def test_a_process_of_a_pool_computes_alone():
 def test_a_copy_in_another_process_does_not_stop_a_process():
     waiting = parallel.Forked(time.sleep, 60)
     parallel.Forked(waiting.end)._process.join()
+    waiting._process.join(timeout=1)
     assert waiting._process.is_alive()
     waiting.end()
     assert not waiting._process.is_alive()

@@ -16,6 +16,7 @@ from mechinterp.errors import MechinterpError
 from mechinterp.interventions.forward import ForwardInterventions, forward_interventions
 from mechinterp.parallel import Forked
 from mechinterp.tasks import Batch
+from mechinterp.torch_state import torch_threads
 from mechinterp.training.engines import AutogradEngine, FusedEngine, build_engine
 from mechinterp.training.engines.fused import ahead, driver
 from mechinterp.training.engines.fused.step import compiled_beside
@@ -293,10 +294,8 @@ class NotStarted(Forked):
 
 @pytest.fixture
 def on_two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 @pytest.mark.usefixtures("on_two_threads")

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import mechinterp as mi
+from mechinterp.torch_state import torch_threads
 from mechinterp.training.recording import environment
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "preset_digests.json").read_text())
@@ -20,10 +20,8 @@ RECORDED = json.loads((Path(__file__).parents[1] / "data" / "preset_digests.json
 
 @pytest.fixture
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.mark.parametrize("preset", RECORDED["presets"])
